@@ -1,0 +1,58 @@
+"""polyprune: structural pruning criteria for language models through one harness.
+
+The names below are what plugins may import. Those that need torch are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from polyprune_core.models.layout import Axis, Cut, ModelLayout
+from polyprune_core.plugins.contracts import Exporter, GradientEstimator, Granularity, Initializer, Provider, State
+from polyprune_core.plugins.hookspecs import hookimpl
+from polyprune_core.types import ExportReport, MaskBatch, Policy, Scores, Selection, UnitGroup
+
+if TYPE_CHECKING:
+    from polyprune_core.artefact import PrunedModel
+    from polyprune_core.models.sources import LoadedModel
+    from polyprune_core.scoring import Calibration
+    from polyprune_core.space import MaskSpace
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Calibration": "polyprune_core.scoring",
+    "LoadedModel": "polyprune_core.models.sources",
+    "MaskSpace": "polyprune_core.space",
+    "PrunedModel": "polyprune_core.artefact",
+}
+
+__all__ = [
+    "Axis",
+    "Calibration",
+    "Cut",
+    "ExportReport",
+    "Exporter",
+    "GradientEstimator",
+    "Granularity",
+    "Initializer",
+    "LoadedModel",
+    "MaskBatch",
+    "MaskSpace",
+    "ModelLayout",
+    "Policy",
+    "Provider",
+    "PrunedModel",
+    "Scores",
+    "Selection",
+    "State",
+    "UnitGroup",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,38 @@
+"""User errors: what was given, what is allowed, what to do. The command line prints them as one line, status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PolypruneError(Exception):
+    """Base of every error that the user, not a programmer, can put right."""
+
+
+class ConfigError(PolypruneError):
+    """An option has a value that cannot be used."""
+
+
+class ModelError(PolypruneError):
+    """A model cannot be found, read or understood."""
+
+
+class DataError(PolypruneError):
+    """A text cannot be found, read or cut into windows."""
+
+
+class BudgetError(PolypruneError):
+    """The sparsity asked for cannot be met under the floor and scope."""
+
+
+class PluginError(PolypruneError):
+    """A plugin is missing, broken, or returned something its contract forbids."""
+
+
+def unknown_name(what: str, given: str, allowed: Iterable[str]) -> str:
+    """Returns the message for a name outside `allowed`, with the nearest valid one first."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"no {what} named {given!r}.{hint} Available: {', '.join(names) or 'none'}."

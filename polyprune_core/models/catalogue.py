@@ -1,0 +1,61 @@
+"""The models known by a short name: where each comes from, as data (catalogue.toml)."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """A GGUF file inside a wheel of the Python package index. Both sha256 are 64 hexadecimal digits."""
+
+    distribution: str
+    version: str
+    megabytes: int
+    sha256: str
+    member: str
+    member_sha256: str
+
+    @property
+    def label(self) -> str:
+        """The wheel as a requirement, `name==version`."""
+        return f"{self.distribution}=={self.version}"
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One known model. `folder` is absolute; `parameters` counts tied weights once."""
+
+    name: str
+    summary: str
+    licence: str
+    parameters: int | None = None
+    folder: Path | None = None
+    hub: str | None = None
+    wheel: WheelSource | None = None
+
+    @property
+    def cache_name(self) -> str:
+        """The name of this model's folder in the cache: a new wheel gets a new folder."""
+        return f"{self.name}-{self.wheel.member_sha256[:8]}" if self.wheel else self.name
+
+
+@cache
+def catalogue() -> dict[str, CatalogueEntry]:
+    """The known models by name, in the order of the file."""
+    here = Path(__file__).parent
+    tables = tomllib.loads((here / "catalogue.toml").read_text(encoding="utf-8"))
+    entries = {}
+    for name, table in tables.items():
+        wheel = table.pop("wheel", None)
+        folder = table.pop("folder", None)
+        entries[name] = CatalogueEntry(
+            name=name,
+            folder=here / folder if folder else None,
+            wheel=WheelSource(**wheel) if wheel else None,
+            **table,
+        )
+    return entries

@@ -1,0 +1,132 @@
+"""What can be said of a checkpoint folder from its files alone, before torch or transformers is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from polyprune_core.errors import ModelError
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+PICKLE_REFUSAL = "pickle checkpoints are not read (loading one runs code); convert to safetensors"
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Returns the folder's config.json after checking that config, weights and tokenizer are there and readable.
+
+    Raises:
+        ModelError: the first thing that is missing or broken, with its file's name.
+    """
+    config = read_config(folder)
+    for shard in weight_files(folder):
+        _check_shard(shard)
+    if not any((folder / name).is_file() for name in TOKENIZERS) and not list(folder.glob("*.tiktoken")):
+        raise ModelError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there.")
+    return config
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether check_folder would pass."""
+    try:
+        check_folder(folder)
+    except ModelError:
+        return False
+    return True
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The object in config.json.
+
+    Raises:
+        ModelError: no such file, or it is not a JSON object.
+    """
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise ModelError(f"{folder} has no config.json: a model folder is what transformers' save_pretrained writes.")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights, sorted by name.
+
+    Raises:
+        ModelError: there are none, a shard of the index is missing, or there are only pickle files.
+    """
+    index = _read_json(folder / WEIGHTS_INDEX)
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if index is None:
+        raise ModelError(_why_no_weights(folder))
+    weight_map = index.get("weight_map")
+    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        what = f"{len(missing)} of {len(names)} files are missing ({missing[0]})" if names else "it lists no files"
+        raise ModelError(f"{folder / WEIGHTS_INDEX}: {what}. Copy or download the model again.")
+    return [folder / name for name in names]
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 (64 hexadecimal digits) over the contents of the weight files, one after the other in order of name.
+
+    For a model in one file this is what `sha256sum model.safetensors` prints.
+    """
+    digest = hashlib.sha256()
+    for path in weight_files(folder):
+        _update(digest, path)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (64 hexadecimal digits) of one file."""
+    digest = hashlib.sha256()
+    _update(digest, path)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object, but {type(value).__name__}.")
+    return value
+
+
+def _check_shard(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as shard:
+            if not shard.keys():
+                raise ModelError(f"{path} holds no tensors.")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path} is broken or cut short ({error}). Copy or download it again.") from error
+
+
+def _why_no_weights(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    others = [name for name in names if name.endswith(".safetensors")]
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if others:
+        return f"{folder} has {others[0]} but no {WEIGHTS} or {WEIGHTS_INDEX}: not the weights of a whole model."
+    if pickles:
+        return f"{folder} has only {pickles[0]}: {PICKLE_REFUSAL}."
+    if ggufs:
+        return f"{folder} has no {WEIGHTS}. To load {ggufs[0]}, give the path of that file."
+    return f"{folder} has no weights ({WEIGHTS} or {WEIGHTS_INDEX})."

@@ -1,0 +1,62 @@
+"""What a model offers for cutting: axes that can be shortened, as plain data without tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Entry i of an axis owns [i * width, (i + 1) * width) of dimension `dim` of one parameter."""
+
+    parameter: str
+    dim: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension shared by several parameters of one sublayer that can be shortened without touching anything else.
+
+    `cuts` end with the reader's weight (dim 1). `entry_parameters` is what one entry costs; `module_parameters` is what
+    goes besides when the whole sublayer goes (its norm). `config_counts` are (configuration field, count per entry).
+    """
+
+    name: str
+    kind: str
+    layer: int
+    size: int
+    module: str
+    reader: str
+    cuts: tuple[Cut, ...]
+    module_only: tuple[str, ...]
+    entry_parameters: int
+    module_parameters: int
+    outputs: int
+    config_counts: tuple[tuple[str, int], ...]
+
+    @property
+    def reader_width(self) -> int:
+        """Input features of the reader that belong to one entry."""
+        return self.cuts[-1].width
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """All axes of a model, layer by layer; `layers` is the dotted path of its decoder layers."""
+
+    family: str
+    layers: str
+    num_layers: int
+    axes: tuple[Axis, ...]
+    total_parameters: int
+
+    @cached_property
+    def axis(self) -> dict[str, Axis]:
+        """Axes by name."""
+        return {axis.name: axis for axis in self.axes}
+
+    def of_kind(self, *kinds: str) -> list[Axis]:
+        """Axes of the given sublayer kinds, in layer order."""
+        return [axis for axis in self.axes if axis.kind in kinds]
