@@ -1,0 +1,39 @@
+"""Antithetic pairs: DisARM, the same estimator as U2G.
+
+A pair shares one uniform draw u: m = [u < s], m' = [1 - u < s]. In logits the estimate of a pair is
+(L - L') (m - m') max(s, 1 - s) / 2, zero where the two agree (Dong et al. 2020, arXiv 2006.10680, eq. 9; Yin et al.
+2020); divided by s (1 - s) it is the derivative with respect to the keep probability. Pairs are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polyprune_core import GradientEstimator, MaskBatch, Policy, Provider, State, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Antithetic:
+    min_masks = 2
+    mask_multiple = 2
+    unbiased = True
+    precondition = None
+
+    def sample(self, policy: Policy, num_masks: int, rng: Generator) -> MaskBatch:
+        return policy.sample(num_masks, rng, antithetic=True)
+
+    def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
+        s = policy.keep_prob
+        first, second = batch.masks[0::2].to(s.dtype), batch.masks[1::2].to(s.dtype)
+        half_gap = (losses[0::2] - losses[1::2]) / 2
+        return half_gap @ (first - second) / len(half_gap) / s.minimum(1 - s), None
+
+
+@hookimpl
+def polyprune_estimators() -> Iterator[Provider[GradientEstimator]]:
+    yield Provider("antithetic", "antithetic pairs (DisARM / U2G)", Antithetic, reference="arXiv 2006.10680, eq. 9")

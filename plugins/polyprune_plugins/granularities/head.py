@@ -1,0 +1,19 @@
+"""Head: one KV group with all the query heads that read it (one head where every query head has its own KV head)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookimpl
+
+
+@dataclass(frozen=True)
+class Head:
+    def groups(self, layout: ModelLayout) -> list[UnitGroup]:
+        return [UnitGroup("head", axis.layer, axis.size, ((axis.name, 1),)) for axis in layout.of_kind("attention")]
+
+
+@hookimpl
+def polyprune_granularities() -> Iterator[Provider[Granularity]]:
+    yield Provider("head", "one KV head with its query heads", Head, reference="arXiv 2406.10576, section 3")

@@ -1,0 +1,22 @@
+"""Layer: a whole decoder layer, attention and MLP together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookimpl
+
+
+@dataclass(frozen=True)
+class Layer:
+    def groups(self, layout: ModelLayout) -> list[UnitGroup]:
+        return [
+            UnitGroup("layer", index, 1, tuple((axis.name, axis.size) for axis in layout.axes if axis.layer == index))
+            for index in range(layout.num_layers)
+        ]
+
+
+@hookimpl
+def polyprune_granularities() -> Iterator[Provider[Granularity]]:
+    yield Provider("layer", "one whole decoder layer", Layer, reference="arXiv 2406.10576; ShortGPT, arXiv 2403.03853")

@@ -1,0 +1,25 @@
+"""Random: a score drawn uniformly for each unit, the floor that every criterion has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polyprune_core import Initializer, Provider, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from polyprune_core import Calibration, MaskSpace
+
+
+@dataclass(frozen=True)
+class Random:
+    def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
+        return calibration.rand(len(space))
+
+
+@hookimpl
+def polyprune_initializers() -> Iterator[Provider[Initializer]]:
+    yield Provider("random", "uniform random scores", Random)

@@ -1,0 +1,149 @@
+"""The sparsity budget: projection of probabilities onto it, and the exact hard selection under it.
+
+A scope says which units share a budget: `kind` (each kind its own pool over all layers at the same rate, the paper),
+`global` (one pool, units weighted by their parameters), `layer` (each layer and kind its own pool).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from polyprune_core.errors import BudgetError
+from polyprune_core.space import MaskSpace
+from polyprune_core.types import Selection
+
+EPS = 1e-3
+
+SCOPES: dict[str, Callable[[MaskSpace], Tensor]] = {
+    "kind": lambda space: space.kind,
+    "global": lambda space: torch.zeros_like(space.kind),
+    "layer": lambda space: space.peers,
+}
+
+
+def pools(space: MaskSpace, scope: str) -> list[Tensor]:
+    """Returns the unit indices of each pool of a scope."""
+    label = SCOPES[scope](space)
+    return [(label == value).nonzero().flatten() for value in label.unique().tolist()]
+
+
+def check_sparsity(sparsity: float) -> float:
+    """Returns `sparsity`, or raises BudgetError unless it lies strictly between 0 and 1."""
+    if not (math.isfinite(sparsity) and 0.0 < sparsity < 1.0):
+        raise BudgetError(
+            f"sparsity {sparsity:g} is not a fraction to remove; give a number above 0 and below 1, for example 0.2."
+        )
+    return sparsity
+
+
+def project(values: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS) -> Tensor:
+    """Returns the nearest keep probabilities within the budget.
+
+    Euclidean projection of `values` (U,) onto {eps <= s <= 1 - eps, sum(cost * s) <= (1 - sparsity) * sum(cost)} in
+    each pool (arXiv 2406.10576, the constraint set of eq. 4; algorithm of ProbMask, Zhou et al. 2021). It is
+    s = clip(values - v * cost, eps, 1 - eps) with the smallest v >= 0 that meets the budget. Probabilities stay off 0
+    and 1, where the score function vanishes and a unit could never return.
+    """
+    projected = values.double().clamp(eps, 1 - eps)
+    for pool in pools(space, scope):
+        cost = space.cost[pool] / space.cost[pool].mean()
+        projected[pool] = _project_pool(values[pool].double(), cost, (1 - sparsity) * float(cost.sum()), eps)
+    return projected.to(values.dtype)
+
+
+def _project_pool(values: Tensor, cost: Tensor, budget: float, eps: float) -> Tensor:
+    def clipped(v: float) -> Tensor:
+        return (values - v * cost).clamp(eps, 1 - eps)
+
+    def excess(v: float) -> float:
+        return float(cost @ clipped(v)) - budget
+
+    if excess(0.0) <= 0:
+        return clipped(0.0)
+    if eps * float(cost.sum()) > budget:
+        return torch.full_like(values, eps)
+    v = brentq(excess, 0.0, float(((values - eps) / cost).max()), xtol=1e-14)
+    # The root of a piecewise linear function: one step on the piece that holds it makes it exact.
+    free = ((values - v * cost) > eps) & ((values - v * cost) < 1 - eps)
+    slope = float(cost[free] @ cost[free])
+    return clipped(v + excess(v) / slope) if slope else clipped(v)
+
+
+def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_keep: int = 1) -> Selection:
+    """Returns the best units that fit the budget: never more parameters than asked for, whatever the ties.
+
+    Units are taken by descending score (U,), ties in unit order, as long as they fit. Each group of more than one
+    unit first keeps its best `min_keep`. In scope `layer` every pool gets its whole units first; what is left over
+    goes, at most one unit a pool, to the best-scored units waiting.
+
+    Raises:
+        BudgetError: the floor alone costs more than the budget.
+    """
+    order = torch.argsort(scores.double(), descending=True, stable=True)
+    floor = _floor(order, space, min_keep)
+    keep = floor.clone()
+    labels = SCOPES["kind" if scope == "layer" else scope](space)
+    for label in labels.unique().tolist():
+        pool = labels == label
+        budget = (1 - sparsity) * float(space.cost[pool].sum()) * (1 + 1e-12)
+        spent = float(space.cost[floor & pool].sum())
+        if spent > budget:
+            raise BudgetError(_floor_message(space, sparsity, min_keep, spent, float(space.cost[pool].sum())))
+        waiting = order[pool[order] & ~floor[order]]
+        if scope == "layer":
+            waiting = _layers_first(waiting, floor, space, sparsity)
+        keep[_fitting(waiting, space.cost, budget - spent)] = True
+    return Selection(keep, int(space.cost[keep].sum()), space.total_cost)
+
+
+def _floor(order: Tensor, space: MaskSpace, min_keep: int) -> Tensor:
+    floor = torch.zeros(len(space), dtype=torch.bool)
+    rank_in_group = _rank_within(space.group[order])
+    small = torch.tensor([group.count for group in space.groups])[space.group[order]] > 1
+    floor[order[(rank_in_group < min_keep) & small]] = True
+    return floor
+
+
+def _layers_first(waiting: Tensor, floor: Tensor, space: MaskSpace, sparsity: float) -> Tensor:
+    """Reorders units so that each layer's own whole share comes first, then one more of each layer by score."""
+    share = torch.tensor([math.floor(group.count * (1 - sparsity) + 1e-9) for group in space.groups])
+    held = torch.bincount(space.group[floor], minlength=len(space.groups))
+    group = space.group[waiting]
+    beyond = (_rank_within(group) + held[group] - share[group] + 1).clamp(min=0)
+    return waiting[torch.argsort(beyond, stable=True)]
+
+
+def _rank_within(labels: Tensor) -> Tensor:
+    """Returns for each position how many earlier positions carry the same label."""
+    by_label = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    rank = torch.empty_like(labels)
+    rank[by_label] = torch.arange(len(labels)) - starts[labels[by_label]]
+    return rank
+
+
+def _fitting(waiting: Tensor, cost: Tensor, budget: float) -> Tensor:
+    """Returns the units of `waiting` that fit when taken in order, skipping those that do not."""
+    taken = []
+    while len(waiting):
+        total = cost[waiting].cumsum(0)
+        fits = int((total <= budget).sum())
+        taken.append(waiting[:fits])
+        budget -= float(total[fits - 1]) if fits else 0.0
+        rest = waiting[fits + 1 :]
+        waiting = rest[cost[rest] <= budget]
+    return torch.cat(taken) if taken else waiting
+
+
+def _floor_message(space: MaskSpace, sparsity: float, min_keep: int, spent: float, total: float) -> str:
+    reachable = math.floor((1 - spent / total) * 1000) / 1000
+    return (
+        f"sparsity {sparsity:g} cannot be met: keeping {min_keep} unit(s) of every group of {space.name or 'this space'} "
+        f"already holds {spent / total:.1%} of a pool. Use sparsity {reachable:g} or less, or a lower min-keep."
+    )

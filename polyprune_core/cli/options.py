@@ -1,0 +1,84 @@
+"""Options that commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+
+class CommaList(click.ParamType):
+    """A comma-separated list; "none" is the empty one."""
+
+    name = "LIST"
+
+    def __init__(self, item: Callable[[str], Any] = str) -> None:
+        self.item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Returns the items as a tuple."""
+        if isinstance(value, tuple):
+            return value
+        if value.strip().lower() == "none":
+            return ()
+        try:
+            return tuple(self.item(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError:
+            kind = {float: "numbers", int: "whole numbers"}.get(self.item, "values")
+            self.fail(f"{value!r} is not a comma-separated list of {kind}.", param, ctx)
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    return click.option(*names, default=None, **settings)
+
+
+MODEL = [
+    _option("--model", "-m", metavar="NAME", help="Catalogue name, hub id, folder or .gguf file. [smollm2-135m]"),
+    _option("--revision", metavar="REV", help="Revision of a hub id."),
+    _option("--trust-remote-code", is_flag=True, help="Run modelling code that a checkpoint brings along."),
+    _option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16. [auto]"),
+    _option("--device", metavar="NAME", help="auto, cpu or cuda[:i]. [auto]"),
+]
+TEXT = [
+    _option("--calibration", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset. [builtin:pydocs]"),
+    _option("--evaluation", metavar="TEXT", help="As above; never the calibration text. [builtin:pydocs]"),
+    _option("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at. [64]"),
+    _option("--seq-len", type=int, metavar="T", help="Tokens of a calibration window. [128]"),
+    _option("--eval-seq-len", type=int, metavar="T", help="Tokens of an evaluation window. [128]"),
+    _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced. [all]"),
+]
+SEARCH = [
+    _option("--steps", type=int, metavar="N", help="Search steps. [50]"),
+    _option("--masks-per-step", type=int, metavar="K", help="Masks a step. [2]"),
+    _option("--batch-size", "-b", type=int, metavar="B", help="Sequences of a batch. [8]"),
+    _option("--forward-tokens", type=int, metavar="N", help="Tokens a search may spend, instead of --steps."),
+    _option("--learning-rate", type=float, metavar="X", help="Initial step size on keep probabilities. [0.002]"),
+    _option("--precondition", metavar="NAME", help="none, half-natural or natural. [half-natural]"),
+    _option("--probabilities", metavar="NAME", help="How a metric starts a policy: sigmoid-norm, min-max-norm, const or uniform."),
+    _option("--min-keep", type=int, metavar="N", help="Units that every group keeps. [1]"),
+]
+OUTPUT = [
+    click.option("--config", "-C", type=click.Path(path_type=Path), help="TOML file with the same keys; the command line wins."),
+    click.option("--quiet", "-q", is_flag=True, help="No progress."),
+]
+
+
+def options(*groups: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Returns a decorator that adds the options of the groups in their order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def given(values: dict[str, Any], config: Path | None) -> dict[str, Any]:
+    """Returns what the user asked for: the configuration file, overruled by options on the command line."""
+    from polyprune_core.config import read_toml
+
+    asked = {name: value for name, value in values.items() if value is not None}
+    return (read_toml(config) if config else {}) | asked

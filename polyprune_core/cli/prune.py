@@ -1,0 +1,43 @@
+"""`polyprune prune`: learn or score one mask, cut the model, write it, read it back and measure it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TEXT, _option, given, options
+
+ONE = [
+    _option("--initializer", metavar="NAME", help="Metric, or where a search starts. [wanda]"),
+    _option("--estimator", metavar="NAME", help="Search with this gradient estimator; none: the metric alone. [none]"),
+    _option("--granularity", metavar="NAME", help="What a unit is. [head+channel]"),
+    _option("--sparsity", "-s", type=float, metavar="X", help="Fraction of prunable parameters removed. [0.2]"),
+    _option("--seed", type=int, metavar="N", help="Calibration sample and masks. [0]"),
+    _option("--scope", metavar="NAME", help="Who shares a budget: kind, global or layer. [kind]"),
+    _option("--scale", metavar="NAME", help="Scores compared across layers: raw, zscore or per-parameter. [zscore]"),
+    _option("--exporter", metavar="NAME", help="What to write: huggingface, masks, … [huggingface]"),
+    _option("--from-masks", type=click.Path(path_type=Path), metavar="DIR", help="Reuse the scores of a masks export; nothing is learned anew."),
+]
+
+
+@click.command()
+@options(ONE, MODEL, TEXT, SEARCH, OUTPUT)
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="New folder for the pruned model.")
+@click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
+def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, **values: Any) -> None:
+    """Prune one model for good, and prove it by reading it back from disk."""
+    from polyprune_core.cli.console import TerminalReporter, show_problems, stderr
+    from polyprune_core.config import Pruning, parse
+    from polyprune_core.plugins.registry import load_registry
+
+    console = stderr(quiet)
+    request = parse(Pruning, given(values, config))
+    registry = load_registry()
+    show_problems(registry, console)
+
+    from polyprune_core.prune import prune as run
+
+    outcome = run(request, registry, output, overwrite, TerminalReporter(console))
+    click.echo("\n".join(outcome.lines()))

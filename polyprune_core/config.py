@@ -1,0 +1,185 @@
+"""What a comparison or a pruning is asked to do, checked before anything heavy loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from polyprune_core.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
+
+
+class Settings(BaseModel):
+    """What every row of a table shares: one model, one text, one evaluation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = "smollm2-135m"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    calibration: str = "builtin:pydocs"
+    evaluation: str = "builtin:pydocs"
+    calibration_samples: Positive = 64
+    seq_len: Annotated[int, Field(ge=2)] = 128
+    eval_seq_len: Annotated[int, Field(ge=2)] = 128
+    limit: Positive | None = None
+    batch_size: Positive = 8
+    steps: Positive = 50
+    masks_per_step: Positive = 2
+    forward_tokens: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-3
+    precondition: Literal["none", "half-natural", "natural"] = "half-natural"
+    probabilities: Literal["sigmoid-norm", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
+    min_keep: Annotated[int, Field(ge=0)] = 1
+
+    @property
+    def search_steps(self) -> int:
+        """Steps of a search: what `forward_tokens` pays for where it is given, else `steps`.
+
+        Raises:
+            ConfigError: the tokens do not pay for one step.
+        """
+        if self.forward_tokens is None:
+            return self.steps
+        per_step = self.masks_per_step * self.batch_size * self.seq_len
+        if self.forward_tokens < per_step:
+            raise ConfigError(
+                f"forward-tokens {self.forward_tokens} is less than one step of {per_step} tokens "
+                f"({self.masks_per_step} masks x {self.batch_size} sequences x {self.seq_len}); give more."
+            )
+        return self.forward_tokens // per_step
+
+
+Scope = Literal["kind", "global", "layer"]
+Scale = Literal["raw", "zscore", "per-parameter"]
+
+
+class Comparison(Settings):
+    """A grid: every combination of these lists is one or more rows."""
+
+    granularity: Annotated[tuple[str, ...], Field(min_length=1), Distinct] = ("head+channel",)
+    initializers: Annotated[tuple[str, ...], Distinct] = ("wanda",)
+    baselines: Annotated[tuple[str, ...], Distinct] = ("random", "magnitude", "wanda")
+    estimators: Annotated[tuple[str, ...], Distinct] = ()
+    sparsity: Annotated[tuple[float, ...], Field(min_length=1), Distinct] = (0.2,)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), Distinct] = (0,)
+    scope: Annotated[tuple[Scope, ...], Field(min_length=1), Distinct] = ("kind",)
+    scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct] = ("zscore",)
+
+
+class Pruning(Settings):
+    """One model to cut for good."""
+
+    initializer: str = "wanda"
+    estimator: str | None = None
+    granularity: str = "head+channel"
+    sparsity: float = 0.2
+    seed: int = 0
+    scope: Scope = "kind"
+    scale: Scale = "zscore"
+    exporter: str = "huggingface"
+    from_masks: Path | None = None
+
+    def as_comparison(self) -> Comparison:
+        """Returns the grid of one cell that this is."""
+        shared = self.model_dump(include=set(Settings.model_fields))
+        lists = {name: (getattr(self, name),) for name in ("granularity", "sparsity", "seed", "scope", "scale")}
+        lists["seeds"] = lists.pop("seed")
+        searches = {"initializers": (self.initializer,), "estimators": (self.estimator,), "baselines": ()}
+        alone = {"baselines": (self.initializer,)}
+        return Comparison(**shared, **lists, **(searches if self.estimator else alone))
+
+
+class Cell(BaseModel):
+    """One row to be: `search` learns from `initializer`; `start` is its starting policy; `baseline` a metric alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["dense", "baseline", "start", "search"]
+    granularity: str | None = None
+    initializer: str | None = None
+    estimator: str | None = None
+    sparsity: float | None = None
+    seed: int | None = None
+    scope: Scope | None = None
+    scale: Scale | None = None
+
+
+# What does not decide a baseline's or a starting point's numbers, and so is no part of its identity.
+SEARCH_ONLY = ("steps", "masks_per_step", "forward_tokens", "learning_rate", "precondition")
+
+
+def cell_id(cell: Cell, settings: Settings, identity: dict[str, Any]) -> str:
+    """Returns 16 hex digits that change with anything that decides the cell's result."""
+    decides = settings.model_dump(include=set(Settings.model_fields))
+    if cell.kind == "search":
+        decides["steps"] = settings.search_steps
+        del decides["forward_tokens"]
+    else:
+        decides = {name: value for name, value in decides.items() if name not in SEARCH_ONLY}
+    record = json.dumps([cell.model_dump(), decides, identity], sort_keys=True)
+    return hashlib.sha256(record.encode()).hexdigest()[:16]
+
+
+def cells(config: Comparison) -> list[Cell]:
+    """Returns the grid's cells in table order: dense, then metrics alone, starting points and searches."""
+    grid: list[Cell] = [Cell(kind="dense")]
+    for granularity in config.granularity:
+        for sparsity in config.sparsity:
+            shared = {"granularity": granularity, "sparsity": sparsity}
+            grid += [
+                Cell(kind="baseline", initializer=metric, scope=scope, scale=scale, seed=seed, **shared)
+                for metric in config.baselines
+                for scope in config.scope
+                for scale in config.scale
+                for seed in config.seeds
+            ]
+            grid += [
+                Cell(kind="search" if estimator else "start", initializer=metric, estimator=estimator, scope=scope, seed=seed, **shared)
+                for metric in config.initializers
+                for scope in config.scope
+                for estimator in (None, *config.estimators)
+                for seed in config.seeds
+                if config.estimators
+            ]
+    return grid
+
+
+def parse(model: type[Settings], values: dict[str, Any]) -> Any:
+    """Returns `model(**values)`.
+
+    Raises:
+        ConfigError: a value cannot be used; every fault on its own line.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(fault) for fault in error.errors())) from error
+
+
+def _explain(fault: Any) -> str:
+    option = "--" + str(fault["loc"][0]).replace("_", "-") if fault["loc"] else "options"
+    return f"{option}: {fault['input']!r} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the keys of a configuration file, with underscores for dashes.
+
+    Raises:
+        ConfigError: the file cannot be read or is not TOML.
+    """
+    import tomllib
+
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}. Give a TOML file of option names.") from error
+    return {key.replace("-", "_"): value for key, value in values.items()}

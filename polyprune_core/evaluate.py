@@ -1,0 +1,81 @@
+"""The one evaluation: perplexity, and agreement with the dense model, on stated windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from polyprune_core.objective import LOGIT_ROWS, last_hidden, losses_from_hidden
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over `tokens` predicted tokens: `nll` in nats; `kl_to_dense` in nats; `top1_agreement` as a fraction."""
+
+    nll: float
+    tokens: int
+    kl_to_dense: float | None = None
+    top1_agreement: float | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll), infinite where that overflows."""
+        return math.exp(self.nll) if self.nll < 709 else math.inf
+
+
+class Evaluator:
+    """Evaluates models of one vocabulary on the same windows (N, T), next to the dense model's own predictions.
+
+    The dense model's last hidden states are kept (N, T, H) in its dtype, so that a comparison costs one more language
+    model head and no forward pass.
+    """
+
+    def __init__(self, windows: Tensor, batch_tokens: int = 2048) -> None:
+        self.batches = windows.split(max(1, batch_tokens // windows.shape[1]))
+        self.dense_hidden: list[Tensor] = []
+
+    def dense(self, model: nn.Module, progress: Progress = lambda done, total: None) -> Evaluation:
+        """Evaluates the dense model and remembers what it predicts."""
+        self.dense_hidden = []
+        return self._run(model, self.dense_hidden.append, progress)
+
+    def compare(self, model: nn.Module, progress: Progress = lambda done, total: None) -> Evaluation:
+        """Evaluates a pruned model; the language-model head must be the dense model's."""
+        return self._run(model, None, progress)
+
+    @torch.inference_mode()
+    def _run(self, model: nn.Module, remember: Callable[[Tensor], None] | None, progress: Progress) -> Evaluation:
+        nll = kl = agree = 0.0
+        tokens = 0
+        for done, ids in enumerate(self.batches):
+            ids = ids.to(model.device)
+            hidden = last_hidden(model, ids)
+            nll += float(losses_from_hidden(model, hidden, ids).sum(dtype=torch.float64))
+            tokens += ids.shape[0] * (ids.shape[1] - 1)
+            if remember:
+                remember(hidden)
+            elif self.dense_hidden:
+                divergence, same = _agreement(model, self.dense_hidden[done], hidden)
+                kl, agree = kl + divergence, agree + same
+            progress(done + 1, len(self.batches))
+        if remember or not self.dense_hidden:
+            return Evaluation(nll / tokens, tokens)
+        return Evaluation(nll / tokens, tokens, kl / tokens, agree / tokens)
+
+
+def _agreement(model: nn.Module, dense: Tensor, pruned: Tensor) -> tuple[float, float]:
+    """Returns the summed KL(dense || pruned) in nats and the number of equal top-1 predictions."""
+    head = model.get_output_embeddings()
+    pairs = zip(dense[:, :-1].flatten(0, 1).split(LOGIT_ROWS), pruned[:, :-1].flatten(0, 1).split(LOGIT_ROWS), strict=True)
+    kl = same = 0.0
+    for rows in pairs:
+        p, q = (torch.log_softmax(head(r), dim=-1, dtype=torch.float32) for r in rows)
+        kl += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+        same += float((p.argmax(-1) == q.argmax(-1)).sum())
+    return kl, same

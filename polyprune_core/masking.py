@@ -1,0 +1,33 @@
+"""The gated form: the reader's input is multiplied by the mask. It pays for the whole model and is the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from polyprune_core.models.layout import ModelLayout
+
+
+@contextmanager
+def gated(model: nn.Module, layout: ModelLayout, axis_keep: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """Runs the block with every removed entry's contribution multiplied by zero; nothing gets smaller.
+
+    `axis_keep` maps axis names to (size,) bool, or float for a soft gate.
+    """
+    with ExitStack() as undo:
+        for name, keep in axis_keep.items():
+            axis = layout.axis[name]
+            reader = model.get_submodule(axis.reader)
+            gate = keep.repeat_interleave(axis.reader_width).to(reader.weight.device, reader.weight.dtype)
+            undo.enter_context(reader.register_forward_pre_hook(_multiply_by(gate)))
+        yield model
+
+
+def _multiply_by(gate: Tensor) -> Any:
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] * gate, *inputs[1:])
+
+    return hook

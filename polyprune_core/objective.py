@@ -1,0 +1,59 @@
+"""Next-token loss of a model, and of a model under masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from polyprune_core.space import MaskSpace
+from polyprune_core.surgery import Compactor
+
+LOGIT_ROWS = 128
+
+
+def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
+    """Returns (B, T, H): what the language-model head reads."""
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def losses_from_hidden(model: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Returns (B, T - 1) float32 nats per token from (B, T, H).
+
+    Logits exist for 128 positions at a time only, and their float32 copy is worked on in place.
+    """
+    head = model.get_output_embeddings()
+    positions = hidden[:, :-1].flatten(0, 1).split(LOGIT_ROWS)
+    targets = ids[:, 1:].reshape(-1, 1).split(LOGIT_ROWS)
+    losses = [_cross_entropy(head(rows), target) for rows, target in zip(positions, targets, strict=True)]
+    return torch.cat(losses).view(ids.shape[0], -1)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    top = logits.amax(dim=-1, keepdim=True).float()
+    chosen = logits.gather(1, target).float()
+    total = logits.float().sub_(top).exp_().sum(dim=-1, keepdim=True)
+    return (total.log_() + top - chosen).squeeze(1)
+
+
+def token_losses(model: nn.Module, ids: Tensor) -> Tensor:
+    """Returns (B, T - 1) float32: the loss of each next token in nats, for `ids` (B, T)."""
+    return losses_from_hidden(model, last_hidden(model, ids), ids)
+
+
+class Objective:
+    """Masks and a batch of text in, losses out; counts what it spends."""
+
+    def __init__(self, compactor: Compactor, space: MaskSpace) -> None:
+        self.compactor, self.space = compactor, space
+        self.forward_passes = self.forward_tokens = 0
+
+    @torch.inference_mode()
+    def losses(self, masks: Tensor, ids: Tensor) -> Tensor:
+        """Returns (K,) float32 mean next-token loss in nats under each of `masks` (K, U) on `ids` (B, T)."""
+        values = []
+        for mask in masks:
+            with self.compactor.applied(self.space.axis_keep(mask)) as model:
+                values.append(token_losses(model, ids.to(model.device)).mean())
+            self.forward_passes += 1
+            self.forward_tokens += ids.numel()
+        return torch.stack(values).cpu()

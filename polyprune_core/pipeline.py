@@ -1,0 +1,164 @@
+"""The two jobs: compare a grid of criteria, and prune one model for good."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from polyprune_core import __version__
+from polyprune_core.config import Cell, Comparison, cell_id, cells
+from polyprune_core.environment import environment
+from polyprune_core.errors import PolypruneError
+from polyprune_core.evaluate import Evaluation
+from polyprune_core.harness import Decision, Harness, check_plugins
+from polyprune_core.memory import PeakMemory
+from polyprune_core.models.sources import load_model
+from polyprune_core.plugins.registry import Registry
+from polyprune_core.progress import Reporter
+from polyprune_core.results import Results, Row
+from polyprune_core.store import Store, write_json
+
+
+def compare(
+    config: Comparison, registry: Registry, store: Store, reporter: Reporter, on_row: Callable[[Row], None] = lambda row: None
+) -> Results:
+    """Runs every cell that the store does not hold and returns them all; `on_row` sees each as it is done.
+
+    A cell that fails for a reason the user can mend is a row with that reason; the others go on.
+    """
+    sources = check_plugins(config, registry)
+    harness = open_harness(config, registry, reporter)
+    identity = _identity(harness)
+    rows = []
+    with harness.compactor:
+        for cell in cells(config):
+            plugins = _plugins(cell, sources)
+            key = cell_id(cell, config, identity | {"plugins": plugins})
+            with store.locked(key):
+                row = store.read(key)
+                if row is None:
+                    row = _run(harness, cell, key, plugins, store)
+            rows.append(row)
+            on_row(row)
+    results = Results(__version__, environment(), config.model_dump(mode="json"), _model(harness), _texts(harness), rows)
+    write_json(store.folder / "results.json", results.to_json())
+    return results
+
+
+def open_harness(config: Comparison, registry: Registry, reporter: Reporter) -> Harness:
+    """Loads the model and the texts of a comparison, and warns where the two texts are one."""
+    memory = PeakMemory()
+    loaded = load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        status=reporter.status,
+    )
+    memory.device = loaded.model.device
+    harness = Harness(loaded, config, registry, reporter, memory)
+    if harness.texts["calibration"].sha256 == harness.texts["evaluation"].sha256:
+        reporter.warn(f"{config.evaluation} is used both to calibrate and to evaluate: its perplexities flatter every row")
+    return harness
+
+
+def _run(harness: Harness, cell: Cell, key: str, plugins: dict[str, str], store: Store) -> Row:
+    blank = Row(id=key, plugins=plugins, **cell.model_dump())
+    try:
+        if cell.kind == "dense":
+            row, trace = _dense_row(blank, harness), None
+        else:
+            decision = harness.decide(cell)
+            evaluation = harness.evaluate(_label(cell), harness.space(cell.granularity or ""), decision.selection)
+            row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
+    except PolypruneError as error:
+        return dataclasses.replace(blank, status="failed", error=str(error))
+    store.write(row, trace)
+    return row
+
+
+def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation, harness: Harness) -> Row:
+    """Fills in what was decided, what it cost and how good it is."""
+    selection, cost = decision.selection, decision.cost
+    total = harness.layout.total_parameters
+    kept = total - (selection.total_cost - selection.kept_cost)
+    return dataclasses.replace(
+        blank,
+        sparsity_achieved=selection.sparsity,
+        parameters_kept=kept,
+        parameters_kept_fraction=kept / total,
+        forward_passes=cost.forward_passes,
+        forward_tokens=cost.forward_tokens,
+        backward_passes=cost.backward_passes,
+        search_seconds=cost.seconds,
+        peak_memory_mb=cost.peak_memory_mb,
+        non_finite_losses=decision.trace.non_finite if decision.trace else 0,
+        **_measured(evaluation),
+    )
+
+
+def _dense_row(blank: Row, harness: Harness) -> Row:
+    total = harness.layout.total_parameters
+    return dataclasses.replace(
+        blank, sparsity_achieved=0.0, parameters_kept=total, parameters_kept_fraction=1.0, **_measured(harness.dense)
+    )
+
+
+def _measured(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "perplexity": evaluation.perplexity,
+        "nll": evaluation.nll,
+        "eval_tokens": evaluation.tokens,
+        "kl_to_dense": evaluation.kl_to_dense,
+        "top1_agreement": evaluation.top1_agreement,
+    }
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.initializer}{f' → {cell.estimator}' if cell.estimator else ''}, sparsity {cell.sparsity}, seed {cell.seed}"
+
+
+def _plugins(cell: Cell, sources: dict[str, dict[str, str]]) -> dict[str, str]:
+    used = {}
+    for part in (cell.granularity or "").split("+"):
+        if part:
+            used[f"granularity {part}"] = sources["granularity"][part]
+    if cell.initializer:
+        used["initializer"] = sources["initializer"][cell.initializer]
+    if cell.estimator:
+        used["estimator"] = sources["estimator"][cell.estimator]
+    return used
+
+
+def _identity(harness: Harness) -> dict[str, Any]:
+    return {
+        "polyprune": __version__,
+        "weights": harness.loaded.sha256,
+        "dtype": str(harness.loaded.model.dtype),
+        "device": harness.loaded.model.device.type,
+        "texts": {role: text.sha256 for role, text in harness.texts.items()},
+    }
+
+
+def _model(harness: Harness) -> dict[str, Any]:
+    spaces = harness.spaces
+    return {
+        "name": harness.loaded.name,
+        "sha256": harness.loaded.sha256,
+        "dtype": str(harness.loaded.model.dtype).removeprefix("torch."),
+        "device": str(harness.loaded.model.device),
+        "parameters": harness.layout.total_parameters,
+        "prunable_parameters": {name: space.total_cost for name, space in spaces.items()},
+        "weights_mb": sum(p.numel() * p.element_size() for p in harness.loaded.model.parameters()) / 1e6,
+    }
+
+
+def _texts(harness: Harness) -> dict[str, Any]:
+    windows = {"calibration": harness.calibration_windows, "evaluation": harness.evaluation_windows}
+    return {
+        role: {"name": text.name, "sha256": text.sha256, "windows": windows[role].shape[0], "tokens_per_window": windows[role].shape[1]}
+        for role, text in harness.texts.items()
+    }

@@ -1,0 +1,92 @@
+"""What a plugin provides: four small protocols and the `Provider` that registers an implementation.
+
+U units, K masks. An implementation is usually a frozen dataclass whose fields are its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor, nn
+
+    from polyprune_core.artefact import PrunedModel
+    from polyprune_core.models.layout import ModelLayout
+    from polyprune_core.models.sources import LoadedModel
+    from polyprune_core.scoring import Calibration
+    from polyprune_core.space import MaskSpace
+    from polyprune_core.types import ExportReport, MaskBatch, Policy, UnitGroup
+
+T = TypeVar("T")
+State = Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Provider(Generic[T]):
+    """Registers one implementation under a name.
+
+    Attributes:
+        name: lower-case words joined by dashes; what users type.
+        summary: one line for `polyprune plugins list`.
+        factory: called with the options as keywords; its signature is the list of options.
+        needs: of "calibration" (text), "gradients" (back-propagation); shown in the table.
+        reference: paper and equation.
+    """
+
+    name: str
+    summary: str
+    factory: Callable[..., T]
+    needs: frozenset[str] = field(default_factory=frozenset)
+    reference: str = ""
+
+
+class Granularity(Protocol):
+    """What a unit is."""
+
+    def groups(self, layout: ModelLayout) -> Sequence[UnitGroup]:
+        """Returns the units, one group per layer and kind, in layer order."""
+
+
+class Initializer(Protocol):
+    """How much each unit matters, before any search."""
+
+    def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
+        """Returns (U,) finite scores, higher = keep. The model comes back unchanged; randomness is `calibration.rng`."""
+
+
+class GradientEstimator(Protocol):
+    """How expected loss changes with each keep probability, from K masks and their losses.
+
+    `precondition` is None for a plain gradient; an estimator whose formula already scales it says how the search must
+    treat what it returns, whatever the run's own setting ("none": take it as it is).
+    """
+
+    min_masks: int
+    mask_multiple: int
+    unbiased: bool
+    precondition: str | None
+
+    def sample(self, policy: Policy, num_masks: int, rng: torch.Generator) -> MaskBatch:
+        """Draws `num_masks` masks, each with unit i kept with probability keep_prob[i]."""
+
+    def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
+        """Returns (U,) estimate of d E[loss] / d keep_prob, and the state for the next step.
+
+        `losses` is (K,): mean next-token loss in nats under each mask, all finite. A negative entry means that keeping
+        the unit more often lowers the loss. `state` is None at the first step; it holds numbers and tensors only.
+        """
+
+
+class Exporter(Protocol):
+    """What is written for a pruned model."""
+
+    def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        """Writes files inside the existing, empty folder `out_dir` only."""
+
+    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+        """Reads back what `export` wrote; evaluation goes through this."""

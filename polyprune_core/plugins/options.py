@@ -1,0 +1,47 @@
+"""Plugin options: NAME:option=value:option=value on the command line, typed by the factory's own signature."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from polyprune_core.errors import PluginError, unknown_name
+from polyprune_core.plugins.contracts import Provider
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """Splits "llm-pruner:taylor=vector" into the normalised name and its options as text."""
+    name, *pairs = spec.strip().split(":")
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (equals and key and value):
+            raise PluginError(f"{spec!r}: {pair!r} is not option=value; write {name}:option=value.")
+        options[key.strip().replace("-", "_")] = value.strip()
+    return name.strip().lower().replace("_", "-"), options
+
+
+def describe_options(provider: Provider[Any]) -> dict[str, str]:
+    """Returns each option's name with its type and default as text."""
+    return {
+        name: f"{parameter.annotation} = {parameter.default!r}"
+        for name, parameter in inspect.signature(provider.factory).parameters.items()
+    }
+
+
+def build(kind: str, provider: Provider[Any], options: dict[str, str]) -> Any:
+    """Returns `provider.factory(**options)` with each value read as its declared type."""
+    known = inspect.signature(provider.factory).parameters
+    for name in options:
+        if name not in known:
+            raise PluginError(f"{kind} {provider.name!r}: " + unknown_name("option", name, known))
+    if not options:
+        return provider.factory()
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(provider.factory).validate_python(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PluginError(f"{kind} {provider.name!r}: option {where}={first['input']!r}: {first['msg']}.") from error

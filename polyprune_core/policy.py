@@ -1,0 +1,96 @@
+"""Where a policy comes from: scores made comparable across layers, and scores turned into probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from polyprune_core.budget import project
+from polyprune_core.space import MaskSpace
+from polyprune_core.types import Policy
+
+
+def _zscore(values: Tensor, labels: Tensor) -> Tensor:
+    count = torch.bincount(labels).double().clamp(min=1)
+    mean = torch.bincount(labels, values.double()) / count
+    centred = values.double() - mean[labels]
+    std = (torch.bincount(labels, centred.square()) / count).sqrt()
+    return (centred / (std[labels] + 1e-8)).float()
+
+
+SCALES: dict[str, Callable[[Tensor, MaskSpace], Tensor]] = {
+    "raw": lambda values, _: values,
+    "zscore": lambda values, space: _zscore(values, space.peers),
+    "per-parameter": lambda values, space: (values / space.cost).float(),
+}
+
+
+def scale(values: Tensor, space: MaskSpace, how: str) -> Tensor:
+    """Returns scores (U,) made comparable across layers: `raw`, `zscore` per layer and kind, or `per-parameter`."""
+    return SCALES[how](values, space)
+
+
+def _sigmoid_norm(values: Tensor, space: MaskSpace, keep: float) -> Tensor:
+    return _shift_to_mean(torch.sigmoid(_zscore(values, space.peers)), space, keep)
+
+
+def _min_max_norm(values: Tensor, space: MaskSpace, keep: float) -> Tensor:
+    probability = torch.empty_like(values)
+    for label in space.peers.unique():
+        where = space.peers == label
+        low, high = values[where].min(), values[where].max()
+        probability[where] = (values[where] - low) / (high - low).clamp(min=1e-12)
+    return _shift_to_mean(probability, space, keep)
+
+
+def _const(values: Tensor, space: MaskSpace, keep: float, confidence: float = 0.9) -> Tensor:
+    probability = torch.empty_like(values)
+    for label in space.peers.unique():
+        where = (space.peers == label).nonzero().flatten()
+        best = values[where].argsort(descending=True, stable=True)[: round(keep * len(where))]
+        probability[where] = 1 - confidence
+        probability[where[best]] = confidence
+    return probability
+
+
+def _uniform(values: Tensor, space: MaskSpace, keep: float) -> Tensor:
+    return torch.full_like(values, keep)
+
+
+def _shift_to_mean(probability: Tensor, space: MaskSpace, keep: float) -> Tensor:
+    labels = space.peers
+    mean = torch.bincount(labels, probability.double()) / torch.bincount(labels).clamp(min=1)
+    return (probability + (keep - mean[labels])).float()
+
+
+PROBABILITIES: dict[str, Callable[[Tensor, MaskSpace, float], Tensor]] = {
+    "sigmoid-norm": _sigmoid_norm,
+    "min-max-norm": _min_max_norm,
+    "const": _const,
+    "uniform": _uniform,
+}
+
+
+def from_scores(values: Tensor, space: MaskSpace, sparsity: float, scope: str, how: str = "sigmoid-norm") -> Policy:
+    """Returns the policy a metric (U,) starts, projected onto the budget.
+
+    `sigmoid-norm` (arXiv 2406.10576, released initialiser): sigmoid of the z-score within each layer and kind, shifted
+    so that its mean is the keep rate. `min-max-norm`: min-max instead of the sigmoid. `const`: 0.9 for the units that
+    the metric would keep in that layer, 0.1 for the others. `uniform`: the keep rate everywhere; the metric is unused.
+    """
+    return Policy(project(PROBABILITIES[how](values, space, 1 - sparsity), space, sparsity, scope))
+
+
+def entropy(policy: Policy) -> float:
+    """Mean entropy of a unit's mask, in bits."""
+    s = policy.keep_prob.double()
+    return float(-(s * s.log2() + (1 - s) * (1 - s).log2()).mean())
+
+
+def expected_sparsity(policy: Policy, space: MaskSpace) -> float:
+    """Expected fraction of prunable parameters removed."""
+    return 1.0 - float(space.cost @ policy.keep_prob.double()) / space.total_cost
+
+

@@ -1,0 +1,28 @@
+"""How work reports that it goes on; the command line draws it, a library user may ignore it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Reporter:
+    """Receives progress and does nothing with it."""
+
+    def status(self, text: str) -> None:
+        """One line about what happens now."""
+
+    def warn(self, text: str) -> None:
+        """Something the reader of the table has to know."""
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        """A stretch of work of `total` parts."""
+        yield Task()
+
+
+class Task:
+    """A stretch of work under way."""
+
+    def update(self, done: float, note: str = "") -> None:
+        """`done` parts are finished."""

@@ -1,0 +1,115 @@
+"""What a metric may look at: calibration text, input statistics, gradients, and randomness of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from polyprune_core.models.layout import ModelLayout
+from polyprune_core.objective import last_hidden, token_losses
+
+
+@dataclass
+class InputStatistics:
+    """Moments over calibration tokens of one reader's input features: `mean` and `mean_square` are (F,) float32."""
+
+    mean: Tensor
+    mean_square: Tensor
+
+
+class Calibration:
+    """Calibration for one model; every statistic is computed once and its cost counted.
+
+    Attributes:
+        windows: (N, T) int64 token windows.
+        rng: the metric's own generator.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: ModelLayout,
+        windows: Tensor,
+        rng: torch.Generator,
+        batch_size: int = 8,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
+        self.batch_size, self.progress = batch_size, progress
+        self.forward_passes = self.forward_tokens = self.backward_passes = 0
+        self._inputs: dict[str, InputStatistics] | None = None
+        self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+
+    def rand(self, *size: int) -> Tensor:
+        """Returns uniform draws in [0, 1) from `rng`."""
+        return torch.rand(size, generator=self.rng)
+
+    def batches(self, batch_size: int | None = None) -> Iterator[Tensor]:
+        """Yields (B, T) batches of `windows` on the model's device, and reports progress."""
+        chunks = self.windows.split(batch_size or self.batch_size)
+        for done, ids in enumerate(chunks, 1):
+            yield ids.to(self.model.device)
+            self.forward_passes += 1
+            self.forward_tokens += ids.numel()
+            self.progress(done, len(chunks))
+
+    def input_statistics(self) -> dict[str, InputStatistics]:
+        """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model."""
+        if self._inputs is None:
+            self._inputs = self._collect_inputs()
+        return self._inputs
+
+    def gradients(self, *, squares: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns gradients of the mean loss by parameter name, for every parameter that an axis cuts, in float32.
+
+        The second dictionary is empty, or with `squares` holds the mean over windows of the squared gradient of each
+        window's own mean loss (one backward pass a window instead of one a batch).
+        """
+        if squares not in self._gradients:
+            self._gradients[squares] = self._collect_gradients(squares)
+        return self._gradients[squares]
+
+    @torch.inference_mode()
+    def _collect_inputs(self) -> dict[str, InputStatistics]:
+        sums: dict[str, list[Tensor]] = {}
+
+        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                x = inputs[0].detach().flatten(0, -2).float()
+                moments = [x.sum(dim=0), x.square().sum(dim=0)]
+                sums[name] = [a + b for a, b in zip(sums[name], moments, strict=True)] if name in sums else moments
+
+            return hook
+
+        with ExitStack() as undo:
+            for axis in self.layout.axes:
+                undo.enter_context(self.model.get_submodule(axis.reader).register_forward_pre_hook(watch(axis.name)))
+            for ids in self.batches():
+                last_hidden(self.model, ids)
+        tokens = self.windows.numel()
+        return {name: InputStatistics(total / tokens, square / tokens) for name, (total, square) in sums.items()}
+
+    def _collect_gradients(self, squares: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        names = [cut.parameter for axis in self.layout.axes for cut in axis.cuts]
+        parameters = [self.model.get_parameter(name) for name in names]
+        mean = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in zip(names, parameters, strict=True)}
+        square = {name: torch.zeros_like(total) for name, total in mean.items()} if squares else {}
+        try:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            for ids in self.batches(1 if squares else None):
+                share = len(ids) / len(self.windows)
+                gradients = torch.autograd.grad(token_losses(self.model, ids).mean(), parameters)
+                self.backward_passes += 1
+                for name, gradient in zip(names, gradients, strict=True):
+                    mean[name].add_(gradient, alpha=share)
+                    if squares:
+                        square[name].addcmul_(gradient.float(), gradient.float(), value=share)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+        return mean, square

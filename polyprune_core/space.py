@@ -1,0 +1,133 @@
+"""The units that may be removed, what each costs, and which axis entries it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.models.layout import Axis, ModelLayout
+from polyprune_core.types import UnitGroup
+
+
+class MaskSpace:
+    """All units of one search in a fixed order: group by group, unit by unit.
+
+    Attributes:
+        cost: (U,) float64, parameters removed with each unit.
+        group: (U,) int64, index into `groups`.
+        kind: (U,) int64, index into `kinds`.
+        layer: (U,) int64, decoder layer.
+        peers: (U,) int64, equal for units that are compared within a layer: those of one group; units that are alone
+            in their group (whole sublayers, whole layers) are peers of all others of their kind.
+    """
+
+    def __init__(self, layout: ModelLayout, groups: Sequence[UnitGroup], name: str = "") -> None:
+        """Raises PluginError for spans outside the layout and ConfigError where two groups cut the same entries."""
+        self.layout, self.groups, self.name = layout, tuple(groups), name
+        self.kinds = tuple(dict.fromkeys(group.kind for group in self.groups))
+        _check(layout, self.groups)
+        counts = torch.tensor([group.count for group in self.groups])
+        self.offsets = (counts.cumsum(0) - counts).tolist()
+        self.group = torch.repeat_interleave(torch.arange(len(self.groups)), counts)
+        self.kind = torch.tensor([self.kinds.index(group.kind) for group in self.groups])[self.group]
+        self.layer = torch.tensor([group.layer for group in self.groups])[self.group]
+        alone = (counts == 1)[self.group]
+        self.peers = torch.where(alone, len(self.groups) + self.kind, self.group)
+        self.cost = torch.cat([_unit_costs(layout, group) for group in self.groups])
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    @cached_property
+    def total_cost(self) -> int:
+        """Prunable parameters: what removing every unit would remove."""
+        return int(self.cost.sum())
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes that the units own, in unit order."""
+        return tuple(name for group in self.groups for name, _ in group.spans)
+
+    def slices(self) -> list[slice]:
+        """Where each group's units lie in a (U,) vector."""
+        return [slice(start, start + group.count) for start, group in zip(self.offsets, self.groups, strict=True)]
+
+    def axis_keep(self, keep: Tensor) -> dict[str, Tensor]:
+        """Returns, for every axis the units own, which of its entries stay: {axis name: (size,) bool}."""
+        kept: dict[str, Tensor] = {}
+        for where, group in zip(self.slices(), self.groups, strict=True):
+            for axis, per_unit in group.spans:
+                entries = keep[where].repeat_interleave(per_unit)[: self.layout.axis[axis].size]
+                kept[axis] = entries
+        return kept
+
+    def sum_entries(self, values: dict[str, Tensor]) -> Tensor:
+        """Returns (U,) float32: each unit's sum over the entries it owns; `values` maps axis name to (size,)."""
+        parts = []
+        for group in self.groups:
+            total = torch.zeros(group.count, dtype=torch.float64)
+            for axis, per_unit in group.spans:
+                owner = torch.arange(self.layout.axis[axis].size) // per_unit
+                total.index_add_(0, owner, values[axis].to("cpu", torch.float64))
+            parts.append(total)
+        return torch.cat(parts).float()
+
+    def sum_weights(self, importance: Callable[[str], Tensor]) -> Tensor:
+        """Returns (U,) float32: `importance(parameter name)`, shaped like the parameter, summed over what a unit cuts."""
+
+        def entries(axis: Axis) -> Tensor:
+            total = torch.zeros(axis.size, dtype=torch.float64)
+            for cut in axis.cuts:
+                blocks = importance(cut.parameter).transpose(0, cut.dim).reshape(axis.size, -1)
+                total += blocks.sum(dim=1, dtype=torch.float64).cpu()
+            return total
+
+        return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})
+
+    def sum_columns(self, model: nn.Module, importance: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """Returns (U,) float32: per-column importance of each reader, summed over the columns a unit owns.
+
+        `importance(axis name, weight)` takes the reader's weight (out, in) as float32 and returns (in,).
+        """
+
+        def entries(axis: Axis) -> Tensor:
+            weight = model.get_submodule(axis.reader).weight.detach().float()
+            return importance(axis.name, weight).view(axis.size, -1).sum(dim=1)
+
+        return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})
+
+
+def _unit_costs(layout: ModelLayout, group: UnitGroup) -> Tensor:
+    total = torch.zeros(group.count, dtype=torch.float64)
+    for name, per_unit in group.spans:
+        axis = layout.axis[name]
+        owner = torch.arange(axis.size) // per_unit
+        total += torch.bincount(owner, minlength=group.count) * float(axis.entry_parameters)
+        if group.count == 1:
+            total += axis.module_parameters
+    return total
+
+
+def _check(layout: ModelLayout, groups: Sequence[UnitGroup]) -> None:
+    if not groups:
+        raise ConfigError("the granularity finds no unit in this model; choose another one.")
+    owner: dict[str, str] = {}
+    for group in groups:
+        for name, per_unit in group.spans:
+            axis = layout.axis.get(name)
+            if axis is None:
+                raise PluginError(f"granularity {group.kind!r} names axis {name!r}, which this model does not have.")
+            if per_unit < 1 or -(-axis.size // per_unit) != group.count:
+                raise PluginError(
+                    f"granularity {group.kind!r} cuts the {axis.size} entries of {name} into {group.count} units of "
+                    f"{per_unit}; {-(-axis.size // max(per_unit, 1))} are needed."
+                )
+            if name in owner:
+                raise ConfigError(
+                    f"granularities {owner[name]!r} and {group.kind!r} both remove {name}; choose one of the two."
+                )
+            owner[name] = group.kind

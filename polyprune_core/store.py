@@ -1,0 +1,87 @@
+"""Finished cells on disk: one JSON file a cell, written whole or not at all, one process a cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from polyprune_core.errors import ConfigError
+from polyprune_core.results import Row, finite, row_from_json
+from polyprune_core.types import Trace
+
+
+class Store:
+    """A folder of finished cells.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cells = folder / "cells"
+        try:
+            self.cells.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot use {folder} as results store: {error}. Give another --output.") from error
+
+    def read(self, key: str) -> Row | None:
+        """Returns the finished cell, or None.
+
+        Raises:
+            ConfigError: the cell's file is there but is not one of ours.
+        """
+        path = self.cells / f"{key}.json"
+        try:
+            return row_from_json(json.loads(path.read_text("utf-8"))["row"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is not a finished cell ({error}). Delete that file to run the cell again.") from error
+
+    def write(self, row: Row, trace: Trace | None = None) -> None:
+        """Writes a cell, and beside it the steps of its search."""
+        if trace is not None:
+            steps = (json.dumps(finite(dataclasses.asdict(record))) for record in trace.steps)
+            write_atomically(self.cells / f"{row.id}.trace.jsonl", "\n".join(steps) + "\n")
+        write_json(self.cells / f"{row.id}.json", {"row": dataclasses.asdict(row)})
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """Holds the cell against other processes; waits for one that has it. Freed by the system if we are killed."""
+        with FileLock(self.cells / f"{key}.lock"):
+            yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with null for what is not finite."""
+    write_atomically(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}. Free space there or give another --output.") from error

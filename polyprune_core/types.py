@@ -1,0 +1,121 @@
+"""The values that flow through a run. U units, K masks, B sequences, T tokens.
+
+`keep` is True where a unit stays; a higher score means keep; `sparsity` is the fraction of prunable parameters removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """A run of `count` like units of one layer.
+
+    `spans` are (axis name, entries per unit): unit i owns entries [i * n, (i + 1) * n) of each axis; the last unit of
+    an axis that n does not divide owns fewer.
+    """
+
+    kind: str
+    layer: int
+    count: int
+    spans: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How much each unit matters: `values` (U,) float32, finite, higher = keep; `source` names the criterion."""
+
+    values: Tensor
+    source: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Independent Bernoulli masks: `keep_prob` (U,) float32, strictly between 0 and 1."""
+
+    keep_prob: Tensor
+
+    def sample(self, num_masks: int, rng: Generator, *, antithetic: bool = False) -> MaskBatch:
+        """Draws masks [u < s] with u uniform; antithetic: mask 2j + 1 uses 1 - u of mask 2j. `noise` is u (K, U)."""
+        import torch
+
+        s = self.keep_prob
+        if antithetic:
+            half = torch.rand((num_masks // 2, len(s)), generator=rng)
+            noise = torch.stack([half, 1 - half], dim=1).flatten(0, 1)
+        else:
+            noise = torch.rand((num_masks, len(s)), generator=rng)
+        return MaskBatch(noise < s, noise)
+
+    def score_function(self, masks: Tensor) -> Tensor:
+        """Returns (K, U): d log p(mask) / d keep_prob = (m - s) / (s (1 - s))."""
+        s = self.keep_prob
+        return (masks.to(s.dtype) - s) / (s * (1 - s))
+
+
+@dataclass(frozen=True)
+class MaskBatch:
+    """K masks drawn from a policy: `masks` (K, U) bool; `noise` is whatever the estimator needs to pair its draws."""
+
+    masks: Tensor
+    noise: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The hard decision: `keep` (U,) bool, with the parameters it keeps out of all prunable ones."""
+
+    keep: Tensor
+    kept_cost: int
+    total_cost: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of prunable parameters removed."""
+        return 1.0 - self.kept_cost / self.total_cost
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One search step; losses in nats per token, `expected_sparsity` under the policy after the step."""
+
+    step: int
+    losses: tuple[float, ...]
+    gradient_norm: float
+    expected_sparsity: float
+    entropy: float
+    non_finite: int
+    forward_tokens: int
+    seconds: float
+
+
+@dataclass
+class Trace:
+    """What a search cost and how it went."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    forward_passes: int = 0
+    forward_tokens: int = 0
+    backward_passes: int = 0
+    seconds: float = 0.0
+    non_finite: int = 0
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an exporter wrote: `files` maps names inside `path` to sha256; `reload` is Python that loads it again."""
+
+    path: Path
+    format: str
+    files: dict[str, str]
+    reload: str
+    parameters: int
+    bytes: int
+    details: dict[str, Any] = field(default_factory=dict)
