@@ -164,13 +164,13 @@ pipeline_tag: text-generation
 A Llama of {parameters:,} parameters (6 layers, hidden 128, 8 query heads over 4 KV heads, MLP 344, tied embeddings,
 byte-level BPE of {vocabulary} entries) on which pruning can be tried in seconds, without a network or a GPU.
 
-- Made by `benchmarks/train_tiny.py`, seed {seed}: {epochs} epochs, {tokens_seen:,} tokens in windows of {length} (in one
-  batch of eight {longest}), dropout 0.1.
+- Made by `benchmarks/train_tiny.py`, seed {seed}: {epochs} epochs, {tokens_seen:,} tokens, dropout 0.1, windows of
+  {length} tokens and, in one batch of eight, {longest}.
 - Data: help topics (`pydoc_data`) and docstrings of the standard library, CPython {python};
   without the held-out topics, `polyprune_core.pydocs.evaluation_text()`.
 - Perplexity on the held-out topics, windows of 128 / 256 tokens: {trained_128:.1f} / {trained_256:.1f}; the same
-  architecture at random initialisation: {random_128:.0f} / {random_256:.0f}. Other Python versions differ a little.
-- Perplexity on the topics it was trained on, windows of 256: {training_256:.1f}.
+  architecture at random initialisation: {random_128:.0f} / {random_256:.0f}; on the topics it was trained
+  on, windows of 256: {training_256:.1f}. Other Python versions differ a little.
 - Weights in bfloat16. It knows nothing but the manner of Python documentation and is of no use beyond tests and
   demonstrations.
 - Licence Apache-2.0; the training text is documentation under the PSF licence.

