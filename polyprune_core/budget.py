@@ -65,9 +65,10 @@ def _project_pool(values: Tensor, cost: Tensor, budget: float, eps: float) -> Te
 
     if excess(0.0) <= 0:
         return clipped(0.0)
-    if eps * float(cost.sum()) > budget:
+    if excess(math.inf) >= 0:
         return torch.full_like(values, eps)
-    v = brentq(excess, 0.0, float(((values - eps) / cost).max()), xtol=1e-14)
+    top = float(((values - eps) / cost).max())
+    v = brentq(excess, 0.0, top * (1 + 1e-9) + 1e-9, xtol=1e-14, maxiter=1000)
     # The root of a piecewise linear function: one step on the piece that holds it makes it exact.
     free = ((values - v * cost) > eps) & ((values - v * cost) < 1 - eps)
     slope = float(cost[free] @ cost[free])
@@ -79,7 +80,7 @@ def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_ke
 
     Units are taken by descending score (U,), ties in unit order, as long as they fit. Each group of more than one
     unit first keeps its best `min_keep`. In scope `layer` every pool gets its whole units first; what is left over
-    goes, at most one unit a pool, to the best-scored units waiting.
+    goes to the best-scored units waiting, one a pool before any pool gets a second.
 
     Raises:
         BudgetError: the floor alone costs more than the budget.
@@ -93,7 +94,7 @@ def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_ke
         budget = (1 - sparsity) * float(space.cost[pool].sum()) * (1 + 1e-12)
         spent = float(space.cost[floor & pool].sum())
         if spent > budget:
-            raise BudgetError(_floor_message(space, sparsity, min_keep, spent, float(space.cost[pool].sum())))
+            raise BudgetError(_floor_message(space, sparsity, min_keep, floor, labels))
         waiting = order[pool[order] & ~floor[order]]
         if scope == "layer":
             waiting = _layers_first(waiting, floor, space, sparsity)
@@ -141,9 +142,12 @@ def _fitting(waiting: Tensor, cost: Tensor, budget: float) -> Tensor:
     return torch.cat(taken) if taken else waiting
 
 
-def _floor_message(space: MaskSpace, sparsity: float, min_keep: int, spent: float, total: float) -> str:
-    reachable = math.floor((1 - spent / total) * 1000) / 1000
+def _floor_message(space: MaskSpace, sparsity: float, min_keep: int, floor: Tensor, labels: Tensor) -> str:
+    held = [
+        float(space.cost[floor & (labels == pool)].sum() / space.cost[labels == pool].sum()) for pool in labels.unique()
+    ]
+    reachable = math.floor((1 - max(held)) * 1000) / 1000
     return (
-        f"sparsity {sparsity:g} cannot be met: keeping {min_keep} unit(s) of every group of {space.name or 'this space'} "
-        f"already holds {spent / total:.1%} of a pool. Use sparsity {reachable:g} or less, or a lower min-keep."
+        f"sparsity {sparsity:g} cannot be met: {min_keep} unit(s) kept in every group of {space.name or 'this space'} "
+        f"already hold {max(held):.1%} of a pool. Use sparsity {reachable:g} or less, or a lower --min-keep."
     )

@@ -35,7 +35,7 @@ class Settings(BaseModel):
     steps: Positive = 50
     masks_per_step: Positive = 2
     forward_tokens: Positive | None = None
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     precondition: Literal["none", "half-natural", "natural"] = "half-natural"
     probabilities: Literal["sigmoid-norm", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
     min_keep: Annotated[int, Field(ge=0)] = 1
@@ -81,7 +81,7 @@ class Pruning(Settings):
     initializer: str = "wanda"
     estimator: str | None = None
     granularity: str = "head+channel"
-    sparsity: float = 0.2
+    sparsity: float | None = None
     seed: int = 0
     scope: Scope = "kind"
     scale: Scale = "zscore"
@@ -91,8 +91,8 @@ class Pruning(Settings):
     def as_comparison(self) -> Comparison:
         """Returns the grid of one cell that this is."""
         shared = self.model_dump(include=set(Settings.model_fields))
-        lists = {name: (getattr(self, name),) for name in ("granularity", "sparsity", "seed", "scope", "scale")}
-        lists["seeds"] = lists.pop("seed")
+        lists = {name: (getattr(self, name),) for name in ("granularity", "scope", "scale")}
+        lists |= {"seeds": (self.seed,), "sparsity": (0.2 if self.sparsity is None else self.sparsity,)}
         searches = {"initializers": (self.initializer,), "estimators": (self.estimator,), "baselines": ()}
         alone = {"baselines": (self.initializer,)}
         return Comparison(**shared, **lists, **(searches if self.estimator else alone))
@@ -143,7 +143,14 @@ def cells(config: Comparison) -> list[Cell]:
                 for seed in config.seeds
             ]
             grid += [
-                Cell(kind="search" if estimator else "start", initializer=metric, estimator=estimator, scope=scope, seed=seed, **shared)
+                Cell(
+                    kind="search" if estimator else "start",
+                    initializer=metric,
+                    estimator=estimator,
+                    scope=scope,
+                    seed=seed,
+                    **shared,
+                )
                 for metric in config.initializers
                 for scope in config.scope
                 for estimator in (None, *config.estimators)
@@ -181,5 +188,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}. Give a TOML file of option names.") from error
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error}. Give a TOML file of option names."
+        ) from error
     return {key.replace("-", "_"): value for key, value in values.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ def load_text(name: str, role: Role) -> Text:
     """Returns `builtin:pydocs`, a text file, or a hub dataset `owner/name[:config[:split]]`.
 
     A `.raw` file holds one row a line, like the WikiText release, and gives the text that the hub's copy gives: rows
-    joined by "\\n\\n", each with its own line end, blank rows empty. Any other file is taken as it is. The built-in text and a hub dataset without a stated split
-    give disjoint parts for the two roles.
+    joined by "\\n\\n", each with its own line end, blank rows empty. Any other file is taken as it is. The built-in
+    text and a hub dataset without a stated split give disjoint parts for the two roles.
 
     Raises:
         DataError: nothing is there, or there is no text in it.
@@ -52,7 +53,7 @@ def load_text(name: str, role: Role) -> Text:
             raise DataError(unknown_name("built-in text", builtin, BUILTIN))
         content = BUILTIN[builtin][role]()
     elif Path(name).is_file():
-        content = _read_file(Path(name))
+        content, name = _read_file(Path(name)), Path(name).name
     elif _names_a_dataset(name):
         content = _read_dataset(name, role)
     else:
@@ -107,7 +108,7 @@ def _read_file(path: Path) -> str:
         content = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path} as UTF-8 text: {error}. Give a readable text file.") from error
-    return _join_rows(content.splitlines(keepends=True)) if path.suffix == ".raw" else content
+    return _join_rows(io.StringIO(content)) if path.suffix == ".raw" else content
 
 
 def _join_rows(rows: Iterable[str]) -> str:
@@ -126,9 +127,12 @@ def _read_dataset(name: str, role: Role) -> str:
     config, _, split = rest.partition(":")
     try:
         rows = datasets.load_dataset(path, config or None, split=split or HUB_SPLIT[role])
-        return _join_rows(rows["text"])
-    except KeyError as error:
-        raise DataError(f"dataset {path!r} has no column 'text'; it has {', '.join(rows.column_names)}.") from error
-    except Exception as error:  # noqa: BLE001 - datasets raises its own, the hub's, pyarrow's and requests' errors
+        columns = rows.column_names
+        if "text" in columns:
+            return _join_rows(rows["text"])
+    except Exception as error:  # datasets raises its own, the hub's, pyarrow's and the network's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"cannot load dataset {name!r}: {reason}. Give a text file or builtin:pydocs instead.") from error
+        raise DataError(
+            f"cannot load dataset {name!r}: {reason}. Give a text file or builtin:pydocs instead."
+        ) from error
+    raise DataError(f"dataset {path!r} has no column 'text'; it has {', '.join(columns)}. Give one that has.")

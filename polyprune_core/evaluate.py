@@ -72,7 +72,9 @@ class Evaluator:
 def _agreement(model: nn.Module, dense: Tensor, pruned: Tensor) -> tuple[float, float]:
     """Returns the summed KL(dense || pruned) in nats and the number of equal top-1 predictions."""
     head = model.get_output_embeddings()
-    pairs = zip(dense[:, :-1].flatten(0, 1).split(LOGIT_ROWS), pruned[:, :-1].flatten(0, 1).split(LOGIT_ROWS), strict=True)
+    pairs = zip(
+        dense[:, :-1].flatten(0, 1).split(LOGIT_ROWS), pruned[:, :-1].flatten(0, 1).split(LOGIT_ROWS), strict=True
+    )
     kl = same = 0.0
     for rows in pairs:
         p, q = (torch.log_softmax(head(r), dim=-1, dtype=torch.float32) for r in rows)

@@ -66,24 +66,32 @@ class Decision:
 class Harness:
     """The model under `compactor`, its texts and its plugins; use inside `with harness.compactor`."""
 
-    def __init__(
-        self, loaded: LoadedModel, settings: Settings, registry: Registry, reporter: Reporter, memory: PeakMemory
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, settings: Settings, registry: Registry, reporter: Reporter) -> None:
         self.loaded, self.settings, self.registry = loaded, settings, registry
-        self.reporter, self.memory = reporter, memory
+        self.reporter = reporter
         self.layout = describe(loaded.model)
         self.compactor = Compactor(loaded.model, self.layout)
         self.texts = {role: load_text(getattr(settings, role), role) for role in ("calibration", "evaluation")}
         self.calibration_windows = self._windows("calibration", settings.seq_len)
         self.evaluation_windows = evenly_spaced(self._windows("evaluation", settings.eval_seq_len), settings.limit)
         self.evaluator = Evaluator(self.evaluation_windows)
+        self.memory = PeakMemory(loaded.model.device, self.weights_bytes)
+        self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
         self._scores: dict[tuple[str, str, int], tuple[Scores, Cost]] = {}
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the dense model's weights in memory."""
+        return sum(p.numel() * p.element_size() for p in self.loaded.model.parameters())
 
     @cached_property
     def dense(self) -> Evaluation:
         """The dense model on the evaluation windows."""
-        return self._evaluate("dense model", None)
+        self.memory.restart()
+        evaluation = self._evaluate("dense model", None)
+        self.dense_peak_mb = self.memory.megabytes()
+        return evaluation
 
     def evaluate(self, label: str, space: MaskSpace, selection: Selection) -> Evaluation:
         """Returns the evaluation of the smaller model, run without its removed units."""
@@ -169,7 +177,9 @@ class Harness:
             precondition=settings.precondition,
         )
         self.memory.restart()
-        with self.reporter.task(f"{cell.initializer} → {cell.estimator}, sparsity {cell.sparsity}, seed {seed}", options.steps) as task:
+        with self.reporter.task(
+            f"{cell.initializer} → {cell.estimator}, sparsity {cell.sparsity}, seed {seed}", options.steps
+        ) as task:
             learned, trace = search(
                 policy,
                 Objective(self.compactor, space),
@@ -177,16 +187,22 @@ class Harness:
                 search_batches(self.calibration_windows, settings.batch_size, seed),
                 options,
                 generator(seed, "masks"),
-                lambda r: task.update(r.step, f"loss {sum(r.losses) / len(r.losses):.3f}, sparsity {r.expected_sparsity:.3f}"),
+                lambda r: task.update(
+                    r.step, f"loss {sum(r.losses) / len(r.losses):.3f}, sparsity {r.expected_sparsity:.3f}"
+                ),
             )
-        cost = Cost(trace.forward_passes, trace.forward_tokens, trace.backward_passes, trace.seconds, self.memory.megabytes())
+        cost = Cost(
+            trace.forward_passes, trace.forward_tokens, trace.backward_passes, trace.seconds, self.memory.megabytes()
+        )
         return learned, trace, cost
 
     def _windows(self, role: str, seq_len: int) -> Tensor:
         windows = token_windows(self.texts[role], self.loaded.tokenizer, seq_len)
         longest = getattr(self.loaded.model.config, "max_position_embeddings", None)
         if longest and seq_len > longest:
-            self.reporter.status(f"{role} windows of {seq_len} tokens are longer than the {longest} the model was made for")
+            self.reporter.status(
+                f"{role} windows of {seq_len} tokens are longer than the {longest} the model was made for"
+            )
         return windows
 
     def _evaluate(self, label: str, selection: Selection | None) -> Evaluation:
@@ -215,5 +231,3 @@ def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str,
             if kind == "estimator":
                 check_estimator(spec, built, config.masks_per_step)
     return {kind: {spec: str(registry.get(kind, spec).source) for spec in specs} for kind, specs in wanted.items()}
-
-

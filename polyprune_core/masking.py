@@ -23,6 +23,8 @@ def gated(model: nn.Module, layout: ModelLayout, axis_keep: Mapping[str, Tensor]
             reader = model.get_submodule(axis.reader)
             gate = keep.repeat_interleave(axis.reader_width).to(reader.weight.device, reader.weight.dtype)
             undo.enter_context(reader.register_forward_pre_hook(_multiply_by(gate)))
+            if not keep.any():  # the whole sublayer goes, its reader's bias with it
+                undo.enter_context(reader.register_forward_hook(lambda _module, _inputs, output: output * 0))
         yield model
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work, above what the process held before the model."""
+"""Peak memory of a stretch of work: the model, its activations and whatever else the work allocates."""
 
 from __future__ import annotations
 
@@ -13,29 +13,37 @@ MEGABYTE = 1_000_000
 
 
 class PeakMemory:
-    """Measures from `restart()` on: device memory on a GPU, resident memory above `baseline` bytes on a CPU.
+    """Measures from `restart()` on: device memory on a GPU, else resident memory of the process.
 
-    A Linux kernel lets a process restart its own high-water mark; elsewhere the mark is that of the whole process.
+    Of resident memory, what the process held besides the `model_bytes` of the loaded model when this was made (the
+    interpreter, its libraries, the tokenized texts) is subtracted. A Linux kernel lets a process restart its own
+    high-water mark; elsewhere the mark is that of the whole process.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device, model_bytes: int) -> None:
         self.device = device
-        self.baseline = psutil.Process().memory_info().rss
+        _trim()
+        self.baseline = psutil.Process().memory_info().rss - model_bytes
 
     def restart(self) -> None:
         """Forgets earlier peaks, and hands freed memory that the allocator still holds back to the system."""
-        if self.device is not None and self.device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(None).malloc_trim(0)
+            _trim()
+            with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 
     def megabytes(self) -> float:
         """Returns the peak since `restart()` in MB (10^6 bytes)."""
-        if self.device is not None and self.device.type == "cuda":
+        if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MEGABYTE
         return max(0, _resident_peak() - self.baseline) / MEGABYTE
+
+
+def _trim() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident_peak() -> int:

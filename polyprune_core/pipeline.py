@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from polyprune_core import __version__
@@ -13,7 +12,6 @@ from polyprune_core.environment import environment
 from polyprune_core.errors import PolypruneError
 from polyprune_core.evaluate import Evaluation
 from polyprune_core.harness import Decision, Harness, check_plugins
-from polyprune_core.memory import PeakMemory
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter
@@ -22,7 +20,11 @@ from polyprune_core.store import Store, write_json
 
 
 def compare(
-    config: Comparison, registry: Registry, store: Store, reporter: Reporter, on_row: Callable[[Row], None] = lambda row: None
+    config: Comparison,
+    registry: Registry,
+    store: Store,
+    reporter: Reporter,
+    on_row: Callable[[Row], None] = lambda row: None,
 ) -> Results:
     """Runs every cell that the store does not hold and returns them all; `on_row` sees each as it is done.
 
@@ -42,14 +44,15 @@ def compare(
                     row = _run(harness, cell, key, plugins, store)
             rows.append(row)
             on_row(row)
-    results = Results(__version__, environment(), config.model_dump(mode="json"), _model(harness), _texts(harness), rows)
+    results = Results(
+        __version__, environment(), config.model_dump(mode="json"), _model(harness), _texts(harness), rows
+    )
     write_json(store.folder / "results.json", results.to_json())
     return results
 
 
 def open_harness(config: Comparison, registry: Registry, reporter: Reporter) -> Harness:
     """Loads the model and the texts of a comparison, and warns where the two texts are one."""
-    memory = PeakMemory()
     loaded = load_model(
         config.model,
         dtype=config.dtype,
@@ -58,10 +61,11 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter) -> 
         trust_remote_code=config.trust_remote_code,
         status=reporter.status,
     )
-    memory.device = loaded.model.device
-    harness = Harness(loaded, config, registry, reporter, memory)
+    harness = Harness(loaded, config, registry, reporter)
     if harness.texts["calibration"].sha256 == harness.texts["evaluation"].sha256:
-        reporter.warn(f"{config.evaluation} is used both to calibrate and to evaluate: its perplexities flatter every row")
+        reporter.warn(
+            f"{config.evaluation} is used both to calibrate and to evaluate: its perplexities flatter every row"
+        )
     return harness
 
 
@@ -101,9 +105,14 @@ def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation, harness: 
 
 
 def _dense_row(blank: Row, harness: Harness) -> Row:
-    total = harness.layout.total_parameters
+    total, measured = harness.layout.total_parameters, _measured(harness.dense)
     return dataclasses.replace(
-        blank, sparsity_achieved=0.0, parameters_kept=total, parameters_kept_fraction=1.0, **_measured(harness.dense)
+        blank,
+        sparsity_achieved=0.0,
+        parameters_kept=total,
+        parameters_kept_fraction=1.0,
+        peak_memory_mb=harness.dense_peak_mb,
+        **measured,
     )
 
 
@@ -118,7 +127,8 @@ def _measured(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _label(cell: Cell) -> str:
-    return f"{cell.initializer}{f' → {cell.estimator}' if cell.estimator else ''}, sparsity {cell.sparsity}, seed {cell.seed}"
+    name = f"{cell.initializer} → {cell.estimator}" if cell.estimator else cell.initializer
+    return f"{name}, sparsity {cell.sparsity}, seed {cell.seed}"
 
 
 def _plugins(cell: Cell, sources: dict[str, dict[str, str]]) -> dict[str, str]:
@@ -152,13 +162,18 @@ def _model(harness: Harness) -> dict[str, Any]:
         "device": str(harness.loaded.model.device),
         "parameters": harness.layout.total_parameters,
         "prunable_parameters": {name: space.total_cost for name, space in spaces.items()},
-        "weights_mb": sum(p.numel() * p.element_size() for p in harness.loaded.model.parameters()) / 1e6,
+        "weights_mb": harness.weights_bytes / 1e6,
     }
 
 
 def _texts(harness: Harness) -> dict[str, Any]:
     windows = {"calibration": harness.calibration_windows, "evaluation": harness.evaluation_windows}
     return {
-        role: {"name": text.name, "sha256": text.sha256, "windows": windows[role].shape[0], "tokens_per_window": windows[role].shape[1]}
+        role: {
+            "name": text.name,
+            "sha256": text.sha256,
+            "windows": windows[role].shape[0],
+            "tokens_per_window": windows[role].shape[1],
+        }
         for role, text in harness.texts.items()
     }

@@ -17,7 +17,7 @@ def _zscore(values: Tensor, labels: Tensor) -> Tensor:
     mean = torch.bincount(labels, values.double()) / count
     centred = values.double() - mean[labels]
     std = (torch.bincount(labels, centred.square()) / count).sqrt()
-    return (centred / (std[labels] + 1e-8)).float()
+    return (centred / (std + 1e-8 * mean.abs() + 1e-300)[labels]).float()
 
 
 SCALES: dict[str, Callable[[Tensor, MaskSpace], Tensor]] = {
@@ -41,7 +41,7 @@ def _min_max_norm(values: Tensor, space: MaskSpace, keep: float) -> Tensor:
     for label in space.peers.unique():
         where = space.peers == label
         low, high = values[where].min(), values[where].max()
-        probability[where] = (values[where] - low) / (high - low).clamp(min=1e-12)
+        probability[where] = (values[where] - low) / (high - low).clamp(min=1e-37)
     return _shift_to_mean(probability, space, keep)
 
 
@@ -92,5 +92,3 @@ def entropy(policy: Policy) -> float:
 def expected_sparsity(policy: Policy, space: MaskSpace) -> float:
     """Expected fraction of prunable parameters removed."""
     return 1.0 - float(space.cost @ policy.keep_prob.double()) / space.total_cost
-
-

@@ -14,11 +14,12 @@ from typing import Any
 
 from polyprune_core import __version__
 from polyprune_core.artefact import PrunedModel
-from polyprune_core.config import Cell, Comparison, Pruning, cells
+from polyprune_core.config import Comparison, Pruning, cells
 from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluate import Evaluation, Evaluator
-from polyprune_core.harness import Cost, Decision, Harness, check_plugins
+from polyprune_core.harness import Cost, Harness, check_plugins
+from polyprune_core.maskfile import MaskFile
 from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter
@@ -41,15 +42,17 @@ class Outcome:
 
     def lines(self) -> list[str]:
         """Returns the outcome for people."""
-        kept = self.report.parameters / self.dense_parameters
-        return [
-            f"{self.report.path} ({self.report.format})",
-            f"  sparsity      {self.sparsity:.4f} of the prunable parameters removed; {kept:.1%} of all {self.dense_parameters:,} kept",
-            f"  on disk       {self.report.bytes / 1e6:.1f} MB; the dense weights are {self.dense_bytes / 1e6:.1f} MB",
-            f"  perplexity    {self.reloaded.perplexity:.4f} read back from disk; {self.in_memory.perplexity:.4f} in memory; dense {self.dense.perplexity:.4f}",
-            f"  search        {self.cost.forward_tokens:,} forward tokens, {self.cost.backward_passes} backward passes, {self.cost.seconds:.0f} s",
-            f"  load it with  {self.report.reload}",
-        ]
+        report, cost = self.report, self.cost
+        perplexities = f"{self.reloaded.perplexity:.4f} read back from disk, {self.in_memory.perplexity:.4f} in memory"
+        rows = {
+            "sparsity": f"{self.sparsity:.4f} of the prunable parameters removed",
+            "parameters": f"{report.parameters:,} of {self.dense_parameters:,}",
+            "on disk": f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB",
+            "perplexity": f"{perplexities}; dense {self.dense.perplexity:.4f}",
+            "cost": f"{cost.forward_tokens:,} forward tokens, {cost.backward_passes} backward passes",
+        }
+        lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows.items())]
+        return [*lines, "", *report.reload.strip().splitlines()]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the outcome for scripts; no path of this machine."""
@@ -64,52 +67,49 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     Raises:
         ConfigError: the output folder exists and is not empty.
     """
+    masks = MaskFile.read(request.from_masks) if request.from_masks else None
+    if masks and "model" not in request.model_fields_set:
+        request = request.model_copy(update={"model": masks.base_name})
     config = request.as_comparison()
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
     _check_output(output, overwrite)
     harness = open_harness(config, registry, reporter)
     with harness.compactor:
-        space, decision, recipe = _decide(request, config, harness)
-        in_memory = harness.evaluate("the model cut in memory", space, decision.selection)
+        pruned, cost = (masks.apply(harness.loaded, request.sparsity), Cost()) if masks else _decide(config, harness)
+        in_memory = harness.evaluate("the model cut in memory", pruned.space, pruned.selection)
         dense = harness.dense
     loaded = harness.loaded
-    pruned = PrunedModel(loaded, space, decision.selection, decision.scores, decision.policy, recipe)
     with _whole_folder(output, overwrite) as folder:
         report = exporter.export(pruned, folder)
-        reloaded = exporter.load(folder, dtype=str(loaded.model.dtype).removeprefix("torch."), device=str(loaded.model.device))
+        reloaded = exporter.load(
+            folder, dtype=str(loaded.model.dtype).removeprefix("torch."), device=str(loaded.model.device)
+        )
         evaluator = Evaluator(harness.evaluation_windows)
         with reporter.task("perplexity of the model read back", len(evaluator.batches)) as task:
             evaluation = evaluator.dense(reloaded.model, lambda done, total: task.update(done))
         outcome = Outcome(
             report=dataclasses.replace(report, path=output, reload=report.reload.replace(str(folder), str(output))),
-            sparsity=decision.selection.sparsity,
+            sparsity=pruned.selection.sparsity,
             dense=dense,
             in_memory=in_memory,
             reloaded=evaluation,
             dense_parameters=harness.layout.total_parameters,
-            dense_bytes=sum(p.numel() * p.element_size() for p in loaded.model.parameters()),
-            cost=decision.cost,
+            dense_bytes=harness.weights_bytes,
+            cost=cost,
         )
         write_json(folder / "polyprune.json", outcome.to_json())
     return outcome
 
 
-def _decide(request: Pruning, config: Comparison, harness: Harness) -> tuple[Any, Decision, dict[str, Any]]:
-    if request.from_masks is None:
-        cell = _cell(config)
-        recipe = cell.model_dump(mode="json") | {"texts": {role: t.sha256 for role, t in harness.texts.items()}}
-        return harness.space(request.granularity), harness.decide(cell), recipe
-    from polyprune_core.maskfile import MaskFile
-
-    file = MaskFile.read(request.from_masks)
-    space = harness.space(file.granularity)
-    pruned = file.reapply(harness.loaded, space, request.sparsity)
-    return space, Decision(pruned.selection, pruned.scores, pruned.policy, None, Cost()), pruned.recipe
-
-
-def _cell(config: Comparison) -> Cell:
-    return cells(config)[-1]
+def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost]:
+    cell = cells(config)[-1]
+    decision = harness.decide(cell)
+    texts = {role: text.sha256 for role, text in harness.texts.items()}
+    recipe = cell.model_dump(mode="json") | {"min_keep": config.min_keep, "revision": config.revision, "texts": texts}
+    space = harness.space(cell.granularity or "")
+    pruned = PrunedModel(harness.loaded, space, decision.selection, decision.scores, decision.policy, recipe)
+    return pruned, decision.cost
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

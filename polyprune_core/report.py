@@ -78,7 +78,9 @@ COLUMNS = (
     Column("backward passes", _passes, optional=True),
     Column("parameters", lambda s: _millions(s.row.parameters_kept), optional=True),
     Column("KL to dense", lambda s: number(s.row.kl_to_dense, 3), optional=True),
-    Column("same top-1", lambda s: "" if s.row.top1_agreement is None else f"{s.row.top1_agreement:.1%}", optional=True),
+    Column(
+        "same top-1", lambda s: "" if s.row.top1_agreement is None else f"{s.row.top1_agreement:.1%}", optional=True
+    ),
     Column("seconds", lambda s: number(s.row.search_seconds, 0) if s.row.search_seconds else "", optional=True),
     Column("peak MB", lambda s: number(s.row.peak_memory_mb, 0), optional=True),
 )
@@ -100,7 +102,9 @@ def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
 def line(row: Row) -> str:
     """Returns one finished cell as one line of console markup."""
     where = "" if row.kind == "dense" else f", sparsity {row.sparsity:g}, seed {row.seed}"
-    outcome = f"perplexity {number(row.perplexity)}" if row.status == "ok" else f"[red]failed:[/] {escape(row.error or '')}"
+    outcome = (
+        f"perplexity {number(row.perplexity)}" if row.status == "ok" else f"[red]failed:[/] {escape(row.error or '')}"
+    )
     return f"{escape(label(row, frozenset({'granularity', 'scope', 'scale'})))}{where}: {outcome}"
 
 
@@ -110,8 +114,9 @@ def caption(results: Results) -> str:
     evaluation = texts["evaluation"]
     prunable = ", ".join(f"{count / 1e6:.1f} M {name}" for name, count in model["prunable_parameters"].items())
     return (
-        f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), {model['dtype']} on {model['device']}. "
-        f"Perplexity on {evaluation['name']}: {evaluation['windows']} windows of {evaluation['tokens_per_window']} tokens; "
+        f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
+        f"{model['dtype']} on {model['device']}. "
+        f"Perplexity on {evaluation['name']}: {evaluation['windows']} windows of {evaluation['tokens_per_window']}; "
         f"calibrated on {texts['calibration']['name']}, {config['seq_len']}-token windows. "
         f"Mean ± sd over n seeds. Against its start: perplexity ratio to the same metric without search, "
         f"paired by seed, 95 % t interval: ✓ better, ✗ worse, ~ no difference shown."
@@ -121,7 +126,9 @@ def caption(results: Results) -> str:
 def varied(results: Results) -> frozenset[str]:
     """Returns the settings that rows of one table differ in."""
     return frozenset(
-        key for key in ("granularity", "scope", "scale") if len({getattr(row, key) for row in results.rows} - {None}) > 1
+        key
+        for key in ("granularity", "scope", "scale")
+        if len({getattr(row, key) for row in results.rows} - {None}) > 1
     )
 
 
@@ -130,7 +137,14 @@ def table(results: Results, width: int) -> Table:
     summaries, differs = results.summaries(), varied(results)
     names = [label(s.row, differs) for s in summaries]
     used = max(map(len, [*names, "criterion"]))
-    grid = Table(caption=caption(results), caption_justify="left", header_style="bold", pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    grid = Table(
+        caption=caption(results),
+        caption_justify="left",
+        header_style="bold",
+        pad_edge=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     grid.add_column("criterion", no_wrap=True)
     chosen = []
     for column in COLUMNS:

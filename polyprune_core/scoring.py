@@ -98,6 +98,7 @@ class Calibration:
         parameters = [self.model.get_parameter(name) for name in names]
         mean = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in zip(names, parameters, strict=True)}
         square = {name: torch.zeros_like(total) for name, total in mean.items()} if squares else {}
+        wanted = [parameter.requires_grad for parameter in parameters]
         try:
             for parameter in parameters:
                 parameter.requires_grad_(True)
@@ -110,6 +111,6 @@ class Calibration:
                     if squares:
                         square[name].addcmul_(gradient.float(), gradient.float(), value=share)
         finally:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
+            for parameter, before in zip(parameters, wanted, strict=True):
+                parameter.requires_grad_(before)
         return mean, square

@@ -106,9 +106,9 @@ def _step(policy: Policy, direction: Tensor, step: int, objective: Objective, op
 
 
 def _check_gradient(gradient: Tensor, policy: Policy, estimator: GradientEstimator) -> None:
-    expected = policy.keep_prob.shape
-    if gradient.shape != expected or not gradient.isfinite().all():
+    expected = tuple(policy.keep_prob.shape)
+    if tuple(gradient.shape) != expected or not gradient.isfinite().all():
         raise PluginError(
-            f"estimator {type(estimator).__name__} returned a gradient of shape {tuple(gradient.shape)}"
-            f"{'' if gradient.isfinite().all() else ' with non-finite entries'}; {tuple(expected)} finite numbers are needed."
+            f"estimator {type(estimator).__name__} returned a gradient of shape {tuple(gradient.shape)} with "
+            f"{int((~gradient.isfinite()).sum())} non-finite entries; {expected} finite numbers are needed."
         )

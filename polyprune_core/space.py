@@ -77,7 +77,10 @@ class MaskSpace:
         return torch.cat(parts).float()
 
     def sum_weights(self, importance: Callable[[str], Tensor]) -> Tensor:
-        """Returns (U,) float32: `importance(parameter name)`, shaped like the parameter, summed over what a unit cuts."""
+        """Returns (U,) float32: importance summed over every weight that a unit cuts.
+
+        `importance(parameter name)` returns a tensor shaped like the parameter.
+        """
 
         def entries(axis: Axis) -> Tensor:
             total = torch.zeros(axis.size, dtype=torch.float64)

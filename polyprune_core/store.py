@@ -45,7 +45,9 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is not a finished cell ({error}). Delete that file to run the cell again.") from error
+            raise ConfigError(
+                f"{path} is not a finished cell ({error}). Delete that file to run the cell again."
+            ) from error
 
     def write(self, row: Row, trace: Trace | None = None) -> None:
         """Writes a cell, and beside it the steps of its search."""
@@ -84,4 +86,6 @@ def write_atomically(path: Path, text: str) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}. Free space there or give another --output.") from error
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}. Free space there or give another --output."
+        ) from error

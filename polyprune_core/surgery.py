@@ -67,8 +67,12 @@ class Compactor:
         self._buffers: dict[Any, Tensor] = {}
 
     def __enter__(self) -> Compactor:
-        for sublayer in self._sublayers:
-            sublayer.attach(self._buffer)
+        try:
+            for sublayer in self._sublayers:
+                sublayer.attach(self._buffer)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,11 +91,12 @@ class Compactor:
             for sublayer in self._sublayers:
                 sublayer.keep(None)
 
-    def _buffer(self, slot: str, like: Tensor, rows: int) -> Tensor:
+    def _buffer(self, slot: str, like: Tensor) -> Tensor:
         key = (slot, like.shape[1:], like.dtype)
-        if key not in self._buffers or len(self._buffers[key]) < rows:
-            self._buffers[key] = torch.empty((rows, *like.shape[1:]), dtype=like.dtype, device=like.device)
-        return self._buffers[key]
+        if key not in self._buffers or len(self._buffers[key]) < len(like):
+            with torch.inference_mode(False):  # usable inside and outside of inference mode
+                self._buffers[key] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        return self._buffers[key][: len(like)]
 
 
 class _Sublayer:
@@ -100,13 +105,12 @@ class _Sublayer:
     def __init__(self, model: nn.Module, axis: Axis) -> None:
         self.axis = axis
         self.module = model.get_submodule(axis.module)
-        self.bias = getattr(model.get_submodule(axis.reader), "bias", None)
         self.parts = [(cut, model.get_parameter(cut.parameter)) for cut in axis.cuts]
         self.step = KEPT_WIDTH_MULTIPLE // math.gcd(KEPT_WIDTH_MULTIPLE, axis.reader_width)
         self.index: Tensor | None = None
         self.whole: list[Tensor] = []
 
-    def attach(self, buffer: Callable[[str, Tensor, int], Tensor]) -> None:
+    def attach(self, buffer: Callable[[str, Tensor], Tensor]) -> None:
         self.buffer, self.forward = buffer, self.module.forward
         for cut, parameter in self.parts:
             if cut.dim:
@@ -128,27 +132,29 @@ class _Sublayer:
             self.index = entries.nonzero().flatten().to(self.parts[0][1].device)
 
     def _compact_forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.index is None:
-            return self.forward(*args, **kwargs)
-        if not len(self.index):
+        if self.index is not None and not len(self.index):
             return self._nothing(kwargs.get("hidden_states", args[0] if args else None))
         try:
-            for slot, ((cut, parameter), rows) in enumerate(zip(self.parts, self.rows, strict=True)):
-                kept = self._slice(f"{slot}", rows, cut.width, self.index)
-                parameter.data = kept.t() if cut.dim else kept
+            for slot, (cut, parameter) in enumerate(self.parts):
+                parameter.data = self._whole(slot, cut) if self.index is None else self._kept(slot, cut, self.index)
             return self.forward(*args, **kwargs)
         finally:
             for (_, parameter), whole in zip(self.parts, self.whole, strict=True):
                 parameter.data = whole
 
-    def _slice(self, slot: str, rows: Tensor, width: int, index: Tensor) -> Tensor:
-        kept = len(index) * width
-        padded = min(-(-len(index) // self.step) * self.step, self.axis.size) * width
-        buffer = self.buffer(slot, rows, len(rows))[:padded]
-        kept_rows(rows, width, index, out=buffer[:kept])
+    def _whole(self, slot: int, cut: Cut) -> Tensor:
+        # In its usual layout, so that the same kernel runs as in the untouched model: the same bits.
+        whole = self.whole[slot]
+        return self.buffer(f"{slot} whole", whole).copy_(whole) if cut.dim else whole
+
+    def _kept(self, slot: int, cut: Cut, index: Tensor) -> Tensor:
+        kept = len(index) * cut.width
+        padded = min(-(-len(index) // self.step) * self.step, self.axis.size) * cut.width
+        buffer = self.buffer(f"{slot}", self.rows[slot])[:padded]
+        kept_rows(self.rows[slot], cut.width, index, out=buffer[:kept])
         buffer[kept:].zero_()
-        return buffer
+        return buffer.t() if cut.dim else buffer
 
     def _nothing(self, hidden: Tensor) -> Any:
-        output = torch.zeros_like(hidden) if self.bias is None else self.bias.expand_as(hidden)
+        output = torch.zeros_like(hidden)
         return output if self.axis.outputs == 1 else (output, *[None] * (self.axis.outputs - 1))

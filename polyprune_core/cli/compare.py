@@ -14,18 +14,44 @@ GRID = [
     _option("--estimators", type=CommaList(), metavar="LIST", help="Searches: reinforce, rloo, antithetic, … [none]"),
     _option("--initializers", type=CommaList(), metavar="LIST", help="Metrics that searches start from. [wanda]"),
     _option("--baselines", type=CommaList(), metavar="LIST", help="Metrics shown alone. [random,magnitude,wanda]"),
-    _option("--granularity", type=CommaList(), metavar="LIST", help="What a unit is; + joins kinds in one space. [head+channel]"),
-    _option("--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed. [0.2]"),
+    _option(
+        "--granularity",
+        type=CommaList(),
+        metavar="LIST",
+        help="What a unit is; + joins kinds in one space. [head+channel]",
+    ),
+    _option(
+        "--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed. [0.2]"
+    ),
     _option("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks. [0]"),
     _option("--scope", type=CommaList(), metavar="LIST", help="Who shares a budget: kind, global or layer. [kind]"),
-    _option("--scale", type=CommaList(), metavar="LIST", help="Scores compared across layers: raw, zscore or per-parameter. [zscore]"),
+    _option(
+        "--scale",
+        type=CommaList(),
+        metavar="LIST",
+        help="Scores compared across layers: raw, zscore or per-parameter. [zscore]",
+    ),
 ]
 
 
 @click.command()
 @options(GRID, MODEL, TEXT, SEARCH, OUTPUT)
-@click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("polyprune-runs"), show_default=True, help="Results store; cells finished there are read, not run again.")
-@click.option("--format", "form", type=click.Choice(["table", "json", "csv", "markdown"]), default="table", show_default=True, help="What stdout gets.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    default=Path("polyprune-runs"),
+    show_default=True,
+    help="Results store; cells finished there are read, not run again.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+    help="What stdout gets.",
+)
 def compare(config: Path | None, output: Path, form: str, quiet: bool, **values: Any) -> None:
     """Compare pruning criteria on one model: dense, metrics alone, then each search.
 
@@ -44,7 +70,9 @@ def compare(config: Path | None, output: Path, form: str, quiet: bool, **values:
     from polyprune_core.pipeline import compare as run
     from polyprune_core.store import Store
 
-    results = run(request, registry, Store(output), TerminalReporter(console), lambda row: console.print(report.line(row)))
+    results = run(
+        request, registry, Store(output), TerminalReporter(console), lambda row: console.print(report.line(row))
+    )
     report.write(results, form)
     failed = sum(row.status == "failed" for row in results.rows)
     if failed:

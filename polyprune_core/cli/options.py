@@ -54,13 +54,19 @@ SEARCH = [
     _option("--masks-per-step", type=int, metavar="K", help="Masks a step. [2]"),
     _option("--batch-size", "-b", type=int, metavar="B", help="Sequences of a batch. [8]"),
     _option("--forward-tokens", type=int, metavar="N", help="Tokens a search may spend, instead of --steps."),
-    _option("--learning-rate", type=float, metavar="X", help="Initial step size on keep probabilities. [0.002]"),
+    _option("--learning-rate", type=float, metavar="X", help="Initial step size on keep probabilities. [0.001]"),
     _option("--precondition", metavar="NAME", help="none, half-natural or natural. [half-natural]"),
-    _option("--probabilities", metavar="NAME", help="How a metric starts a policy: sigmoid-norm, min-max-norm, const or uniform."),
+    _option(
+        "--probabilities",
+        metavar="NAME",
+        help="How a metric starts a policy: sigmoid-norm, min-max-norm, const or uniform.",
+    ),
     _option("--min-keep", type=int, metavar="N", help="Units that every group keeps. [1]"),
 ]
 OUTPUT = [
-    click.option("--config", "-C", type=click.Path(path_type=Path), help="TOML file with the same keys; the command line wins."),
+    click.option(
+        "--config", "-C", type=click.Path(path_type=Path), help="TOML file with the same keys; the command line wins."
+    ),
     click.option("--quiet", "-q", is_flag=True, help="No progress."),
 ]
 

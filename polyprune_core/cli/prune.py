@@ -18,7 +18,12 @@ ONE = [
     _option("--scope", metavar="NAME", help="Who shares a budget: kind, global or layer. [kind]"),
     _option("--scale", metavar="NAME", help="Scores compared across layers: raw, zscore or per-parameter. [zscore]"),
     _option("--exporter", metavar="NAME", help="What to write: huggingface, masks, … [huggingface]"),
-    _option("--from-masks", type=click.Path(path_type=Path), metavar="DIR", help="Reuse the scores of a masks export; nothing is learned anew."),
+    _option(
+        "--from-masks",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Reuse the scores of a masks export; nothing is learned anew.",
+    ),
 ]
 
 

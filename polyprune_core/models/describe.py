@@ -57,13 +57,17 @@ def _has(layer: nn.Module, name: str) -> bool:
 def _axis(model: nn.Module, prefix: str, layer: int, pattern: dict[str, Any], model_type: str) -> Axis:
     module_name = f"{prefix}.{pattern['module']}"
     module = model.get_submodule(module_name)
-    missing = [name for name in (*pattern["rows"], pattern["reader"]) if not isinstance(getattr(module, name, None), nn.Linear)]
+    missing = [
+        name for name in (*pattern["rows"], pattern["reader"]) if not isinstance(getattr(module, name, None), nn.Linear)
+    ]
     if missing:
         raise ModelError(
             f"{module_name} of this {model_type} model has no linear {', '.join(missing)}; families.toml expects "
             f"{', '.join(pattern['rows'])} and {pattern['reader']}. Give the model a family of its own there."
         )
-    width = pattern["entry_width"] if isinstance(pattern["entry_width"], int) else getattr(module, pattern["entry_width"])
+    width = (
+        pattern["entry_width"] if isinstance(pattern["entry_width"], int) else getattr(module, pattern["entry_width"])
+    )
     rows = {name: getattr(module, name).out_features for name in pattern["rows"]}
     size = rows[pattern["counted_on"]] // width
     cuts = [
@@ -73,7 +77,11 @@ def _axis(model: nn.Module, prefix: str, layer: int, pattern: dict[str, Any], mo
     ]
     reader = getattr(module, pattern["reader"])
     cuts.append(Cut(f"{module_name}.{pattern['reader']}.weight", 1, reader.in_features // size))
-    shared = tuple(f"{prefix}.{norm}.{name}" for norm in pattern["norm"] for name, _ in model.get_submodule(f"{prefix}.{norm}").named_parameters())
+    shared = tuple(
+        f"{prefix}.{norm}.{name}"
+        for norm in pattern["norm"]
+        for name, _ in model.get_submodule(f"{prefix}.{norm}").named_parameters()
+    )
     entry_parameters = sum(model.get_parameter(cut.parameter).numel() for cut in cuts) // size
     inside = sum(p.numel() for p in module.parameters())
     return Axis(

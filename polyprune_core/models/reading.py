@@ -43,6 +43,8 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device, trust_rem
             )
         model = model.to(device)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    for parameter in loaded.parameters():  # in memory of its own: no longer a view of the file
+        parameter.data = parameter.data.clone()
     loaded.config.use_cache = False
     return loaded
 

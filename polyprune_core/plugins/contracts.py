@@ -56,7 +56,10 @@ class Initializer(Protocol):
     """How much each unit matters, before any search."""
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
-        """Returns (U,) finite scores, higher = keep. The model comes back unchanged; randomness is `calibration.rng`."""
+        """Returns (U,) finite scores, higher = keep.
+
+        The model comes back unchanged; randomness comes from `calibration.rng` alone.
+        """
 
 
 class GradientEstimator(Protocol):

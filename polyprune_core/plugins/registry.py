@@ -165,7 +165,12 @@ def _without_clashes(found: list[Registered]) -> tuple[list[Registered], list[Pl
     for item in found:
         by_name.setdefault((item.kind, item.provider.name), []).append(item)
     problems = [
-        PluginProblem(name, items[1].source, f"{kind} {name!r} is provided by {' and by '.join(str(i.source) for i in items)}; uninstall one.", (name,))
+        PluginProblem(
+            name,
+            items[1].source,
+            f"{kind} {name!r} is provided by {' and by '.join(str(i.source) for i in items)}; uninstall one.",
+            (name,),
+        )
         for (kind, name), items in by_name.items()
         if len(items) > 1
     ]

@@ -43,4 +43,6 @@ class Reinforce:
 
 @hookimpl
 def polyprune_estimators() -> Iterator[Provider[GradientEstimator]]:
-    yield Provider("reinforce", "moving-average baseline of past losses", Reinforce, reference="arXiv 2406.10576, eq. 5")
+    yield Provider(
+        "reinforce", "moving-average baseline of past losses", Reinforce, reference="arXiv 2406.10576, eq. 5"
+    )

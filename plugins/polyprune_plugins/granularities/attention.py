@@ -11,7 +11,9 @@ from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookim
 @dataclass(frozen=True)
 class Attention:
     def groups(self, layout: ModelLayout) -> list[UnitGroup]:
-        return [UnitGroup("attention", axis.layer, 1, ((axis.name, axis.size),)) for axis in layout.of_kind("attention")]
+        return [
+            UnitGroup("attention", axis.layer, 1, ((axis.name, axis.size),)) for axis in layout.of_kind("attention")
+        ]
 
 
 @hookimpl

@@ -1,0 +1,56 @@
+"""Masks: kilobytes that say what stays of a named model, with the scores to decide anew at another sparsity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polyprune_core import Exporter, ExportReport, Provider, hookimpl
+
+if TYPE_CHECKING:
+    from polyprune_core import LoadedModel, PrunedModel
+
+RELOAD = """\
+from pathlib import Path
+from polyprune_core.maskfile import MaskFile
+from polyprune_core.models.sources import load_model
+from polyprune_core.compact import build_compact
+
+masks = MaskFile.read(Path(DIR))
+pruned = masks.apply(load_model(masks.base_name))  # or .apply(…, sparsity=0.3)
+model = build_compact(pruned)
+"""
+
+
+@dataclass(frozen=True)
+class Masks:
+    def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        from polyprune_core.exporting import export_report, kept_parameters
+        from polyprune_core.maskfile import write_masks
+
+        write_masks(pruned, out_dir)
+        return export_report(out_dir, "masks", RELOAD, kept_parameters(pruned), units=len(pruned.space))
+
+    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+        """Loads the dense model that the masks name, checks that it is the one, and returns the smaller model."""
+        from polyprune_core import LoadedModel
+        from polyprune_core.compact import build_compact
+        from polyprune_core.maskfile import MaskFile
+        from polyprune_core.models.sources import load_model
+
+        masks = MaskFile.read(path)
+        revision = masks.recipe.get("revision")
+        base = load_model(masks.base_name, dtype=dtype, device=device, revision=revision)
+        pruned = masks.apply(base)
+        model = build_compact(pruned)
+        model.config.use_cache = False
+        identity = hashlib.sha256(base.sha256.encode() + bytes(pruned.selection.keep.tolist())).hexdigest()
+        return LoadedModel(str(path), model, base.tokenizer, identity, base.path)
+
+
+@hookimpl
+def polyprune_exporters() -> Iterator[Provider[Exporter]]:
+    yield Provider("masks", "what stays, by index, and the scores; applies to the dense model", Masks)

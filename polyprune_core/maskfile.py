@@ -1,0 +1,153 @@
+"""A pruning as a file of masks: what stays of which model, and the scores to decide it anew at another sparsity.
+
+`masks.json` says it for people; `masks.safetensors` holds `scores` (U,) float32, `keep` (U,) as bits, and of a learned
+policy `keep_prob` (U,) float32. A dense model that was read from a folder is found again relative to the masks.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyprune_core import budget
+from polyprune_core.artefact import PrunedModel
+from polyprune_core.errors import ConfigError, ModelError, PluginError
+from polyprune_core.exporting import local_path, provenance
+from polyprune_core.maskheader import Base, Header, described, read_header
+from polyprune_core.models.describe import describe
+from polyprune_core.models.sources import LoadedModel
+from polyprune_core.space import MaskSpace
+from polyprune_core.types import Policy, Scores, Selection, UnitGroup
+
+HEADER, TENSORS = "masks.json", "masks.safetensors"
+DTYPES = {"scores": torch.float32, "keep": torch.uint8, "keep_prob": torch.float32}
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """What a folder of masks holds; U units in the order of `groups`.
+
+    Attributes:
+        folder: where it was read.
+        base: name and weights hash of the dense model.
+        scores: (U,) float32, what the selection ranked.
+        keep: (U,) bool.
+        policy: the learned policy, if there was one.
+        recipe: how it was made; its `scope` and `min_keep` decide a selection at another sparsity.
+    """
+
+    folder: Path
+    base: Base
+    granularity: str
+    groups: tuple[UnitGroup, ...]
+    scores: Scores
+    keep: Tensor
+    policy: Policy | None
+    recipe: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> MaskFile:
+        """Reads what `write_masks` wrote.
+
+        Raises:
+            ModelError: a file is missing, broken or foreign, or the two do not belong together.
+        """
+        header = read_header(folder / HEADER)
+        tensors = _read_tensors(folder / TENSORS, header.units)
+        keep = torch.from_numpy(np.unpackbits(tensors["keep"].numpy(), count=header.units)).bool()
+        if not header.says(keep):
+            raise ModelError(f"{HEADER} and {TENSORS} in {folder} differ in what is kept. Export the masks again.")
+        return cls(
+            folder=folder,
+            base=header.base,
+            granularity=header.granularity,
+            groups=tuple(group.units for group in header.groups),
+            scores=Scores(tensors["scores"], header.scores),
+            keep=keep,
+            policy=Policy(tensors["keep_prob"]) if "keep_prob" in tensors else None,
+            recipe=header.recipe,
+        )
+
+    @property
+    def base_name(self) -> str:
+        """What to load the dense model by."""
+        if self.base.folder and (self.folder / self.base.folder).exists():
+            return str(self.folder / self.base.folder)
+        return self.base.name
+
+    def apply(self, base: LoadedModel, sparsity: float | None = None) -> PrunedModel:
+        """Returns the pruned model: as stored, or selected from the stored scores at another sparsity.
+
+        Raises:
+            ModelError: `base` is not the model that the masks are for.
+            BudgetError: the sparsity cannot be met.
+        """
+        if base.sha256 != self.base.sha256:
+            raise ModelError(
+                f"the masks in {self.folder} are for {self.base.name} with weights sha256 {self.base.sha256}, "
+                f"but {base.name} has {base.sha256}. Give the model that they were made from."
+            )
+        space = self._space(base)
+        if sparsity is None:
+            selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
+            return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe)
+        budget.check_sparsity(sparsity)
+        scope, min_keep = self.recipe.get("scope", "kind"), self.recipe.get("min_keep", 1)
+        if scope not in budget.SCOPES or not isinstance(min_keep, int):
+            raise ModelError(
+                f"the recipe of the masks in {self.folder} has scope {scope!r} and min_keep {min_keep!r}; a scope of "
+                f"{', '.join(budget.SCOPES)} and a whole number are needed. Export the masks again."
+            )
+        selection = budget.select(self.scores.values, space, sparsity, scope, min_keep)
+        return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe | {"sparsity": sparsity})
+
+    def _space(self, base: LoadedModel) -> MaskSpace:
+        try:
+            return MaskSpace(describe(base.model), self.groups, self.granularity)
+        except (PluginError, ConfigError) as error:
+            raise ModelError(f"the units of the masks in {self.folder} do not fit {base.name}: {error}") from error
+
+
+def write_masks(pruned: PrunedModel, folder: Path) -> None:
+    """Writes masks.json and masks.safetensors into an existing folder."""
+    from safetensors.torch import save_file
+
+    keep = pruned.selection.keep.cpu()
+    tensors = {"scores": pruned.scores.values, "keep": torch.from_numpy(np.packbits(keep.numpy()))}
+    if pruned.policy is not None:
+        tensors["keep_prob"] = pruned.policy.keep_prob
+    own = {name: tensor.detach().cpu().to(DTYPES[name]).contiguous().clone() for name, tensor in tensors.items()}
+    save_file(own, folder / TENSORS, metadata={"format": "pt"})
+    record = provenance(pruned)
+    path = local_path(pruned.base.name)
+    if path is not None:
+        record["base"]["folder"] = os.path.relpath(path.resolve(), folder.resolve())
+    groups = described(pruned.space.groups, keep)
+    Header(scores=pruned.scores.source, groups=groups, **record).write(folder / HEADER)
+
+
+def _read_tensors(path: Path, units: int) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is missing, broken or cut short ({error}). Export the masks again.") from error
+    for name in {"scores", "keep", *tensors}:
+        length = -(-units // 8) if name == "keep" else units
+        tensor = tensors.get(name)
+        usable = tensor is not None and tensor.dtype == DTYPES.get(name) and bool(tensor.isfinite().all())
+        if tensor is None or not usable or tensor.shape != (length,):
+            found = f"{tuple(tensor.shape)} {tensor.dtype}" if tensor is not None else "nothing"
+            raise ModelError(
+                f"{path} has {found} as {name!r}; {HEADER} lists {units} units, so ({length},) finite "
+                f"{DTYPES.get(name, 'nothing')} are needed. Export the masks again."
+            )
+    return tensors

@@ -1,0 +1,206 @@
+"""Who may import whom, read from the sources; and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import polyprune_core
+
+CORE = Path(polyprune_core.__file__).parent
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "polyprune_plugins"
+
+# From the ground up: a module imports its own layer and those before it. A name stands for the modules under it too,
+# unless they are named themselves. What is not named (pipeline, command line, reports, exporting) is above all of it.
+LAYERS = [
+    {"errors", "types", "models.layout", "plugins.contracts", "plugins.hookspecs"},
+    {"models", "plugins", "space", "pydocs"},
+    {"seeds", "surgery", "masking", "budget"},
+    {"policy", "objective", "scoring", "data"},
+    {"search", "evaluate"},
+]
+HEAVY = {"torch", "transformers", "datasets", "safetensors", "scipy", "numpy"}
+
+# What plugins import from inside the core, and only within functions: writing and reading models is no contract.
+INSIDE_FUNCTIONS = {
+    "exporters.huggingface": {
+        "compact",
+        "exporting",
+        "models.catalogue",
+        "models.owncode",
+        "models.progress",
+        "models.sources",
+    },
+    "exporters.masks": {"compact", "exporting", "maskfile", "models.sources"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name: `module` as written, `name` what is taken from it (empty for a plain import)."""
+
+    module: str
+    name: str
+    in_function: bool
+    line: int
+
+
+def imports(path: Path) -> list[Import]:
+    """Returns what a source file imports when it runs; blocks under TYPE_CHECKING never do."""
+
+    def walk(node: ast.AST, in_function: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for child in node.orelse:
+                yield from walk(child, in_function)
+            return
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, "", in_function, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from (Import(node.module or "", alias.name, in_function, node.lineno) for alias in node.names)
+        inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside)
+
+    return list(walk(ast.parse(path.read_text("utf-8"), str(path)), False))
+
+
+def modules(folder: Path) -> dict[str, Path]:
+    """Returns the sources below a package by dotted name, without the package's own; "" is the package itself."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+CORE_MODULES, PLUGIN_MODULES = modules(CORE), modules(PLUGINS)
+
+
+def in_core(item: Import) -> str | None:
+    """Returns the core module that an import reaches, "" for the package itself, None for one outside of the core."""
+    if item.module.split(".")[0] != "polyprune_core":
+        return None
+    lazy = polyprune_core._LAZY.get(item.name) if item.module == "polyprune_core" else None
+    module = (lazy or item.module).removeprefix("polyprune_core").removeprefix(".")
+    inner = f"{module}.{item.name}".removeprefix(".")
+    return inner if item.name and inner in CORE_MODULES else module
+
+
+def layer(module: str) -> int:
+    """Returns the layer of the longest listed name that a module falls under."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        for number, names in enumerate(LAYERS):
+            if ".".join(parts[:length]) in names:
+                return number
+    return len(LAYERS)
+
+
+def test_every_layer_names_modules_that_exist() -> None:
+    assert {name for names in LAYERS for name in names} <= set(CORE_MODULES)
+    assert set(INSIDE_FUNCTIONS) <= set(PLUGIN_MODULES)
+    assert len(PLUGIN_MODULES) > 12
+
+
+def test_the_rules_read_imports_as_python_runs_them(tmp_path) -> None:
+    source = tmp_path / "sample.py"
+    source.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import torch\nelse:\n    import json\n"
+        "def f():\n    from polyprune_core import PrunedModel, budget\n"
+        "class C:\n    import os.path\n    def m(self):\n        import polyprune_core.search\n"
+    )
+    found = imports(source)
+    assert [(i.module, i.name, i.in_function) for i in found] == [
+        ("typing", "TYPE_CHECKING", False),
+        ("json", "", False),
+        ("polyprune_core", "PrunedModel", True),
+        ("polyprune_core", "budget", True),
+        ("os.path", "", False),
+        ("polyprune_core.search", "", True),
+    ]
+    assert [in_core(i) for i in found] == [None, None, "artefact", "budget", None, "search"]
+
+
+@pytest.mark.parametrize("module", sorted(CORE_MODULES))
+def test_the_core_never_imports_the_plugins(module) -> None:
+    for item in imports(CORE_MODULES[module]):
+        assert item.module.split(".")[0] != "polyprune_plugins", f"{module}:{item.line} imports {item.module}"
+
+
+@pytest.mark.parametrize("module", sorted(set(CORE_MODULES) - {""}))
+def test_a_core_module_imports_no_layer_above_its_own(module) -> None:
+    for item in imports(CORE_MODULES[module]):
+        target = in_core(item)
+        if target:
+            assert layer(target) <= layer(module), f"{module}:{item.line} imports {target}, which is above it"
+
+
+def test_the_package_itself_loads_only_the_lowest_layer() -> None:
+    reached = {in_core(item) for item in imports(CORE_MODULES[""])} - {None}
+    assert {layer(target) for target in reached} == {0}
+
+
+def test_module_level_imports_of_the_core_have_no_cycle() -> None:
+    graph = {
+        module: {in_core(item) or "" for item in imports(path) if in_core(item) and not item.in_function} - {module}
+        for module, path in CORE_MODULES.items()
+    }
+    assert len(list(TopologicalSorter(graph).static_order())) == len(CORE_MODULES)
+
+
+@pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
+def test_a_plugin_imports_public_names_of_the_core_and_the_standard_library_only(module) -> None:
+    for item in imports(PLUGIN_MODULES[module]):
+        if item.in_function:
+            continue
+        where = f"{module}:{item.line} imports {item.module}"
+        if item.module == "polyprune_core":
+            assert item.name in polyprune_core.__all__, f"{where}.{item.name}"
+        else:
+            assert item.module.split(".")[0] in {*sys.stdlib_module_names, "__future__"}, where
+
+
+@pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
+def test_a_plugin_reaches_inside_the_core_only_where_it_is_listed(module) -> None:
+    inner = {in_core(i) for i in imports(PLUGIN_MODULES[module]) if i.in_function and i.module != "polyprune_core"}
+    assert inner - {None} <= INSIDE_FUNCTIONS.get(module, set())
+
+
+def test_no_listed_exception_is_out_of_use() -> None:
+    for module, allowed in INSIDE_FUNCTIONS.items():
+        used = {in_core(item) for item in imports(PLUGIN_MODULES[module]) if item.in_function}
+        assert allowed <= used, f"{module} no longer imports {sorted(allowed - used)}"
+
+
+@pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
+def test_no_plugin_imports_another(module) -> None:
+    assert all(item.module.split(".")[0] != "polyprune_plugins" for item in imports(PLUGIN_MODULES[module]))
+
+
+@pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
+def test_a_plugin_module_imports_nothing_heavy_at_its_top(module) -> None:
+    for item in imports(PLUGIN_MODULES[module]):
+        assert item.in_function or item.module.split(".")[0] not in HEAVY, f"{module}:{item.line}"
+
+
+def test_importing_the_core_the_command_line_and_every_plugin_loads_no_torch() -> None:
+    plugins = [f"polyprune_plugins.{name}".rstrip(".") for name in PLUGIN_MODULES]
+    program = f"""
+import importlib, sys
+sys.path[:0] = {[str(CORE.parent), str(PLUGINS.parent)]!r}
+for name in {["polyprune_core", "polyprune_core.cli", *plugins]!r}:
+    importlib.import_module(name)
+    loaded = sorted({HEAVY!r} & sys.modules.keys())
+    assert not loaded, f"{{name}} loads {{loaded}}"
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
