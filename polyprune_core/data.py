@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Role = Literal["calibration", "evaluation"]
+ROLES: tuple[Role, ...] = ("calibration", "evaluation")
 BUILTIN = {"pydocs": {"calibration": pydocs.calibration_text, "evaluation": pydocs.evaluation_text}}
 HUB_SPLIT = {"calibration": "train", "evaluation": "test"}
 

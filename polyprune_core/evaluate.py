@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from polyprune_core.objective import LOGIT_ROWS, last_hidden, losses_from_hidden
+from polyprune_core.objective import last_hidden, losses_from_hidden
+
+AGREEMENT_ROWS = 128
 
 Progress = Callable[[int, int], None]
 
@@ -73,7 +75,9 @@ def _agreement(model: nn.Module, dense: Tensor, pruned: Tensor) -> tuple[float, 
     """Returns the summed KL(dense || pruned) in nats and the number of equal top-1 predictions."""
     head = model.get_output_embeddings()
     pairs = zip(
-        dense[:, :-1].flatten(0, 1).split(LOGIT_ROWS), pruned[:, :-1].flatten(0, 1).split(LOGIT_ROWS), strict=True
+        dense[:, :-1].flatten(0, 1).split(AGREEMENT_ROWS),
+        pruned[:, :-1].flatten(0, 1).split(AGREEMENT_ROWS),
+        strict=True,
     )
     kl = same = 0.0
     for rows in pairs:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyprune_core import budget
 from polyprune_core.config import Cell, Comparison, Settings
-from polyprune_core.data import evenly_spaced, load_text, sample_windows, search_batches, token_windows
+from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batches, token_windows
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluate import Evaluation, Evaluator
 from polyprune_core.memory import PeakMemory
@@ -66,12 +66,14 @@ class Decision:
 class Harness:
     """The model under `compactor`, its texts and its plugins; use inside `with harness.compactor`."""
 
-    def __init__(self, loaded: LoadedModel, settings: Settings, registry: Registry, reporter: Reporter) -> None:
+    def __init__(
+        self, loaded: LoadedModel, texts: dict[str, Text], settings: Settings, registry: Registry, reporter: Reporter
+    ) -> None:
         self.loaded, self.settings, self.registry = loaded, settings, registry
         self.reporter = reporter
         self.layout = describe(loaded.model)
         self.compactor = Compactor(loaded.model, self.layout)
-        self.texts = {role: load_text(getattr(settings, role), role) for role in ("calibration", "evaluation")}
+        self.texts = texts
         self.calibration_windows = self._windows("calibration", settings.seq_len)
         self.evaluation_windows = evenly_spaced(self._windows("evaluation", settings.eval_seq_len), settings.limit)
         self.evaluator = Evaluator(self.evaluation_windows)

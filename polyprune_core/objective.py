@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
 
-LOGIT_ROWS = 64
+LOGIT_ROWS, FLOAT_ROWS = 256, 32
 
 
 def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
 def losses_from_hidden(model: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
     """Returns (B, T - 1) float32 nats per token from (B, T, H).
 
-    Logits exist for 64 positions at a time only, and their float32 copy is worked on in place.
+    Logits exist for 256 positions at a time only, and in float32 for 32.
     """
     head = model.get_output_embeddings()
     positions = hidden[:, :-1].flatten(0, 1).split(LOGIT_ROWS)
@@ -30,9 +30,17 @@ def losses_from_hidden(model: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    # log sum exp(logit - chosen): no maximum to find, nothing underflows. Only a loss above 88 nats can overflow.
+    if logits.requires_grad:
+        return F.cross_entropy(logits.float(), target.squeeze(1), reduction="none")
     chosen = logits.gather(1, target).float()
-    loss = logits.to(torch.float32, copy=True).sub_(chosen).exp_().sum(dim=-1).log_()
+    # log sum exp(logit - chosen): no maximum to find, nothing underflows. Only a loss above 88 nats can overflow.
+    scratch = torch.empty((FLOAT_ROWS, logits.shape[1]), dtype=torch.float32, device=logits.device)
+    loss = torch.cat(
+        [
+            scratch[: len(rows)].copy_(rows).sub_(shift).exp_().sum(dim=-1)
+            for rows, shift in zip(logits.split(FLOAT_ROWS), chosen.split(FLOAT_ROWS), strict=True)
+        ]
+    ).log_()
     if bool(loss.isfinite().all()):
         return loss
     return F.cross_entropy(logits.float(), target.squeeze(1), reduction="none")

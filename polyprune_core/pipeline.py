@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
-from polyprune_core import __version__
+import torch
+
+from polyprune_core import __version__, budget
 from polyprune_core.config import Cell, Comparison, cell_id, cells
+from polyprune_core.data import ROLES, load_text
 from polyprune_core.environment import environment
 from polyprune_core.errors import PolypruneError
 from polyprune_core.evaluate import Evaluation
@@ -52,7 +56,16 @@ def compare(
 
 
 def open_harness(config: Comparison, registry: Registry, reporter: Reporter) -> Harness:
-    """Loads the model and the texts of a comparison, and warns where the two texts are one."""
+    """Loads the texts and the model of a comparison, and checks that every budget can be met.
+
+    Raises:
+        PolypruneError: anything asked for cannot be had; nothing has been run yet.
+    """
+    texts = {role: load_text(getattr(config, role), role) for role in ROLES}
+    if texts["calibration"].sha256 == texts["evaluation"].sha256:
+        reporter.warn(
+            f"{config.evaluation} is used both to calibrate and to evaluate: its perplexities flatter every row"
+        )
     loaded = load_model(
         config.model,
         dtype=config.dtype,
@@ -61,11 +74,11 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter) -> 
         trust_remote_code=config.trust_remote_code,
         status=reporter.status,
     )
-    harness = Harness(loaded, config, registry, reporter)
-    if harness.texts["calibration"].sha256 == harness.texts["evaluation"].sha256:
-        reporter.warn(
-            f"{config.evaluation} is used both to calibrate and to evaluate: its perplexities flatter every row"
-        )
+    harness = Harness(loaded, texts, config, registry, reporter)
+    for granularity in config.granularity:
+        space = harness.space(granularity)
+        for sparsity, scope in itertools.product(config.sparsity, config.scope):
+            budget.select(torch.zeros(len(space)), space, sparsity, scope, config.min_keep)
     return harness
 
 

@@ -52,7 +52,7 @@ class Outcome:
             "cost": f"{cost.forward_tokens:,} forward tokens, {cost.backward_passes} backward passes",
         }
         lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows.items())]
-        return [*lines, "", *report.reload.strip().splitlines()]
+        return [*lines, "", *report.reload.strip().replace("(DIR", f"({str(report.path)!r}").splitlines()]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the outcome for scripts; no path of this machine."""
@@ -89,7 +89,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
         with reporter.task("perplexity of the model read back", len(evaluator.batches)) as task:
             evaluation = evaluator.dense(reloaded.model, lambda done, total: task.update(done))
         outcome = Outcome(
-            report=dataclasses.replace(report, path=output, reload=report.reload.replace(str(folder), str(output))),
+            report=dataclasses.replace(report, path=output),
             sparsity=pruned.selection.sparsity,
             dense=dense,
             in_memory=in_memory,
@@ -130,6 +130,8 @@ def _whole_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield folder
         folder.chmod(0o755)
+        for file in folder.iterdir():
+            file.chmod(0o644)
         if output.exists():
             shutil.rmtree(output)
         os.replace(folder, output)

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -58,7 +58,9 @@ def _versus(summary: Summary) -> str:
 
 def _sparsity(summary: Summary) -> str:
     row = summary.row
-    return "" if row.sparsity is None else f"{row.sparsity:g} / {row.sparsity_achieved or 0:.3f}"
+    if row.sparsity is None:
+        return ""
+    return f"{row.sparsity:g} / {'?' if row.sparsity_achieved is None else f'{row.sparsity_achieved:.3f}'}"
 
 
 def _passes(summary: Summary) -> str:
@@ -165,11 +167,12 @@ def _section(summary: Summary) -> tuple[str | None, float | None]:
     return (summary.row.granularity, summary.row.sparsity)
 
 
-def markdown(results: Results) -> str:
-    """Returns the summary as a Markdown table with its conditions below."""
+def markdown(results: Results, titles: Sequence[str] = tuple(column.title for column in COLUMNS)) -> str:
+    """Returns the summary as a Markdown table of the columns `titles`, with its conditions below."""
     summaries, differs = results.summaries(), varied(results)
-    lines = ["| criterion | " + " | ".join(c.title for c in COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
-    lines += [f"| {label(s.row, differs)} | " + " | ".join(c.text(s) for c in COLUMNS) + " |" for s in summaries]
+    chosen = [column for column in COLUMNS if column.title in titles]
+    lines = ["| criterion | " + " | ".join(c.title for c in chosen) + " |", "|---" + "|---:" * len(chosen) + "|"]
+    lines += [f"| {label(s.row, differs)} | " + " | ".join(c.text(s) for c in chosen) + " |" for s in summaries]
     return "\n".join([*lines, "", caption(results)])
 
 

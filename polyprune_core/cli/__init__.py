@@ -32,10 +32,13 @@ for command in (compare, prune, plugins):
 def main() -> None:
     """Runs the command line; a user error is one message on stderr and exit status 2."""
     try:
-        cli()
+        cli(standalone_mode=False)
     except PolypruneError as error:
         click.echo(f"polyprune: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except click.ClickException as error:
+        click.echo(f"polyprune: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
         click.echo("polyprune: interrupted; finished cells are kept.", err=True)
         sys.exit(130)

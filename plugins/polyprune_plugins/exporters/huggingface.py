@@ -23,7 +23,7 @@ RELOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(DIR{trust})
-tokenizer = AutoTokenizer.from_pretrained(DIR)
+tokenizer = AutoTokenizer.from_pretrained(DIR{trust})
 """
 
 CARD = """\
@@ -98,6 +98,7 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
     asked = "" if sparsity["asked"] is None else f" ({sparsity['asked']:.2%} asked for)"
     code = "`modeling_polyprune.py` gives each layer its own widths; read it before you trust it.\n"
     rows = {"base model": base["name"], "base weights, sha256": f"`{base['sha256']}`", **origin["recipe"]}
+    rows = {name: value for name, value in rows.items() if value is not None}
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return CARD.format(
         front="\n".join(front),
