@@ -25,7 +25,7 @@ def estimators() -> str:
     """The comparison of metrics and estimators on SmolLM2-135M."""
     results = Results.from_json(json.loads((RESULTS / "estimators.json").read_text("utf-8")))
     wanted = ("perplexity", "against its start", "n", "forward tokens", "backward passes", "KL to dense")
-    return markdown(results, ("sparsity asked / got", *wanted))
+    return markdown(results, ("sparsity asked → got", *wanted))
 
 
 def mask_evaluation() -> str:

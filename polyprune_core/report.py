@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from polyprune_core.errors import ConfigError
@@ -19,6 +21,7 @@ from polyprune_core.results import Results, Row, Summary
 
 FORMATS = ("table", "json", "csv", "markdown")
 PIPED_WIDTH = 160
+WIDE = Console(width=10_000)
 
 
 @dataclass(frozen=True)
@@ -49,36 +52,39 @@ def _perplexity(summary: Summary) -> str:
 def _versus(summary: Summary) -> str:
     if summary.versus is None:
         return ""
-    interval = summary.versus.ci95
+    ratio, interval = summary.versus.ratio, summary.versus.ci95
     if interval is None:
-        return f"×{summary.versus.ratio:.3f} (n=1)"
-    mark = {"better": " ✓", "worse": " ✗"}.get(summary.versus.verdict, " ~")
-    return f"×{summary.versus.ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]{mark}"
+        return f"×{ratio:.3f}"
+    mark = {"better": "✓", "worse": "✗"}.get(summary.versus.verdict, "~")
+    return f"×{ratio:.3f} ±{max(interval[1] - ratio, ratio - interval[0]):.3f} {mark}"
 
 
 def _sparsity(summary: Summary) -> str:
     row = summary.row
     if row.sparsity is None:
         return ""
-    return f"{row.sparsity:g} / {'?' if row.sparsity_achieved is None else f'{row.sparsity_achieved:.3f}'}"
+    return f"{row.sparsity:g} → {'?' if row.sparsity_achieved is None else f'{row.sparsity_achieved:.3f}'}"
 
 
 def _passes(summary: Summary) -> str:
     return str(summary.row.backward_passes or "") if summary.row.kind != "dense" else ""
 
 
-def _millions(count: int | None) -> str:
-    return f"{count / 1e6:.3g} M" if count else ""
+def _short(count: int | None) -> str:
+    if not count:
+        return ""
+    return f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count / 1e3:.3g} k"
 
 
 COLUMNS = (
-    Column("sparsity asked / got", _sparsity),
+    Column("sparsity asked → got", _sparsity),
     Column("perplexity", _perplexity),
     Column("against its start", _versus),
-    Column("n", lambda s: str(len(s.seeds)) if s.row.kind != "dense" else "1"),
-    Column("forward tokens", lambda s: _millions(s.row.forward_tokens)),
+    Column("n", lambda s: str(len(s.seeds) or 1)),
+    Column("forward tokens", lambda s: _short(s.row.forward_tokens)),
     Column("backward passes", _passes, optional=True),
-    Column("parameters", lambda s: _millions(s.row.parameters_kept), optional=True),
+    Column("non-finite losses", lambda s: str(s.row.non_finite_losses or "")),
+    Column("parameters", lambda s: _short(s.row.parameters_kept), optional=True),
     Column("KL to dense", lambda s: number(s.row.kl_to_dense, 3), optional=True),
     Column(
         "same top-1", lambda s: "" if s.row.top1_agreement is None else f"{s.row.top1_agreement:.1%}", optional=True
@@ -98,6 +104,7 @@ def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
     if row.kind == "search":
         name += f" → {row.estimator}"
     notes = [str(getattr(row, key)) for key in ("granularity", "scope", "scale") if key in varied and getattr(row, key)]
+    name += " ∇" if row.backward_passes else ""
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
@@ -120,8 +127,9 @@ def caption(results: Results) -> str:
         f"{model['dtype']} on {model['device']}. "
         f"Perplexity on {evaluation['name']}: {evaluation['windows']} windows of {evaluation['tokens_per_window']}; "
         f"calibrated on {texts['calibration']['name']}, {config['seq_len']}-token windows. "
-        f"Mean ± sd over n seeds. Against its start: perplexity ratio to the same metric without search, "
-        f"paired by seed, 95 % t interval: ✓ better, ✗ worse, ~ no difference shown."
+        f"Mean ± sd over n seeds. Against its start: perplexity ratio to the same metric without search, paired "
+        f"by seed, with the wider side of its 95 % t interval: ✓ better, ✗ worse, ~ no difference shown. "
+        f"∇: needs back-propagation."
     )
 
 
@@ -135,31 +143,30 @@ def varied(results: Results) -> frozenset[str]:
 
 
 def table(results: Results, width: int) -> Table:
-    """Returns the summary as a rich table of at most `width` columns where that is possible."""
+    """Returns the summary as a rich table; optional columns go, the last first, until `width` columns are enough."""
     summaries, differs = results.summaries(), varied(results)
+    filled = [column for column in COLUMNS if any(map(column.text, summaries))]
+    optional = [column for column in filled if column.optional]
+    for left_out in range(len(optional) + 1):
+        shown = [column for column in filled if column not in optional[len(optional) - left_out :]]
+        grid = _grid(summaries, differs, shown)
+        if Measurement.get(WIDE, WIDE.options, grid).minimum <= width:
+            break
+    grid.caption = caption(results)
+    return grid
+
+
+def _grid(summaries: list[Summary], differs: frozenset[str], columns: list[Column]) -> Table:
+    grid = Table(caption_justify="left", header_style="bold", pad_edge=False, box=SIMPLE_HEAD)
     names = [label(s.row, differs) for s in summaries]
-    used = max(map(len, [*names, "criterion"]))
-    grid = Table(
-        caption=caption(results),
-        caption_justify="left",
-        header_style="bold",
-        pad_edge=False,
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    grid.add_column("criterion", no_wrap=True)
-    chosen = []
-    for column in COLUMNS:
-        cells = [column.text(s) for s in summaries]
-        need = 2 + max(len(word) for word in (*cells, *column.title.split()))
-        if any(cells) and (not column.optional or used + need <= width):
-            used += need
-            chosen.append(cells)
-            grid.add_column(column.title, justify="right", no_wrap=False)
+    grid.add_column("criterion", width=max(map(len, names)))
+    for column in columns:
+        widest = max(map(len, (*map(column.text, summaries), *column.title.split())))
+        grid.add_column(column.title, justify="right", width=widest)
     for index, (name, summary) in enumerate(zip(names, summaries, strict=True)):
         following = summaries[index + 1 :][:1]
         last = bool(following) and _section(following[0]) != _section(summary)
-        grid.add_row(escape(name), *(escape(cells[index]) for cells in chosen), end_section=last)
+        grid.add_row(escape(name), *(escape(column.text(summary)) for column in columns), end_section=last)
     return grid
 
 
