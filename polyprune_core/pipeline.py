@@ -37,17 +37,19 @@ def compare(
     sources = check_plugins(config, registry)
     harness = open_harness(config, registry, reporter)
     identity = _identity(harness)
-    rows = []
+    grid = cells(config)
+    done: dict[Cell, Row] = {}
     with harness.compactor:
-        for cell in cells(config):
-            plugins = _plugins(cell, sources)
-            key = cell_id(cell, config, identity | {"plugins": plugins})
-            with store.locked(key):
-                row = store.read(key)
-                if row is None:
-                    row = _run(harness, cell, key, plugins, store)
-            rows.append(row)
-            on_row(row)
+        # A cell that another process has is left until the rest is done: processes on one store share the work.
+        for wait in (False, True):
+            for cell in [cell for cell in grid if cell not in done]:
+                plugins = _plugins(cell, sources)
+                key = cell_id(cell, config, identity | {"plugins": plugins})
+                with store.claimed(key, wait) as mine:
+                    if mine:
+                        done[cell] = store.read(key) or _run(harness, cell, key, plugins, store)
+                        on_row(done[cell])
+    rows = [done[cell] for cell in grid]
     results = Results(
         __version__, environment(), config.model_dump(mode="json"), _model(harness), _texts(harness), rows
     )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from polyprune_core.errors import ConfigError
 from polyprune_core.results import Row, finite, row_from_json
@@ -57,10 +57,21 @@ class Store:
         write_json(self.cells / f"{row.id}.json", {"row": dataclasses.asdict(row)})
 
     @contextmanager
-    def locked(self, key: str) -> Iterator[None]:
-        """Holds the cell against other processes; waits for one that has it. Freed by the system if we are killed."""
-        with FileLock(self.cells / f"{key}.lock"):
-            yield
+    def claimed(self, key: str, wait: bool) -> Iterator[bool]:
+        """Holds the cell against other processes and yields True; yields False if one has it and `wait` is False.
+
+        The system frees the cell if we are killed.
+        """
+        lock = FileLock(self.cells / f"{key}.lock", blocking=wait)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
 
 def write_json(path: Path, value: Any) -> None:
