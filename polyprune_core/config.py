@@ -90,11 +90,15 @@ class Pruning(Settings):
 
     def as_comparison(self) -> Comparison:
         """Returns the grid of one cell that this is."""
-        shared = self.model_dump(include=set(Settings.model_fields))
-        lists = {name: (getattr(self, name),) for name in ("granularity", "scope", "scale")}
+        shared: dict[str, Any] = self.model_dump(include=set(Settings.model_fields))
+        lists: dict[str, Any] = {name: (getattr(self, name),) for name in ("granularity", "scope", "scale")}
         lists |= {"seeds": (self.seed,), "sparsity": (0.2 if self.sparsity is None else self.sparsity,)}
-        searches = {"initializers": (self.initializer,), "estimators": (self.estimator,), "baselines": ()}
-        alone = {"baselines": (self.initializer,)}
+        searches: dict[str, Any] = {
+            "initializers": (self.initializer,),
+            "estimators": (self.estimator,),
+            "baselines": (),
+        }
+        alone: dict[str, Any] = {"baselines": (self.initializer,)}
         return Comparison(**shared, **lists, **(searches if self.estimator else alone))
 
 
@@ -134,7 +138,7 @@ def cells(config: Comparison) -> list[Cell]:
     grid: list[Cell] = [Cell(kind="dense")]
     for granularity in config.granularity:
         for sparsity in config.sparsity:
-            shared = {"granularity": granularity, "sparsity": sparsity}
+            shared: dict[str, Any] = {"granularity": granularity, "sparsity": sparsity}
             grid += [
                 Cell(kind="baseline", initializer=metric, scope=scope, scale=scale, seed=seed, **shared)
                 for metric in config.baselines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class Evaluator:
         return Evaluation(nll / tokens, tokens, kl / tokens, agree / tokens)
 
 
-def _agreement(model: nn.Module, dense: Tensor, pruned: Tensor) -> tuple[float, float]:
+def _agreement(model: Any, dense: Tensor, pruned: Tensor) -> tuple[float, float]:
     """Returns the summed KL(dense || pruned) in nats and the number of equal top-1 predictions."""
     head = model.get_output_embeddings()
     pairs = zip(

@@ -41,14 +41,13 @@ class Cost:
     peak_memory_mb: float | None = None
 
     def plus(self, other: Cost) -> Cost:
-        """Returns the two one after the other; peak memory is the higher."""
-        peaks = [peak for peak in (self.peak_memory_mb, other.peak_memory_mb) if peak is not None]
+        """Returns the two one after the other; peak memory is that of the latter."""
         return Cost(
             self.forward_passes + other.forward_passes,
             self.forward_tokens + other.forward_tokens,
             self.backward_passes + other.backward_passes,
             self.seconds + other.seconds,
-            max(peaks, default=None),
+            other.peak_memory_mb,
         )
 
 

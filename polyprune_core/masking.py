@@ -20,7 +20,7 @@ def gated(model: nn.Module, layout: ModelLayout, axis_keep: Mapping[str, Tensor]
     with ExitStack() as undo:
         for name, keep in axis_keep.items():
             axis = layout.axis[name]
-            reader = model.get_submodule(axis.reader)
+            reader: Any = model.get_submodule(axis.reader)
             gate = keep.repeat_interleave(axis.reader_width).to(reader.weight.device, reader.weight.dtype)
             undo.enter_context(reader.register_forward_pre_hook(_multiply_by(gate)))
             if not keep.any():  # the whole sublayer goes, its reader's bias with it

@@ -38,7 +38,7 @@ class PeakMemory:
         """Returns the peak since `restart()` in MB (10^6 bytes)."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MEGABYTE
-        return max(0, _resident_peak() - self.baseline) / MEGABYTE
+        return float(max(0, _resident_peak() - self.baseline)) / MEGABYTE
 
 
 def _trim() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
@@ -12,12 +14,13 @@ from polyprune_core.surgery import Compactor
 LOGIT_ROWS, FLOAT_ROWS = 256, 32
 
 
-def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
+def last_hidden(model: Any, ids: Tensor) -> Tensor:
     """Returns (B, T, H): what the language-model head reads."""
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden
 
 
-def losses_from_hidden(model: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
+def losses_from_hidden(model: Any, hidden: Tensor, ids: Tensor) -> Tensor:
     """Returns (B, T - 1) float32 nats per token from (B, T, H).
 
     Logits exist for 256 positions at a time only, and in float32 for 32.
@@ -46,7 +49,7 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target.squeeze(1), reduction="none")
 
 
-def token_losses(model: nn.Module, ids: Tensor) -> Tensor:
+def token_losses(model: Any, ids: Tensor) -> Tensor:
     """Returns (B, T - 1) float32: the loss of each next token in nats, for `ids` (B, T)."""
     return losses_from_hidden(model, last_hidden(model, ids), ids)
 
@@ -56,6 +59,9 @@ class Objective:
 
     def __init__(self, compactor: Compactor, space: MaskSpace) -> None:
         self.compactor, self.space = compactor, space
+        config: Any = compactor.model.config
+        self.vocabulary = int(config.vocab_size)
+        self.device = next(compactor.model.parameters()).device
         self.forward_passes = self.forward_tokens = 0
 
     @torch.inference_mode()
@@ -64,7 +70,7 @@ class Objective:
         values = []
         for mask in masks:
             with self.compactor.applied(self.space.axis_keep(mask)) as model:
-                values.append(token_losses(model, ids.to(model.device)).mean())
+                values.append(token_losses(model, ids.to(self.device)).mean())
             self.forward_passes += 1
             self.forward_tokens += ids.numel()
         return torch.stack(values).cpu()

@@ -11,7 +11,7 @@ import torch
 
 from polyprune_core import __version__, budget
 from polyprune_core.config import Cell, Comparison, cell_id, cells
-from polyprune_core.data import ROLES, load_text
+from polyprune_core.data import ROLES, Text, load_text
 from polyprune_core.environment import environment
 from polyprune_core.errors import PolypruneError
 from polyprune_core.evaluate import Evaluation
@@ -63,7 +63,7 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter) -> 
     Raises:
         PolypruneError: anything asked for cannot be had; nothing has been run yet.
     """
-    texts = {role: load_text(getattr(config, role), role) for role in ROLES}
+    texts: dict[str, Text] = {role: load_text(getattr(config, role), role) for role in ROLES}
     if texts["calibration"].sha256 == texts["evaluation"].sha256:
         reporter.warn(
             f"{config.evaluation} is used both to calibrate and to evaluate: its perplexities flatter every row"

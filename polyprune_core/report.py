@@ -174,10 +174,10 @@ def _section(summary: Summary) -> tuple[str | None, float | None]:
     return (summary.row.granularity, summary.row.sparsity)
 
 
-def markdown(results: Results, titles: Sequence[str] = tuple(column.title for column in COLUMNS)) -> str:
-    """Returns the summary as a Markdown table of the columns `titles`, with its conditions below."""
+def markdown(results: Results, titles: Sequence[str] | None = None) -> str:
+    """Returns the summary as a Markdown table with its conditions below; of the columns `titles`, or of all."""
     summaries, differs = results.summaries(), varied(results)
-    chosen = [column for column in COLUMNS if column.title in titles]
+    chosen = [column for column in COLUMNS if titles is None or column.title in titles]
     lines = ["| criterion | " + " | ".join(c.title for c in chosen) + " |", "|---" + "|---:" * len(chosen) + "|"]
     lines += [f"| {label(s.row, differs)} | " + " | ".join(c.text(s) for c in chosen) + " |" for s in summaries]
     return "\n".join([*lines, "", caption(results)])

@@ -77,7 +77,7 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values; a number that is not finite becomes null."""
-        return finite(
+        record: dict[str, Any] = finite(
             {
                 "schema": SCHEMA,
                 "polyprune": self.polyprune,
@@ -89,6 +89,7 @@ class Results:
                 "summary": [_summary_json(summary) for summary in self.summaries()],
             }
         )
+        return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Results:
@@ -98,11 +99,9 @@ class Results:
 
 
 def row_from_json(record: dict[str, Any]) -> Row:
-    """Reads one row; an overflowed perplexity comes back as infinity."""
-    row = Row(**record)
-    if row.status == "ok" and row.perplexity is None:
-        row = dataclasses.replace(row, perplexity=math.inf)
-    return row
+    """Reads one row; what is not finite was written as null and comes back as infinity."""
+    overflowed = [name for name in ("perplexity", "nll") if record.get("status") == "ok" and record[name] is None]
+    return Row(**record | dict.fromkeys(overflowed, math.inf))
 
 
 def finite(value: Any) -> Any:
@@ -132,8 +131,8 @@ def _summarise(rows: list[Row], everything: Iterable[Row]) -> Summary:
     return Summary(
         row=(done or rows)[0],
         seeds=tuple(row.seed for row in done if row.seed is not None),
-        perplexity=sample([row.perplexity for row in done]) if done else None,
-        log_perplexity=sample([row.nll for row in done]) if done else None,
+        perplexity=sample([row.perplexity or math.inf for row in done]) if done else None,
+        log_perplexity=sample([row.nll or 0.0 for row in done]) if done else None,
         versus=versus,
         failed=len(rows) - len(done),
     )

@@ -64,7 +64,7 @@ def search(
     space, trace = objective.space, Trace()
     state: State = None
     exponent = PRECONDITIONERS[estimator.precondition or options.precondition]
-    worst = math.log(objective.compactor.model.config.vocab_size)
+    worst = math.log(objective.vocabulary)
     passes, tokens = objective.forward_passes, objective.forward_tokens
     start = time.perf_counter()
     for step in range(options.steps):

@@ -98,7 +98,7 @@ class MaskSpace:
         """
 
         def entries(axis: Axis) -> Tensor:
-            weight = model.get_submodule(axis.reader).weight.detach().float()
+            weight = model.get_parameter(f"{axis.reader}.weight").detach().float()
             return importance(axis.name, weight).view(axis.size, -1).sum(dim=1)
 
         return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})

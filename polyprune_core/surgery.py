@@ -133,7 +133,7 @@ class _Sublayer:
 
     def _compact_forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.index is not None and not len(self.index):
-            return self._nothing(kwargs.get("hidden_states", args[0] if args else None))
+            return self._nothing(args[0] if args else kwargs["hidden_states"])
         try:
             for slot, (cut, parameter) in enumerate(self.parts):
                 parameter.data = self._whole(slot, cut) if self.index is None else self._kept(slot, cut, self.index)

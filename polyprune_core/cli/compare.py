@@ -71,7 +71,7 @@ def compare(config: Path | None, output: Path, form: str, quiet: bool, **values:
     from polyprune_core.store import Store
 
     results = run(
-        request, registry, Store(output), TerminalReporter(console), lambda row: console.print(report.line(row))
+        request, registry, Store(output), TerminalReporter(console), lambda row: console.print(report.line(row), soft_wrap=True)
     )
     report.write(results, form)
     failed = sum(row.status == "failed" for row in results.rows)

@@ -21,7 +21,7 @@ def stderr(quiet: bool = False) -> Console:
 def show_problems(registry: Registry, console: Console) -> None:
     """One line for each plugin that cannot be used."""
     for problem in registry.problems:
-        console.print(f"[yellow]plugin not usable:[/] {escape(str(problem))}")
+        console.print(f"[yellow]plugin not usable:[/] {escape(str(problem))}", soft_wrap=True)
 
 
 class TerminalReporter(Reporter):
@@ -31,10 +31,10 @@ class TerminalReporter(Reporter):
         self.console = console
 
     def status(self, text: str) -> None:
-        self.console.print(f"[dim]{escape(text)}[/]")
+        self.console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {escape(text)}")
+        self.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:

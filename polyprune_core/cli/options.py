@@ -9,7 +9,7 @@ from typing import Any
 import rich_click as click
 
 
-class CommaList(click.ParamType):
+class CommaList(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
     """A comma-separated list; "none" is the empty one."""
 
     name = "LIST"
@@ -26,7 +26,7 @@ class CommaList(click.ParamType):
         try:
             return tuple(self.item(part.strip()) for part in value.split(",") if part.strip())
         except ValueError:
-            kind = {float: "numbers", int: "whole numbers"}.get(self.item, "values")
+            kind = "whole numbers" if self.item is int else "numbers"
             self.fail(f"{value!r} is not a comma-separated list of {kind}.", param, ctx)
 
 

@@ -20,7 +20,7 @@ def families() -> dict[str, dict[str, Any]]:
     return tomllib.loads(files("polyprune_core.models").joinpath("families.toml").read_text("utf-8"))
 
 
-def describe(model: nn.Module) -> ModelLayout:
+def describe(model: Any) -> ModelLayout:
     """Returns the layout of a causal language model.
 
     Raises:
@@ -54,7 +54,7 @@ def _has(layer: nn.Module, name: str) -> bool:
     return isinstance(getattr(layer, name, None), nn.Module)
 
 
-def _axis(model: nn.Module, prefix: str, layer: int, pattern: dict[str, Any], model_type: str) -> Axis:
+def _axis(model: Any, prefix: str, layer: int, pattern: dict[str, Any], model_type: str) -> Axis:
     module_name = f"{prefix}.{pattern['module']}"
     module = model.get_submodule(module_name)
     missing = [

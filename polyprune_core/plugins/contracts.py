@@ -69,10 +69,21 @@ class GradientEstimator(Protocol):
     treat what it returns, whatever the run's own setting ("none": take it as it is).
     """
 
-    min_masks: int
-    mask_multiple: int
-    unbiased: bool
-    precondition: str | None
+    @property
+    def min_masks(self) -> int:
+        """Fewest masks a step."""
+
+    @property
+    def mask_multiple(self) -> int:
+        """The masks of a step are a multiple of this."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the expectation of `gradient` is the exact gradient."""
+
+    @property
+    def precondition(self) -> str | None:
+        """How the search must treat what `gradient` returns, or None."""
 
     def sample(self, policy: Policy, num_masks: int, rng: torch.Generator) -> MaskBatch:
         """Draws `num_masks` masks, each with unit i kept with probability keep_prob[i]."""

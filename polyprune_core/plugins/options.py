@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 from polyprune_core.errors import PluginError, unknown_name
 from polyprune_core.plugins.contracts import Provider
@@ -40,7 +40,7 @@ def build(kind: str, provider: Provider[Any], options: dict[str, str]) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(provider.factory).validate_python(options)
+        return TypeAdapter(cast(Any, provider.factory)).validate_python(options)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -31,7 +31,7 @@ class FakeObjective:
 
     def __init__(self, space, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self.space, self.loss = space, loss
-        self.compactor = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY)))
+        self.vocabulary = VOCABULARY
         self.forward_passes = self.forward_tokens = 0
 
     def losses(self, masks: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,232 @@
+"""What an estimator owes: masks drawn from the policy, and the gradient of the expected loss on average.
+
+U = 4 units, so that the expected loss is a sum over 16 masks and its gradient is known exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Mapping
+from functools import cache
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyprune_core.budget import EPS
+from polyprune_core.errors import ConfigError
+from polyprune_core.plugins.contracts import State
+from polyprune_core.plugins.registry import Registered
+from polyprune_core.search import PRECONDITIONERS, check_estimator
+from polyprune_core.seeds import generator
+from polyprune_core.testing.checking import NotRun, check, global_randomness_unused, made, require
+from polyprune_core.types import MaskBatch, Policy
+
+KEEP_PROB = torch.tensor([0.2, 0.5, 0.35, 0.8])
+UNITS = len(KEEP_PROB)
+DRAWS, STEPS = 20_000, 2500
+LIMIT = 5.0  # standard errors; an estimator without fault exceeds it once in 100,000 changes of its random numbers
+DECLARES, DRAWS_MASKS, GRADIENT = "properties_are_declared", "sample_draws_masks", "gradient_is_one_number_a_unit"
+USES_NO_RANDOMNESS, MARGINALS = "estimating_uses_no_global_randomness", "units_are_kept_with_their_probability"
+
+
+def _loss(masks: Tensor) -> Tensor:
+    """Returns (K,) float32: an arbitrary loss of masks (K, 4), of every order, no two units alike."""
+    m = masks.double()
+    linear = m @ torch.tensor([-1.3, 0.7, 0.4, -2.1], dtype=torch.float64)
+    return (4 + linear + 1.5 * m[:, 0] * m[:, 1] - m[:, 2] * m[:, 3] + 0.8 * m[:, 0] * m[:, 2] * m[:, 3]).float()
+
+
+@cache
+def _exact_gradient() -> Tensor:
+    """Returns (4,) float64: d/ds of the sum over all masks of p(mask) loss(mask)."""
+    masks = torch.tensor(list(product([False, True], repeat=UNITS)))
+    s = KEEP_PROB.double().requires_grad_(True)
+    probability = torch.where(masks, s, 1 - s).prod(dim=1)
+    return torch.autograd.grad(probability @ _loss(masks).double(), s)[0]
+
+
+def _num_masks(estimator: Any, at_least: int) -> int:
+    multiple = int(estimator.mask_multiple)
+    return -(-max(int(estimator.min_masks), at_least) // multiple) * multiple
+
+
+def _step(estimator: Any, num_masks: int, seed: str, state: State = None) -> tuple[Tensor, State]:
+    policy = Policy(KEEP_PROB.clone())
+    batch = estimator.sample(policy, num_masks, generator(0, seed))
+    result: tuple[Tensor, State] = estimator.gradient(policy, batch, _loss(batch.masks), state)
+    return result
+
+
+def _run(estimator: Any, steps: range, state: State) -> tuple[list[Tensor], State]:
+    num_masks, gradients = _num_masks(estimator, 2), []
+    for step in steps:
+        gradient, state = _step(estimator, num_masks, f"step {step}", state)
+        gradients.append(gradient)
+    return gradients, state
+
+
+@check("estimator", "builds_with_its_defaults")
+def properties_are_declared(plugin: Registered) -> None:
+    """min_masks, mask_multiple, unbiased and precondition are there, and core refuses a step with too few masks."""
+    estimator = made(plugin)
+    for name in ("min_masks", "mask_multiple"):
+        value = getattr(estimator, name, None)
+        require(type(value) is int and value >= 1, f"{name} is {value!r}; a whole number above 0 is needed")
+    require(type(getattr(estimator, "unbiased", None)) is bool, "unbiased is not True or False")
+    known = (None, *PRECONDITIONERS)
+    require(getattr(estimator, "precondition", "") in known, f"precondition is not one of {known}")
+    check_estimator(plugin.provider.name, estimator, _num_masks(estimator, 1))
+    try:
+        check_estimator(plugin.provider.name, estimator, estimator.min_masks - 1)
+    except ConfigError:
+        return
+    raise AssertionError("a step with fewer masks than min_masks is not refused")
+
+
+@check("estimator", DECLARES)
+def sample_draws_masks(plugin: Registered) -> None:
+    """A draw is a MaskBatch with masks (K, U) of truth values, for the smallest and for larger K."""
+    estimator = made(plugin)
+    for num_masks in (_num_masks(estimator, 1), _num_masks(estimator, 6)):
+        batch = estimator.sample(Policy(KEEP_PROB.clone()), num_masks, generator(0, "draw"))
+        require(isinstance(batch, MaskBatch), f"sample returns a {type(batch).__name__}, not a MaskBatch")
+        found = (tuple(batch.masks.shape), batch.masks.dtype)
+        expected = ((num_masks, UNITS), torch.bool)
+        require(found == expected, f"masks are {found[1]} of shape {found[0]}, not {expected[1]} of {expected[0]}")
+
+
+@check("estimator", DRAWS_MASKS)
+def estimating_uses_no_global_randomness(plugin: Registered) -> None:
+    """Neither drawing nor estimating touches a generator that others share."""
+    estimator = made(plugin)
+    with global_randomness_unused():
+        _step(estimator, _num_masks(estimator, 2), "draw")
+
+
+@check("estimator", DRAWS_MASKS, USES_NO_RANDOMNESS)
+def same_seed_draws_the_same_masks(plugin: Registered) -> None:
+    """Masks come from the generator that is given: the same state of it, the same masks."""
+    estimator, policy = made(plugin), Policy(torch.full((50,), 0.5))
+    first, again = (
+        estimator.sample(policy, _num_masks(estimator, 4), generator(1, "draw")).masks for estimator in (estimator,) * 2
+    )
+    require(torch.equal(first, again), "one seed drew two different sets of masks")
+
+
+@check("estimator", DRAWS_MASKS, USES_NO_RANDOMNESS)
+def every_draw_is_a_new_one(plugin: Registered) -> None:
+    """Drawing advances the generator, and another seed draws other masks."""
+    estimator, policy, rng = made(plugin), Policy(torch.full((50,), 0.5)), generator(1, "draw")
+    num_masks = _num_masks(estimator, 4)
+    first, second, other = (estimator.sample(policy, num_masks, r).masks for r in (rng, rng, generator(2, "draw")))
+    require(not torch.equal(first, second), "two draws from one generator are the same masks")
+    require(not torch.equal(first, other), "two seeds drew the same masks")
+
+
+@check("estimator", DRAWS_MASKS)
+def units_are_kept_with_their_probability(plugin: Registered) -> None:
+    """Every mask of a step keeps unit i with probability keep_prob[i], whatever its place in the step."""
+    estimator = made(plugin)
+    num_masks = _num_masks(estimator, DRAWS)
+    masks = estimator.sample(Policy(KEEP_PROB.clone()), num_masks, generator(0, "marginals")).masks
+    for place in range(estimator.mask_multiple):
+        part = masks[place :: estimator.mask_multiple].double()
+        z = (part.mean(0) - KEEP_PROB) / (KEEP_PROB * (1 - KEEP_PROB) / len(part)).sqrt()
+        shares = [round(share, 3) for share in part.mean(0).tolist()]
+        probabilities = [round(p, 3) for p in KEEP_PROB.tolist()]
+        require(z.abs().max() < LIMIT, f"units of keep_prob {probabilities} are kept in shares {shares}")
+
+
+@check("estimator", DRAWS_MASKS)
+def gradient_is_one_number_a_unit(plugin: Registered) -> None:
+    """The gradient is (U,) finite float32, already with the fewest masks that the estimator says it needs."""
+    estimator = made(plugin)
+    for num_masks in (_num_masks(estimator, 1), _num_masks(estimator, 6)):
+        gradient, _ = _step(estimator, num_masks, "draw")
+        found = (tuple(gradient.shape), gradient.dtype)
+        expected = ((UNITS,), torch.float32)
+        where = f"with {num_masks} masks the gradient"
+        require(found == expected, f"{where} is {found[1]} of shape {found[0]}, not {expected[1]} of {expected[0]}")
+        require(gradient.isfinite().all(), f"{where} is {gradient.tolist()}")
+
+
+@check("estimator", GRADIENT, MARGINALS)
+def gradient_is_unbiased(plugin: Registered) -> None:
+    """On average, at the first step and given any past, the gradient is the exact one; not for `unbiased = False`."""
+    estimator = made(plugin)
+    if not estimator.unbiased:
+        raise NotRun("it says that it is biased (unbiased = False)")
+    _, past = _run(estimator, range(3), None)
+    for num_masks in {_num_masks(estimator, 2), _num_masks(estimator, 4)}:
+        for when, state in {"at the first step": None, "after three steps": past}.items():
+            _require_unbiased(estimator, num_masks, state, f"{when}, with {num_masks} masks")
+
+
+def _require_unbiased(estimator: Any, num_masks: int, state: State, where: str) -> None:
+    policy, rng, exact = Policy(KEEP_PROB.clone()), generator(0, where), _exact_gradient()
+    found = []
+    for _ in range(STEPS):
+        batch = estimator.sample(policy, num_masks, rng)
+        found.append(estimator.gradient(policy, batch, _loss(batch.masks), copy.copy(state))[0].double())
+    drawn = torch.stack(found)
+    # The share along the exact gradient, 1 without bias, finds a wrong factor that no unit alone would show.
+    statistics = torch.cat([drawn, (drawn @ exact / (exact @ exact))[:, None]], dim=1)
+    expected = torch.cat([exact, torch.ones(1, dtype=torch.float64)])
+    error = statistics.std(0) / STEPS**0.5 + 1e-6
+    z = (statistics.mean(0) - expected) / error
+    mean = [round(value, 3) for value in drawn.mean(0).tolist()]
+    message = f"{where} the mean of {STEPS} estimates is {mean}, the exact gradient {[round(v, 3) for v in exact.tolist()]}"
+    require(z.abs().max() < LIMIT, f"{message}: {float(z.abs().max()):.1f} standard errors apart")
+
+
+@check("estimator", GRADIENT)
+def gradient_is_finite_at_the_ends(plugin: Registered) -> None:
+    """Keep probabilities at the ends of their range, and the least likely masks, give finite numbers."""
+    estimator = made(plugin)
+    policy = Policy(torch.tensor([EPS, 1 - EPS] * 2))
+    num_masks = _num_masks(estimator, 2)
+    _, past = _run(estimator, range(2), None)
+    for pattern in ([[1, 0, 1, 0]], [[0, 1, 0, 1]], [[1, 1, 1, 1], [0, 0, 0, 0]], [[1, 0, 0, 1], [0, 1, 1, 0]]):
+        masks = torch.tensor(pattern).bool().repeat(num_masks, 1)[:num_masks]
+        batch = MaskBatch(masks, torch.where(masks, 0.5 * policy.keep_prob, 0.5 + 0.5 * policy.keep_prob))
+        for state in (None, past):
+            gradient, _ = estimator.gradient(policy, batch, torch.linspace(3, 12, num_masks), copy.copy(state))
+            require(gradient.isfinite().all(), f"at keep_prob {policy.keep_prob.tolist()} it is {gradient.tolist()}")
+
+
+@check("estimator", GRADIENT)
+def inputs_are_left_alone(plugin: Registered) -> None:
+    """Policy, masks, noise, losses and state are not written to."""
+    estimator = made(plugin)
+    policy = Policy(KEEP_PROB.clone())
+    _, state = _run(estimator, range(2), None)
+    batch = estimator.sample(policy, _num_masks(estimator, 4), generator(0, "draw"))
+    losses = _loss(batch.masks)
+    given = {"policy": policy, "masks": batch.masks, "noise": batch.noise, "losses": losses, "state": state}
+    before = {name: pickle.dumps(value) for name, value in given.items()}
+    estimator.gradient(policy, batch, losses, state)
+    changed = [name for name, value in given.items() if pickle.dumps(value) != before[name]]
+    require(not changed, f"changed in place: {', '.join(changed)}")
+
+
+@check("estimator", GRADIENT)
+def state_holds_numbers_and_tensors(plugin: Registered) -> None:
+    """The state is None, or a mapping of names to numbers and tensors, so that it can be stored between steps."""
+    _, state = _run(made(plugin), range(2), None)
+    require(state is None or isinstance(state, Mapping), f"the state is a {type(state).__name__}")
+    for name, value in (state or {}).items():
+        fits = isinstance(name, str) and isinstance(value, int | float | Tensor)
+        require(fits, f"the state holds {name!r}: a {type(value).__name__}")
+
+
+@check("estimator", GRADIENT, "same_seed_draws_the_same_masks", "state_holds_numbers_and_tensors")
+def resumed_run_equals_unbroken_run(plugin: Registered) -> None:
+    """With its state stored and read back, an estimator made anew continues bit for bit."""
+    unbroken, end = _run(made(plugin), range(6), None)
+    _, middle = _run(made(plugin), range(3), None)
+    resumed, last = _run(made(plugin), range(3, 6), pickle.loads(pickle.dumps(middle)))
+    require(all(torch.equal(a, b) for a, b in zip(unbroken[3:], resumed, strict=True)), "the gradients differ")
+    require(pickle.dumps(end) == pickle.dumps(last), "the states differ")

@@ -1,0 +1,135 @@
+"""What a granularity owes: units that divide the model's axes, cost something, and can be removed in every form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from polyprune_core.errors import PolypruneError
+from polyprune_core.masking import gated
+from polyprune_core.models.describe import describe
+from polyprune_core.plugins.registry import Registered
+from polyprune_core.seeds import generator
+from polyprune_core.space import MaskSpace
+from polyprune_core.surgery import Compactor
+from polyprune_core.testing.checking import check, global_randomness_unused, made, require, require_close
+from polyprune_core.testing.tiny import FAMILIES, tiny_model, tiny_windows
+
+DIVIDES, USES_NO_RANDOMNESS = "units_divide_the_axes", "groups_use_no_global_randomness"
+# Float32 sums in another order, over three layers.
+ROUNDING = 1e-5
+
+
+def _models(plugin: Registered) -> Iterator[tuple[nn.Module, MaskSpace]]:
+    for family in FAMILIES:
+        model = tiny_model(family)
+        layout = describe(model)
+        yield model, MaskSpace(layout, made(plugin).groups(layout), plugin.provider.name)
+
+
+def _masks(space: MaskSpace) -> Iterator[Tensor]:
+    for share in (0.2, 0.5, 0.9):
+        yield torch.rand(len(space), generator=generator(0, f"masks {share}")) < share
+
+
+@torch.no_grad()
+def _logits(model: nn.Module) -> Tensor:
+    logits: Tensor = model(input_ids=tiny_windows(), use_cache=False).logits
+    return logits
+
+
+def _gate(model: nn.Module, space: MaskSpace, keep: Tensor) -> Tensor:
+    with gated(model, space.layout, space.axis_keep(keep)):
+        return _logits(model)
+
+
+def _compact(model: nn.Module, space: MaskSpace, keep: Tensor) -> Tensor:
+    with Compactor(model, space.layout) as compactor, compactor.applied(space.axis_keep(keep)):
+        return _logits(model)
+
+
+def _zeroed(model: nn.Module, space: MaskSpace, keep: Tensor) -> Tensor:
+    for name, entries in space.axis_keep(keep).items():
+        axis = space.layout.axis[name]
+        for cut in axis.cuts:
+            weight = model.get_parameter(cut.parameter).data.transpose(0, cut.dim)
+            weight[~entries.repeat_interleave(cut.width)] = 0
+    return _logits(model)
+
+
+@check("granularity", "builds_with_its_defaults")
+def units_divide_the_axes(plugin: Registered) -> None:
+    """Each axis that is named is divided among the units of one group: no entry twice, none left over."""
+    for family in FAMILIES:
+        layout = describe(tiny_model(family))
+        try:
+            MaskSpace(layout, made(plugin).groups(layout), plugin.provider.name)
+        except PolypruneError as error:
+            raise AssertionError(f"the units of a tiny {family} cannot be used: {error}") from error
+
+
+@check("granularity", "builds_with_its_defaults")
+def groups_use_no_global_randomness(plugin: Registered) -> None:
+    """Listing the units neither draws from nor seeds a generator that others share."""
+    layout = describe(tiny_model())
+    with global_randomness_unused():
+        made(plugin).groups(layout)
+
+
+@check("granularity", DIVIDES)
+def every_unit_costs_something(plugin: Registered) -> None:
+    """Removing any unit removes parameters."""
+    for _, space in _models(plugin):
+        free = (space.cost <= 0).nonzero().flatten().tolist()
+        require(not free, f"{len(free)} of {len(space)} units cost nothing, the first is unit {free[:1]}")
+
+
+@check("granularity", DIVIDES)
+def groups_follow_the_layers(plugin: Registered) -> None:
+    """There is one group for each kind and layer, in layer order, and it owns axes of that layer only."""
+    for _, space in _models(plugin):
+        for kind in space.kinds:
+            layers = [group.layer for group in space.groups if group.kind == kind]
+            require(layers == sorted(set(layers)), f"the groups of kind {kind!r} are those of layers {layers}")
+        for group in space.groups:
+            owned = {space.layout.axis[name].layer for name, _ in group.spans}
+            require(owned <= {group.layer}, f"a group of layer {group.layer} owns axes of layers {sorted(owned)}")
+
+
+@check("granularity", DIVIDES, USES_NO_RANDOMNESS)
+def same_model_gives_the_same_units(plugin: Registered) -> None:
+    """Asked again, also when made anew, it lists the same units in the same order."""
+    layout = describe(tiny_model())
+    granularity = made(plugin)
+    first, again, anew = (list(g.groups(layout)) for g in (granularity, granularity, made(plugin)))
+    require(first == again == anew, "the groups differ from one call to the next")
+
+
+@check("granularity", DIVIDES)
+def keeping_all_units_changes_no_bit(plugin: Registered) -> None:
+    """With every unit kept, gated and compacted models give the bits of the untouched one."""
+    for model, space in _models(plugin):
+        keep, whole = torch.ones(len(space), dtype=torch.bool), _logits(model)
+        forms: dict[str, Callable[[nn.Module, MaskSpace, Tensor], Tensor]] = {"gated": _gate, "compacted": _compact}
+        for name, form in forms.items():
+            require(torch.equal(form(model, space, keep), whole), f"the {name} model is another with all units kept")
+
+
+@check("granularity", DIVIDES)
+def gating_equals_zeroing(plugin: Registered) -> None:
+    """Multiplying by the mask gives the bits of a model whose removed weights are zero."""
+    for model, space in _models(plugin):
+        for keep in _masks(space):
+            found, expected = _gate(model, space, keep), _zeroed(tiny_model(model.config.model_type), space, keep)
+            require(torch.equal(found, expected), f"with {int((~keep).sum())} of {len(space)} units removed they differ")
+
+
+@check("granularity", DIVIDES)
+def gating_equals_compaction(plugin: Registered) -> None:
+    """Multiplying by the mask gives what the smaller model gives, within rounding."""
+    for model, space in _models(plugin):
+        for keep in _masks(space):
+            what = f"{int((~keep).sum())} of {len(space)} units removed"
+            require_close(_compact(model, space, keep), _gate(model, space, keep), ROUNDING, what)

@@ -1,0 +1,244 @@
+"""What an initializer owes: one finite score a unit, from the model and the text alone, and a model left as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.plugins.registry import Registered
+from polyprune_core.scoring import Calibration
+from polyprune_core.testing.checking import NotRun, check, global_randomness_unused, made, require, require_close
+from polyprune_core.testing.tiny import FAMILIES, tiny_calibration, tiny_model, tiny_space, tiny_windows
+
+# What a metric may be made for; one that refuses a choice with ConfigError or PluginError is checked on the others.
+CHOICES = ("head+channel", "channel", "head", "attention+mlp", "layer")
+SCORES, USES_NO_RANDOMNESS = "scores_are_one_finite_number_a_unit", "scoring_uses_no_global_randomness"
+REPEATS = "same_calibration_gives_the_same_scores"
+UNCHANGED = ("weights_are_left_alone", "no_hook_is_left_behind", "flags_and_attributes_are_left_alone")
+SUMMATION = 1e-5  # float32 sums taken in another order, relative to the largest score
+
+
+def _score(
+    plugin: Registered, model: nn.Module, units: str | None = None, calibration: Calibration | None = None
+) -> Tensor:
+    """Returns (U,) scores of a model's units."""
+    space = tiny_space(model, units or _accepted(plugin)[0])
+    scores: Any = made(plugin).score(model, space, calibration or tiny_calibration(model))
+    ours: Tensor = scores.detach().clone() if isinstance(scores, Tensor) else scores
+    return ours
+
+
+def _accepted(plugin: Registered) -> list[str]:
+    accepted, refusals = [], []
+    for units in CHOICES:
+        try:
+            _score(plugin, tiny_model(), units)
+            accepted.append(units)
+        except (ConfigError, PluginError) as error:
+            refusals.append(f"{units}: {error}")
+    require(accepted, f"it scores units of no kind: {'; '.join(refusals)}")
+    return accepted
+
+
+def _with_channels(plugin: Registered) -> str:
+    for units in _accepted(plugin):
+        if "channel" in units:
+            return units
+    raise NotRun("it does not score channels")
+
+
+def _channels(model: nn.Module, units: str, layer: int) -> slice:
+    space = tiny_space(model, units)
+    wanted = [group.kind == "channel" and group.layer == layer for group in space.groups]
+    return space.slices()[wanted.index(True)]
+
+
+def _edit_channels(model: nn.Module, layer: int, change: Callable[[Tensor], Tensor]) -> None:
+    """Replaces the weights of an MLP; `change` gets them with one row a channel."""
+    mlp: Any = model.get_submodule(f"model.layers.{layer}.mlp")
+    for linear in (mlp.gate_proj, mlp.up_proj):
+        linear.weight.data = change(linear.weight.data)
+    mlp.down_proj.weight.data = change(mlp.down_proj.weight.data.t()).t().contiguous()
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _same_weights(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    now = model.state_dict()
+    return now.keys() == before.keys() and all(
+        tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]) for name, tensor in now.items()
+    )
+
+
+def _hooks(model: nn.Module) -> list[tuple[str, list[int]]]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = [(name, [len(getattr(m, kind)) for kind in kinds]) for name, m in model.named_modules()]
+    parameter_kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    tensors = [(name, [len(getattr(p, kind) or ()) for kind in parameter_kinds]) for name, p in model.named_parameters()]
+    return modules + tensors
+
+
+def _flags(model: nn.Module) -> dict[str, Any]:
+    parameters = dict(model.named_parameters())
+    return {
+        "requires_grad": {name: p.requires_grad for name, p in parameters.items()},
+        "grad": {name: p.grad is None for name, p in parameters.items()},
+        "training": {name: module.training for name, module in model.named_modules()},
+        "attributes of modules": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "configuration": model.config.to_dict(),  # type: ignore[operator,union-attr]
+        "gradient mode": torch.is_grad_enabled(),
+    }
+
+
+def _mixed_model() -> nn.Module:
+    """Returns a model that is partly in training mode and partly trainable, as a caller may have left it."""
+    model = tiny_model("qwen2")
+    model.get_submodule("model.layers.1").train().requires_grad_(True)
+    return model
+
+
+def _require_same_flags(model: nn.Module, before: dict[str, Any]) -> None:
+    changed = [name for name, value in _flags(model).items() if value != before[name]]
+    require(not changed, f"changed and not put back: {', '.join(changed)}")
+
+
+@check("initializer", "builds_with_its_defaults")
+def scores_are_one_finite_number_a_unit(plugin: Registered) -> None:
+    """Scores are (U,) finite floating-point numbers, for every family and every choice of units it accepts."""
+    for units in _accepted(plugin):
+        for family in FAMILIES:
+            model = tiny_model(family)
+            scores = _score(plugin, model, units)
+            what = f"{units} of {family}"
+            require(isinstance(scores, Tensor), f"{what}: a {type(scores).__name__} is no tensor")
+            expected = (len(tiny_space(model, units)),)
+            require(tuple(scores.shape) == expected, f"{what}: the shape is {tuple(scores.shape)}, not {expected}")
+            require(scores.is_floating_point(), f"{what}: {scores.dtype} are no floating-point numbers")
+            wrong = int((~scores.isfinite()).sum())
+            require(not wrong, f"{what}: {wrong} of {len(scores)} scores are not finite")
+
+
+@check("initializer", SCORES)
+def needs_are_declared(plugin: Registered) -> None:
+    """A metric that reads text declares `calibration`, one that back-propagates through it `gradients`."""
+    model = tiny_model()
+    calibration = tiny_calibration(model)
+    _score(plugin, model, calibration=calibration)
+    for need, passes in (("calibration", calibration.forward_passes), ("gradients", calibration.backward_passes)):
+        require(need in plugin.provider.needs or not passes, f"it made {passes} passes; add {need!r} to its needs")
+
+
+@check("initializer", SCORES)
+def scoring_uses_no_global_randomness(plugin: Registered) -> None:
+    """Scoring neither draws from nor seeds a generator that others share: there is `calibration.rng`."""
+    model = tiny_model()
+    units = _accepted(plugin)[0]
+    with global_randomness_unused():
+        _score(plugin, model, units)
+
+
+@check("initializer", SCORES, USES_NO_RANDOMNESS)
+def same_calibration_gives_the_same_scores(plugin: Registered) -> None:
+    """The same model, text and seed give the same bits."""
+    require(torch.equal(_score(plugin, tiny_model()), _score(plugin, tiny_model())), "two runs gave different scores")
+
+
+@check("initializer", SCORES, REPEATS)
+def permuted_channels_have_permuted_scores(plugin: Registered) -> None:
+    """The order of channels in an MLP, which the model does not depend on, only orders the scores."""
+    units, model, permuted = _with_channels(plugin), tiny_model(), tiny_model()
+    where = _channels(model, units, layer=1)
+    order = torch.arange(where.stop - where.start).flip(0).roll(3)
+    _edit_channels(permuted, 1, lambda rows: rows[order])
+    expected = _score(plugin, model, units)
+    expected[where] = expected[where][order]
+    found = _score(plugin, permuted, units)
+    require_close(found, expected, SUMMATION, "scores of a model with permuted channels")
+
+
+@check("initializer", SCORES, REPEATS)
+def batch_size_does_not_matter(plugin: Registered) -> None:
+    """The same text in other batches gives the same scores, within rounding; the last batch is a smaller one."""
+    model = tiny_model()
+    expected = _score(plugin, model)
+    for batch_size in (1, 2):
+        found = _score(plugin, model, calibration=tiny_calibration(model, batch_size=batch_size))
+        require_close(found, expected, SUMMATION, f"scores with batches of {batch_size} windows and of all 5")
+
+
+@check("initializer", SCORES, REPEATS)
+def order_of_the_text_does_not_matter(plugin: Registered) -> None:
+    """The same windows the other way round give the same scores, within rounding."""
+    model = tiny_model()
+    found = _score(plugin, model, calibration=tiny_calibration(model, windows=tiny_windows().flip(0)))
+    require_close(found, _score(plugin, model), SUMMATION, "scores with the windows the other way round")
+
+
+@check("initializer", SCORES, REPEATS)
+def zero_channel_ranks_last(plugin: Registered) -> None:
+    """A channel whose weights are all zero scores lower than every other channel of its layer."""
+    model, units, dead = tiny_model(), _with_channels(plugin), 33
+    _edit_channels(model, 2, lambda rows: rows.index_fill(0, torch.tensor([dead]), 0))
+    scores = _score(plugin, model, units)[_channels(model, units, layer=2)]
+    lower = int((scores <= scores[dead]).sum()) - 1
+    require(not lower, f"{lower} of {len(scores) - 1} other channels score as low as one of zero weights, or lower")
+
+
+@check("initializer", SCORES)
+def weights_are_left_alone(plugin: Registered) -> None:
+    """Scoring changes no weight and no buffer."""
+    model = _mixed_model()
+    before = _weights(model)
+    _score(plugin, model)
+    require(_same_weights(model, before), "weights or buffers of the model were changed")
+
+
+@check("initializer", SCORES)
+def no_hook_is_left_behind(plugin: Registered) -> None:
+    """Scoring removes every hook that it registers."""
+    model = _mixed_model()
+    before = _hooks(model)
+    _score(plugin, model)
+    left = [now[0] for now, then in zip(_hooks(model), before, strict=True) if now != then]
+    require(not left, f"{len(left)} modules or parameters have other hooks than before, the first is {left[:1]}")
+
+
+@check("initializer", SCORES)
+def flags_and_attributes_are_left_alone(plugin: Registered) -> None:
+    """Training flags, requires_grad, grad, attributes of modules, configuration and gradient mode are as before."""
+    model, units = _mixed_model(), _accepted(plugin)[0]
+    before = copy.deepcopy(_flags(model))
+    with torch.set_grad_enabled(torch.is_grad_enabled()):  # put back behind a metric that does not
+        _score(plugin, model, units)
+        _require_same_flags(model, before)
+
+
+class _Stop(BaseException):
+    """Stands for the user's Ctrl-C in the middle of a pass."""
+
+
+@check("initializer", SCORES, *UNCHANGED)
+def interruption_leaves_the_model_as_it_was(plugin: Registered) -> None:
+    """Stopped inside the model, it leaves weights, hooks and flags as they were."""
+    model, units = _mixed_model(), _accepted(plugin)[0]
+
+    def stop(*_: object) -> None:
+        raise _Stop
+
+    with model.get_submodule("model.layers.2.mlp").register_forward_pre_hook(stop):
+        weights, hooks, flags = _weights(model), _hooks(model), copy.deepcopy(_flags(model))
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            try:
+                _score(plugin, model, units)
+            except (_Stop, Exception):  # noqa: BLE001 - whatever it makes of the interruption
+                pass
+            require(_same_weights(model, weights), "weights or buffers of the model were changed")
+            require(_hooks(model) == hooks, "hooks were left behind")
+            _require_same_flags(model, flags)

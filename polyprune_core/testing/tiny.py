@@ -1,0 +1,129 @@
+"""Tiny random models that use all their sublayers, with units, text and a tokenizer to go with them; no network.
+
+Below 50,000 parameters each. Every function returns something fresh: a test may do to it what it likes.
+U units, N windows, T tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polyprune_core.artefact import PrunedModel
+from polyprune_core.models.describe import describe
+from polyprune_core.models.layout import Axis, ModelLayout
+from polyprune_core.models.progress import quiet
+from polyprune_core.models.sources import LoadedModel, load_model
+from polyprune_core.scoring import Calibration
+from polyprune_core.seeds import generator
+from polyprune_core.space import MaskSpace
+from polyprune_core.types import Scores, Selection, UnitGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+VOCABULARY = 64
+# 70 channels: more than one multiple of the width that kept slices are padded to, and no multiple of a block of 3.
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 36,
+    "intermediate_size": 70,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "use_cache": False,
+}
+FAMILIES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config"}
+UNITS = {"head": "attention", "channel": "mlp", "attention": "attention", "mlp": "mlp"}
+
+
+def tiny_model(family: str = "llama") -> PreTrainedModel:
+    """Returns a random model with grouped queries, in eval mode; `qwen2` has biases besides.
+
+    Two query heads share each of 3 KV heads, in 3 layers of 70 channels. Norms and biases are away from their defaults.
+    """
+    return copy.deepcopy(_model(family))
+
+
+@cache
+def _model(family: str) -> PreTrainedModel:
+    import transformers
+
+    with torch.random.fork_rng():
+        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, FAMILIES[family])(**SIZES))
+    rng = generator(0, f"tiny {family}")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=rng)
+            if name.endswith("bias"):
+                parameter.copy_(noise / 2)
+            elif parameter.dim() == 1:
+                parameter.copy_(1 + noise / 5)
+            else:
+                parameter.copy_(noise if "embed" in name else noise / parameter.shape[1] ** 0.5)
+    frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    return frozen
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of the words w0 to w63, separated by spaces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="w1", eos_token="w2", unk_token="w0")
+
+
+def tiny_windows() -> Tensor:
+    """Returns token windows (5, 12)."""
+    return torch.randint(VOCABULARY, (5, 12), generator=generator(0, "tiny windows"))
+
+
+def tiny_space(model: torch.nn.Module, units: str = "head+channel") -> MaskSpace:
+    """Returns the units of a model; `units` joins head, channel, attention, mlp and layer with +."""
+    layout = describe(model)
+    groups = [group for part in units.split("+") for group in _groups(layout, part)]
+    return MaskSpace(layout, groups, units)
+
+
+def _groups(layout: ModelLayout, part: str) -> list[UnitGroup]:
+    def whole(axes: list[Axis]) -> UnitGroup:
+        return UnitGroup(part, axes[0].layer, 1, tuple((axis.name, axis.size) for axis in axes))
+
+    if part == "layer":
+        return [whole([axis for axis in layout.axes if axis.layer == i]) for i in range(layout.num_layers)]
+    axes = layout.of_kind(UNITS[part])
+    if part in ("head", "channel"):
+        return [UnitGroup(part, axis.layer, axis.size, ((axis.name, 1),)) for axis in axes]
+    return [whole([axis]) for axis in axes]
+
+
+def tiny_calibration(
+    model: torch.nn.Module, *, windows: Tensor | None = None, seed: int = 0, batch_size: int = 8
+) -> Calibration:
+    """Returns calibration on `windows` (N, T), by default `tiny_windows()`, with a generator made from `seed`."""
+    text = tiny_windows() if windows is None else windows
+    return Calibration(model, describe(model), text, generator(seed, "tiny calibration"), batch_size)
+
+
+def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:
+    """Writes a tiny model with its tokenizer to `folder` and returns it as polyprune reads it from there."""
+    with quiet():
+        tiny_model(family).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    return load_model(str(folder), dtype="float32", device="cpu")
+
+
+def tiny_pruned(base: LoadedModel, space: MaskSpace, keep: Tensor, **recipe: Any) -> PrunedModel:
+    """Returns `base` with the units where `keep` (U,) is False removed."""
+    selection = Selection(keep, int(space.cost[keep].sum()), space.total_cost)
+    scores = Scores(keep.float(), "tiny")
+    return PrunedModel(base, space, selection, scores, None, {"granularity": space.name, **recipe})
