@@ -146,8 +146,9 @@ class Harness:
             )
             self.memory.restart()
             start = time.perf_counter()
-            values = self.registry.build("initializer", spec).score(self.loaded.model, space, calibration)
-        self._check_scores(values, space, spec)
+            metric = self.registry.build("initializer", spec)
+            values = metric.score(self.loaded.model, space, calibration)
+        _check_scores(values, space, metric)
         cost = Cost(
             calibration.forward_passes,
             calibration.forward_tokens,
@@ -156,15 +157,6 @@ class Harness:
             self.memory.megabytes(),
         )
         return Scores(values.detach().cpu().float(), spec), cost
-
-    def _check_scores(self, values: Any, space: MaskSpace, spec: str) -> None:
-        if isinstance(values, Tensor) and values.shape == (len(space),) and bool(values.isfinite().all()):
-            return
-        got = f"{tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise PluginError(
-            f"initializer {spec!r} of {self.registry.get('initializer', spec).source} returned {got}; a finite score "
-            f"for each of {len(space)} units is needed."
-        )
 
     def _search(self, cell: Cell, space: MaskSpace, policy: Policy) -> tuple[Policy, Trace, Cost]:
         estimator = self.registry.build("estimator", cell.estimator or "")
@@ -210,6 +202,13 @@ class Harness:
         run = self.evaluator.dense if selection is None else self.evaluator.compare
         with self.reporter.task(f"perplexity of {label}", len(self.evaluator.batches)) as task:
             return run(self.loaded.model, lambda done, total: task.update(done))
+
+
+def _check_scores(values: Any, space: MaskSpace, metric: Any) -> None:
+    if isinstance(values, Tensor) and values.shape == (len(space),) and bool(values.isfinite().all()):
+        return
+    got = f"scores of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    raise PluginError(f"{metric!r} returned {got}; a finite score for each of {len(space)} units is needed.")
 
 
 def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str, str]]:

@@ -109,6 +109,6 @@ def _check_gradient(gradient: Tensor, policy: Policy, estimator: GradientEstimat
     expected = tuple(policy.keep_prob.shape)
     if tuple(gradient.shape) != expected or not gradient.isfinite().all():
         raise PluginError(
-            f"estimator {type(estimator).__name__} returned a gradient of shape {tuple(gradient.shape)} with "
+            f"{estimator!r} returned a gradient of shape {tuple(gradient.shape)} with "
             f"{int((~gradient.isfinite()).sum())} non-finite entries; {expected} finite numbers are needed."
         )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TEXT, CommaList, _option, given, options
+
+if TYPE_CHECKING:
+    from polyprune_core.results import Row
 
 GRID = [
     _option("--estimators", type=CommaList(), metavar="LIST", help="Searches: reinforce, rloo, antithetic, … [none]"),
@@ -65,14 +68,16 @@ def compare(config: Path | None, output: Path, form: str, quiet: bool, **values:
     request = parse(Comparison, given(values, config))
     registry = load_registry()
     show_problems(registry, console)
+    console.print("[dim]loading torch and transformers[/]")
 
     from polyprune_core import report
     from polyprune_core.pipeline import compare as run
     from polyprune_core.store import Store
 
-    results = run(
-        request, registry, Store(output), TerminalReporter(console), lambda row: console.print(report.line(row), soft_wrap=True)
-    )
+    def show(row: Row) -> None:
+        console.print(report.line(row), soft_wrap=True)
+
+    results = run(request, registry, Store(output), TerminalReporter(console), show)
     report.write(results, form)
     failed = sum(row.status == "failed" for row in results.rows)
     if failed:

@@ -41,6 +41,7 @@ def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, **val
     request = parse(Pruning, given(values, config))
     registry = load_registry()
     show_problems(registry, console)
+    console.print("[dim]loading torch and transformers[/]")
 
     from polyprune_core.prune import prune as run
 

@@ -14,6 +14,7 @@ import pluggy
 from polyprune_core.errors import PluginError, unknown_name
 from polyprune_core.plugins import hookspecs
 from polyprune_core.plugins.contracts import Provider
+from polyprune_core.plugins.guard import Guarded
 from polyprune_core.plugins.options import build, parse_spec
 
 KINDS = {
@@ -85,13 +86,14 @@ class Registry:
         raise PluginError("\n".join([message, *map(str, blamed)]))
 
     def build(self, kind: str, spec: str) -> Any:
-        """Returns the implementation that `spec` names, made with its options.
+        """Returns the implementation that `spec` names, made with its options; its faults name its distribution.
 
         Raises:
             PluginError: no such provider, an unknown option, or a value of the wrong type.
         """
         item = self.get(kind, spec)
-        return build(kind, item.provider, parse_spec(spec)[1])
+        plugin = build(kind, item.provider, parse_spec(spec)[1])
+        return Guarded(plugin, f"{kind} {item.provider.name!r} of {item.source}")
 
 
 def load_registry(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Registry:

@@ -8,13 +8,13 @@ from itertools import product
 
 import pytest
 import torch
+
+from polyprune_core.budget import EPS
+from polyprune_core.types import MaskBatch, Policy
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.reinforce import Reinforce
 from polyprune_plugins.estimators.reinforce_released import ReinforceReleased
 from polyprune_plugins.estimators.rloo import RLOO
-
-from polyprune_core.budget import EPS
-from polyprune_core.types import MaskBatch, Policy
 
 ALL = [Reinforce(), ReinforceReleased(), RLOO(), Antithetic()]
 by_name = pytest.mark.parametrize("estimator", ALL, ids=lambda e: type(e).__name__)

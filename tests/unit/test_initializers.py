@@ -7,6 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
+from polyprune_core.models.describe import describe
+from polyprune_core.scoring import Calibration
+from polyprune_core.seeds import generator
+from polyprune_core.space import MaskSpace
 from polyprune_plugins.granularities.attention import Attention
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
@@ -16,12 +22,6 @@ from polyprune_plugins.initializers.llm_pruner import LLMPruner
 from polyprune_plugins.initializers.magnitude import Magnitude
 from polyprune_plugins.initializers.random import Random
 from polyprune_plugins.initializers.wanda import Wanda
-from torch import nn
-
-from polyprune_core.models.describe import describe
-from polyprune_core.scoring import Calibration
-from polyprune_core.seeds import generator
-from polyprune_core.space import MaskSpace
 
 TAYLOR = ("element1", "vector", "element2", "mix")
 METRICS: dict[str, Any] = {

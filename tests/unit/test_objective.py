@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from polyprune_plugins.granularities.channel import Channel
-from polyprune_plugins.granularities.head import Head
 
 from polyprune_core import objective
 from polyprune_core.masking import gated
 from polyprune_core.objective import Objective, last_hidden, losses_from_hidden, token_losses
 from polyprune_core.surgery import Compactor
+from polyprune_plugins.granularities.channel import Channel
+from polyprune_plugins.granularities.head import Head
 
 
 @torch.no_grad()

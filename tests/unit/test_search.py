@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
-from polyprune_plugins.estimators.antithetic import Antithetic
-from polyprune_plugins.estimators.reinforce import Reinforce
-from polyprune_plugins.estimators.reinforce_released import ReinforceReleased
-from polyprune_plugins.estimators.rloo import RLOO
 
 from polyprune_core.budget import pools, project, select
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.policy import entropy, expected_sparsity
 from polyprune_core.search import PRECONDITIONERS, SearchOptions, check_estimator, search
 from polyprune_core.types import MaskBatch, Policy
+from polyprune_plugins.estimators.antithetic import Antithetic
+from polyprune_plugins.estimators.reinforce import Reinforce
+from polyprune_plugins.estimators.reinforce_released import ReinforceReleased
+from polyprune_plugins.estimators.rloo import RLOO
 
 VOCABULARY = 97
 OPTIONS = SearchOptions(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from polyprune_plugins.granularities.attention import Attention
-from polyprune_plugins.granularities.channel import Channel
-from polyprune_plugins.granularities.head import Head
-from polyprune_plugins.granularities.layer import Layer
-from polyprune_plugins.granularities.mlp import Mlp
 
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.describe import describe
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import compact_state_dict
 from polyprune_core.types import UnitGroup
+from polyprune_plugins.granularities.attention import Attention
+from polyprune_plugins.granularities.channel import Channel
+from polyprune_plugins.granularities.head import Head
+from polyprune_plugins.granularities.layer import Layer
+from polyprune_plugins.granularities.mlp import Mlp
 
 CHOICES = {
     "channel": (Channel(),),

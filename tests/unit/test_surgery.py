@@ -7,11 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from polyprune_plugins.granularities.attention import Attention
-from polyprune_plugins.granularities.channel import Channel
-from polyprune_plugins.granularities.head import Head
-from polyprune_plugins.granularities.layer import Layer
-from polyprune_plugins.granularities.mlp import Mlp
 from torch import nn
 
 from polyprune_core import surgery
@@ -19,6 +14,11 @@ from polyprune_core.masking import gated
 from polyprune_core.models.describe import describe
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor, compact_state_dict
+from polyprune_plugins.granularities.attention import Attention
+from polyprune_plugins.granularities.channel import Channel
+from polyprune_plugins.granularities.head import Head
+from polyprune_plugins.granularities.layer import Layer
+from polyprune_plugins.granularities.mlp import Mlp
 
 CHOICES = {
     "channel": (Channel(),),

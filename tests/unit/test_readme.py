@@ -1,0 +1,47 @@
+"""README.md says what is true: its tables are those of the committed results, its examples run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from polyprune_core.cli import cli
+from polyprune_plugins.granularities.channel import Channel
+from polyprune_plugins.granularities.head import Head
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = [
+    shlex.split(line)[1:]
+    for block in re.findall(r"```bash\n(.*?)```", README.replace("\\\n", " "), re.S)
+    for line in block.splitlines()
+    if line.startswith("polyprune ")
+]
+
+
+def test_the_tables_are_those_of_the_committed_results() -> None:
+    render = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["render"]
+    assert render(README) == README
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_command_line_knows_every_option_that_is_shown(words) -> None:
+    result = CliRunner().invoke(cli, [*words, "--help"])
+    assert result.exit_code == 0, result.output
+
+
+def test_the_plugin_example_scores_units(llama, space_of) -> None:
+    space = space_of(llama, Head(), Channel())
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "hookimpl" in block]
+    names: dict = {}
+    exec(example, names)
+    (provider,) = names["polyprune_initializers"]()
+    scores = provider.factory().score(llama, space, None)
+    assert scores.shape == (len(space),)
+    assert torch.isfinite(scores).all()
