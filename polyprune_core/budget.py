@@ -147,7 +147,10 @@ def _floor_message(space: MaskSpace, sparsity: float, min_keep: int, floor: Tens
         float(space.cost[floor & (labels == pool)].sum() / space.cost[labels == pool].sum()) for pool in labels.unique()
     ]
     reachable = math.floor((1 - max(held)) * 1000) / 1000
+    way_out = (
+        f"Use sparsity {reachable:g} or less, or a lower --min-keep." if reachable > 0 else "Use a lower --min-keep."
+    )
     return (
         f"sparsity {sparsity:g} cannot be met: {min_keep} unit(s) kept in every group of {space.name or 'this space'} "
-        f"already hold {max(held):.1%} of a pool. Use sparsity {reachable:g} or less, or a lower --min-keep."
+        f"already hold {max(held):.1%} of a pool. {way_out}"
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import ConfigError, unknown_name
 
+Spec = Annotated[str, AfterValidator(lambda spec: _normal(spec))]
 Positive = Annotated[int, Field(gt=0)]
 Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
+ManyOrOne = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
 
 
 class Settings(BaseModel):
@@ -65,21 +68,21 @@ Scale = Literal["raw", "zscore", "per-parameter"]
 class Comparison(Settings):
     """A grid: every combination of these lists is one or more rows."""
 
-    granularity: Annotated[tuple[str, ...], Field(min_length=1), Distinct] = ("head+channel",)
-    initializers: Annotated[tuple[str, ...], Distinct] = ("wanda",)
-    baselines: Annotated[tuple[str, ...], Distinct] = ("random", "magnitude", "wanda")
-    estimators: Annotated[tuple[str, ...], Distinct] = ()
-    sparsity: Annotated[tuple[float, ...], Field(min_length=1), Distinct] = (0.2,)
-    seeds: Annotated[tuple[int, ...], Field(min_length=1), Distinct] = (0,)
-    scope: Annotated[tuple[Scope, ...], Field(min_length=1), Distinct] = ("kind",)
-    scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct] = ("zscore",)
+    granularity: Annotated[tuple[Spec, ...], Field(min_length=1), Distinct, ManyOrOne] = ("head+channel",)
+    initializers: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ("wanda",)
+    baselines: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ("random", "magnitude", "wanda")
+    estimators: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ()
+    sparsity: Annotated[tuple[float, ...], Field(min_length=1), Distinct, ManyOrOne] = (0.2,)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
+    scope: Annotated[tuple[Scope, ...], Field(min_length=1), Distinct, ManyOrOne] = ("kind",)
+    scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct, ManyOrOne] = ("zscore",)
 
 
 class Pruning(Settings):
     """One model to cut for good."""
 
     initializer: str = "wanda"
-    estimator: str | None = None
+    estimator: Annotated[str | None, BeforeValidator(lambda name: None if name == "none" else name)] = None
     granularity: str = "head+channel"
     sparsity: float | None = None
     seed: int = 0
@@ -168,17 +171,30 @@ def parse(model: type[Settings], values: dict[str, Any]) -> Any:
     """Returns `model(**values)`.
 
     Raises:
-        ConfigError: a value cannot be used; every fault on its own line.
+        ConfigError: a value cannot be used; every fault is told.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(fault) for fault in error.errors())) from error
+        faults = {fault["loc"]: fault for fault in error.errors()}
+        nested = {location[:1] for location in faults if len(location) > 1}
+        told = [_explain(fault, model) for location, fault in faults.items() if location not in nested]
+        raise ConfigError(" ".join(told)) from error
 
 
-def _explain(fault: Any) -> str:
-    option = "--" + str(fault["loc"][0]).replace("_", "-") if fault["loc"] else "options"
-    return f"{option}: {fault['input']!r} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+def _explain(fault: Any, model: type[Settings]) -> str:
+    name = str(fault["loc"][0]).replace("_", "-")
+    if fault["type"] == "extra_forbidden":
+        return unknown_name("option", name, [field.replace("_", "-") for field in model.model_fields])
+    if fault["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
+        return f"--{name}: " + unknown_name(name, str(fault["input"]), allowed)
+    return f"--{name}: {fault['input']!r} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+
+
+def _normal(spec: str) -> str:
+    name, colon, options = spec.strip().partition(":")
+    return name.lower().replace("_", "-") + colon + options
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.objective import last_hidden, losses_from_hidden
+from polyprune_core.statistics import exp
 
 AGREEMENT_ROWS = 128
 
@@ -29,7 +29,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(nll), infinite where that overflows."""
-        return math.exp(self.nll) if self.nll < 709 else math.inf
+        return exp(self.nll)
 
 
 class Evaluator:

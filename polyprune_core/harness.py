@@ -207,7 +207,9 @@ class Harness:
 def _check_scores(values: Any, space: MaskSpace, metric: Any) -> None:
     if isinstance(values, Tensor) and values.shape == (len(space),) and bool(values.isfinite().all()):
         return
-    got = f"scores of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    got = f"a {type(values).__name__}"
+    if isinstance(values, Tensor):
+        got = f"scores of shape {tuple(values.shape)} with {int((~values.isfinite()).sum())} non-finite ones"
     raise PluginError(f"{metric!r} returned {got}; a finite score for each of {len(space)} units is needed.")
 
 
@@ -225,6 +227,8 @@ def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str,
     }
     for sparsity in config.sparsity:
         budget.check_sparsity(sparsity)
+    if config.estimators:
+        _ = config.search_steps
     for kind, specs in wanted.items():
         for spec in specs:
             built = registry.build(kind, spec)

@@ -13,7 +13,7 @@ from polyprune_core import __version__, budget
 from polyprune_core.config import Cell, Comparison, cell_id, cells
 from polyprune_core.data import ROLES, Text, load_text
 from polyprune_core.environment import environment
-from polyprune_core.errors import PolypruneError
+from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluate import Evaluation
 from polyprune_core.harness import Decision, Harness, check_plugins
 from polyprune_core.models.sources import load_model
@@ -53,12 +53,15 @@ def compare(
     results = Results(
         __version__, environment(), config.model_dump(mode="json"), _model(harness), _texts(harness), rows
     )
-    write_json(store.folder / "results.json", results.to_json())
+    try:
+        write_json(store.folder / "results.json", results.to_json())
+    except ConfigError as error:
+        reporter.warn(str(error))
     return results
 
 
-def open_harness(config: Comparison, registry: Registry, reporter: Reporter) -> Harness:
-    """Loads the texts and the model of a comparison, and checks that every budget can be met.
+def open_harness(config: Comparison, registry: Registry, reporter: Reporter, budgets: bool = True) -> Harness:
+    """Loads the texts and the model of a comparison, and with `budgets` checks that every sparsity can be met.
 
     Raises:
         PolypruneError: anything asked for cannot be had; nothing has been run yet.
@@ -77,7 +80,7 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter) -> 
         status=reporter.status,
     )
     harness = Harness(loaded, texts, config, registry, reporter)
-    for granularity in config.granularity:
+    for granularity in config.granularity if budgets else ():
         space = harness.space(granularity)
         for sparsity, scope in itertools.product(config.sparsity, config.scope):
             budget.select(torch.zeros(len(space)), space, sparsity, scope, config.min_keep)

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +13,7 @@ from polyprune_core.config import Comparison, Pruning, cells
 from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluate import Evaluation, Evaluator
+from polyprune_core.folder import RECORD, check_output, whole_folder
 from polyprune_core.harness import Cost, Harness, check_plugins
 from polyprune_core.maskfile import MaskFile
 from polyprune_core.pipeline import open_harness
@@ -58,6 +54,8 @@ class Outcome:
         """Returns the outcome for scripts; no path of this machine."""
         record = dataclasses.asdict(self)
         record["report"]["path"] = self.report.path.name
+        for name in ("dense", "in_memory", "reloaded"):
+            record[name]["perplexity"] = getattr(self, name).perplexity
         return {"polyprune": __version__, "environment": environment(), **record}
 
 
@@ -68,19 +66,19 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
         ConfigError: the output folder exists and is not empty.
     """
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
-    if masks and "model" not in request.model_fields_set:
-        request = request.model_copy(update={"model": masks.base_name})
+    if masks:
+        request = _as_the_masks_say(request, masks)
     config = request.as_comparison()
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
-    _check_output(output, overwrite)
-    harness = open_harness(config, registry, reporter)
+    output = check_output(output, overwrite)
+    harness = open_harness(config, registry, reporter, budgets=masks is None)
     with harness.compactor:
         pruned, cost = (masks.apply(harness.loaded, request.sparsity), Cost()) if masks else _decide(config, harness)
         in_memory = harness.evaluate("the model cut in memory", pruned.space, pruned.selection)
         dense = harness.dense
     loaded = harness.loaded
-    with _whole_folder(output, overwrite) as folder:
+    with whole_folder(output) as folder:
         report = exporter.export(pruned, folder)
         reloaded = exporter.load(
             folder, dtype=str(loaded.model.dtype).removeprefix("torch."), device=str(loaded.model.device)
@@ -98,8 +96,18 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
             dense_bytes=harness.weights_bytes,
             cost=cost,
         )
-        write_json(folder / "polyprune.json", outcome.to_json())
+        write_json(folder / RECORD, outcome.to_json())
     return outcome
+
+
+def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
+    decided = request.model_fields_set & {"granularity", "initializer", "estimator", "scope", "scale", "seed"}
+    if decided:
+        names = ", ".join(f"--{name}" for name in sorted(decided))
+        raise ConfigError(
+            f"the masks in {masks.folder} have decided {names}; leave it out, or prune without --from-masks."
+        )
+    return request if "model" in request.model_fields_set else request.model_copy(update={"model": masks.base_name})
 
 
 def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost]:
@@ -110,31 +118,3 @@ def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost]:
     space = harness.space(cell.granularity or "")
     pruned = PrunedModel(harness.loaded, space, decision.selection, decision.scores, decision.policy, recipe)
     return pruned, decision.cost
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is a file; give a folder as --output.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise ConfigError(f"{output} is not empty; give another --output, or --overwrite to replace it.")
-
-
-@contextmanager
-def _whole_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its place when the block succeeds and vanishes when it fails."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    except OSError as error:
-        raise ConfigError(f"cannot write beside {output}: {error.strerror}. Give another --output.") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        for file in folder.iterdir():
-            file.chmod(0o644)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(folder, output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

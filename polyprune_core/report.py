@@ -80,8 +80,8 @@ COLUMNS = (
     Column("sparsity asked → got", _sparsity),
     Column("perplexity", _perplexity),
     Column("against its start", _versus),
-    Column("n", lambda s: str(len(s.seeds) or 1)),
-    Column("forward tokens", lambda s: _short(s.row.forward_tokens)),
+    Column("n", lambda s: str(len(s.seeds) or 1), optional=True),
+    Column("forward tokens", lambda s: _short(s.row.forward_tokens), optional=True),
     Column("backward passes", _passes, optional=True),
     Column("non-finite losses", lambda s: str(s.row.non_finite_losses or "")),
     Column("parameters", lambda s: _short(s.row.parameters_kept), optional=True),
@@ -159,7 +159,7 @@ def table(results: Results, width: int) -> Table:
 def _grid(summaries: list[Summary], differs: frozenset[str], columns: list[Column]) -> Table:
     grid = Table(caption_justify="left", header_style="bold", pad_edge=False, box=SIMPLE_HEAD)
     names = [label(s.row, differs) for s in summaries]
-    grid.add_column("criterion", width=max(map(len, names)))
+    grid.add_column("criterion", width=max(map(len, [*names, "criterion"])), no_wrap=True)
     for column in columns:
         widest = max(map(len, (*map(column.text, summaries), *column.title.split())))
         grid.add_column(column.title, justify="right", width=widest)

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from polyprune_core.statistics import Paired, Sample, paired, sample
 
 SCHEMA = 1
@@ -100,8 +102,11 @@ class Results:
 
 def row_from_json(record: dict[str, Any]) -> Row:
     """Reads one row; what is not finite was written as null and comes back as infinity."""
+    if unknown := set(record) - {field.name for field in dataclasses.fields(Row)}:
+        raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
     overflowed = [name for name in ("perplexity", "nll") if record.get("status") == "ok" and record[name] is None]
-    return Row(**record | dict.fromkeys(overflowed, math.inf))
+    row: Row = TypeAdapter(Row).validate_python(record | dict.fromkeys(overflowed, math.inf))
+    return row
 
 
 def finite(value: Any) -> Any:

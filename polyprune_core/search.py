@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.objective import Objective
 from polyprune_core.plugins.contracts import GradientEstimator, State
 from polyprune_core.policy import entropy, expected_sparsity
-from polyprune_core.types import Policy, StepRecord, Trace
+from polyprune_core.types import MaskBatch, Policy, StepRecord, Trace
 
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 
@@ -69,12 +70,12 @@ def search(
     start = time.perf_counter()
     for step in range(options.steps):
         batch = estimator.sample(policy, options.masks_per_step, rng)
+        _check_masks(batch, options.masks_per_step, policy, estimator)
         losses = objective.losses(batch.masks, next(batches))
         finite = losses.isfinite()
         worst = max([worst, *losses[finite].tolist()])
         losses = torch.where(finite, losses, torch.tensor(worst))
-        gradient, state = estimator.gradient(policy, batch, losses, state)
-        _check_gradient(gradient, policy, estimator)
+        gradient, state = _checked(estimator.gradient(policy, batch, losses, state), policy, estimator)
         policy = _step(policy, gradient * _fisher(policy) ** exponent, step, objective, options)
         record = StepRecord(
             step=step + 1,
@@ -105,10 +106,22 @@ def _step(policy: Policy, direction: Tensor, step: int, objective: Objective, op
     return Policy(project(moved, objective.space, options.sparsity, options.scope))
 
 
-def _check_gradient(gradient: Tensor, policy: Policy, estimator: GradientEstimator) -> None:
+def _check_masks(batch: MaskBatch, num_masks: int, policy: Policy, estimator: GradientEstimator) -> None:
+    expected = (num_masks, len(policy.keep_prob))
+    masks = getattr(batch, "masks", None)
+    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or tuple(masks.shape) != expected:
+        got = f"{masks.dtype} {tuple(masks.shape)}" if isinstance(masks, Tensor) else f"a {type(batch).__name__}"
+        raise PluginError(f"{estimator!r} drew {got}; a MaskBatch of bool masks {expected} is needed.")
+
+
+def _checked(returned: Any, policy: Policy, estimator: GradientEstimator) -> tuple[Tensor, State]:
     expected = tuple(policy.keep_prob.shape)
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], Tensor)):
+        raise PluginError(f"{estimator!r} returned a {type(returned).__name__}; (gradient, state) is needed.")
+    gradient, state = returned
     if tuple(gradient.shape) != expected or not gradient.isfinite().all():
         raise PluginError(
             f"{estimator!r} returned a gradient of shape {tuple(gradient.shape)} with "
             f"{int((~gradient.isfinite()).sum())} non-finite entries; {expected} finite numbers are needed."
         )
+    return gradient, state

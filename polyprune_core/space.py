@@ -28,8 +28,8 @@ class MaskSpace:
     def __init__(self, layout: ModelLayout, groups: Sequence[UnitGroup], name: str = "") -> None:
         """Raises PluginError for spans outside the layout and ConfigError where two groups cut the same entries."""
         self.layout, self.groups, self.name = layout, tuple(groups), name
-        self.kinds = tuple(dict.fromkeys(group.kind for group in self.groups))
         _check(layout, self.groups)
+        self.kinds = tuple(dict.fromkeys(group.kind for group in self.groups))
         counts = torch.tensor([group.count for group in self.groups])
         self.offsets = (counts.cumsum(0) - counts).tolist()
         self.group = torch.repeat_interleave(torch.arange(len(self.groups)), counts)
@@ -120,8 +120,12 @@ def _check(layout: ModelLayout, groups: Sequence[UnitGroup]) -> None:
         raise ConfigError("the granularity finds no unit in this model; choose another one.")
     owner: dict[str, str] = {}
     for group in groups:
+        if not isinstance(group, UnitGroup) or not group.spans:
+            raise PluginError(f"the granularity gives {group!r}, which is no group of units that own something.")
         for name, per_unit in group.spans:
             axis = layout.axis.get(name)
+            if axis is not None and axis.layer != group.layer:
+                raise PluginError(f"granularity {group.kind!r} calls {name} a part of layer {group.layer}.")
             if axis is None:
                 raise PluginError(f"granularity {group.kind!r} names axis {name!r}, which this model does not have.")
             if per_unit < 1 or -(-axis.size // per_unit) != group.count:

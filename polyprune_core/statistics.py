@@ -10,6 +10,8 @@ import numpy as np
 
 # A sign-flip test of n pairs cannot reach p = 0.05 below this n, whatever the data.
 MIN_SEEDS_FOR_P = 6
+# Up to 13 pairs every sign flip is counted; beyond, this many are drawn.
+RESAMPLES = 2**13
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,19 @@ def paired(log_perplexity: Sequence[float], reference: Sequence[float]) -> Paire
     """Compares two rows seed by seed; a ratio below 1 means that the first has the lower perplexity."""
     differences = np.asarray(log_perplexity, dtype=float) - np.asarray(reference, dtype=float)
     summary = sample(differences.tolist())
-    interval = None if summary.ci95 is None else (math.exp(summary.ci95[0]), math.exp(summary.ci95[1]))
+    interval = None if summary.ci95 is None else (exp(summary.ci95[0]), exp(summary.ci95[1]))
     p = None
     if len(differences) >= MIN_SEEDS_FOR_P:
         from scipy.stats import permutation_test
 
-        test = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+        test = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=0)
         p = float(test.pvalue)
-    return Paired(summary.n, math.exp(summary.mean), interval, p)
+    return Paired(summary.n, exp(summary.mean), interval, p)
+
+
+def exp(value: float) -> float:
+    """exp, infinite where that overflows."""
+    return math.exp(value) if value < 709 else math.inf
 
 
 def _t_quantile(n: int) -> float:

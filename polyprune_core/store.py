@@ -41,12 +41,16 @@ class Store:
         """
         path = self.cells / f"{key}.json"
         try:
-            return row_from_json(json.loads(path.read_text("utf-8"))["row"])
+            row = row_from_json(json.loads(path.read_text("utf-8"))["row"])
+            if row.id != key:
+                raise ValueError(f"it holds cell {row.id}")
+            return row
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:160]
             raise ConfigError(
-                f"{path} is not a finished cell ({error}). Delete that file to run the cell again."
+                f"{path} is not a finished cell ({reason}). Delete that file to run the cell again."
             ) from error
 
     def write(self, row: Row, trace: Trace | None = None) -> None:
@@ -68,6 +72,8 @@ class Store:
         except Timeout:
             yield False
             return
+        except OSError as error:
+            raise ConfigError(f"cannot write in {self.cells}: {error.strerror}. Give another --output.") from error
         try:
             yield True
         finally:

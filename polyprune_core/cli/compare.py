@@ -64,20 +64,22 @@ def compare(config: Path | None, output: Path, form: str, quiet: bool, **values:
     from polyprune_core.config import Comparison, parse
     from polyprune_core.plugins.registry import load_registry
 
-    console = stderr(quiet)
+    console = stderr()
     request = parse(Comparison, given(values, config))
     registry = load_registry()
     show_problems(registry, console)
-    console.print("[dim]loading torch and transformers[/]")
+    reporter = TerminalReporter(console, quiet)
+    reporter.status("loading torch and transformers")
 
     from polyprune_core import report
     from polyprune_core.pipeline import compare as run
     from polyprune_core.store import Store
 
     def show(row: Row) -> None:
-        console.print(report.line(row), soft_wrap=True)
+        if not quiet or row.status == "failed":
+            console.print(report.line(row), soft_wrap=True)
 
-    results = run(request, registry, Store(output), TerminalReporter(console), show)
+    results = run(request, registry, Store(output), reporter, show)
     report.write(results, form)
     failed = sum(row.status == "failed" for row in results.rows)
     if failed:

@@ -13,32 +13,38 @@ from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter, Task
 
 
-def stderr(quiet: bool = False) -> Console:
+def stderr() -> Console:
     """A console on stderr."""
-    return Console(stderr=True, quiet=quiet, highlight=False)
+    return Console(stderr=True, highlight=False)
+
+
+def plain(text: str) -> str:
+    """Returns a plugin's text as one line of printable characters: nothing that controls a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def show_problems(registry: Registry, console: Console) -> None:
     """One line for each plugin that cannot be used."""
     for problem in registry.problems:
-        console.print(f"[yellow]plugin not usable:[/] {escape(str(problem))}", soft_wrap=True)
+        console.print(f"[yellow]plugin not usable:[/] {escape(plain(str(problem)))}", soft_wrap=True)
 
 
 class TerminalReporter(Reporter):
-    """Draws progress on a terminal; in a pipe, one line for each stretch of work."""
+    """Draws progress on a terminal, none in a pipe; `quiet` leaves warnings only."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
 
     def status(self, text: str) -> None:
-        self.console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+        if not self.quiet:
+            self.console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         self.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:
-        if not self.console.is_terminal:
+        if self.quiet or not self.console.is_terminal:
             yield Task()
             return
         columns = (

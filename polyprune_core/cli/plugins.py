@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import rich_click as click
 
+from polyprune_core.cli.check import check
+from polyprune_core.cli.new import new
 from polyprune_core.errors import PluginError, unknown_name
 
 
 @click.group()
 def plugins() -> None:
     """Granularities, initializers, estimators and exporters."""
+
+
+plugins.add_command(check)
+plugins.add_command(new)
 
 
 @plugins.command("list")
@@ -19,7 +25,7 @@ def list_() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from polyprune_core.cli.console import show_problems, stderr
+    from polyprune_core.cli.console import plain, show_problems, stderr
     from polyprune_core.plugins.registry import load_registry
 
     registry = load_registry()
@@ -27,7 +33,8 @@ def list_() -> None:
     for column in ("kind", "name", "what it does", "from"):
         table.add_column(column, no_wrap=column == "name")
     for item in registry.all():
-        table.add_row(item.kind, escape(item.provider.name), escape(item.provider.summary), escape(str(item.source)))
+        cells = (item.provider.name, item.provider.summary, str(item.source))
+        table.add_row(item.kind, *(escape(plain(cell)) for cell in cells))
     console = Console()
     console.print(table, crop=False) if console.is_terminal else Console(width=200).print(table)
     show_problems(registry, stderr())
@@ -42,6 +49,7 @@ def show(name: str) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from polyprune_core.cli.console import plain
     from polyprune_core.plugins.options import describe_options, parse_spec
     from polyprune_core.plugins.registry import load_registry
 
@@ -50,13 +58,14 @@ def show(name: str) -> None:
     found = [item for item in registry.all() if item.provider.name == wanted]
     if not found:
         raise PluginError(unknown_name("plugin", wanted, [item.provider.name for item in registry.all()]))
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for item in found:
         provider = item.provider
         console.print(f"[bold]{escape(provider.name)}[/] ({item.kind}, {escape(str(item.source))})")
-        console.print(escape(inspect.getdoc(inspect.getmodule(provider.factory)) or provider.summary))
+        text = inspect.getdoc(inspect.getmodule(provider.factory)) or provider.summary
+        console.print("\n".join(escape(plain(line)) for line in text.splitlines()))
         for label, value in (("needs", ", ".join(sorted(provider.needs))), ("reference", provider.reference)):
             if value:
-                console.print(f"[bold]{label}[/] {escape(value)}")
+                console.print(f"[bold]{label}[/] {escape(plain(value))}")
         for option, text in describe_options(provider).items():
-            console.print(f"[bold]option[/] {escape(option)}: {escape(text)}")
+            console.print(f"[bold]option[/] {escape(option)}: {escape(plain(text))}")

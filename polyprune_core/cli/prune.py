@@ -37,13 +37,14 @@ def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, **val
     from polyprune_core.config import Pruning, parse
     from polyprune_core.plugins.registry import load_registry
 
-    console = stderr(quiet)
+    console = stderr()
     request = parse(Pruning, given(values, config))
     registry = load_registry()
     show_problems(registry, console)
-    console.print("[dim]loading torch and transformers[/]")
+    reporter = TerminalReporter(console, quiet)
+    reporter.status("loading torch and transformers")
 
     from polyprune_core.prune import prune as run
 
-    outcome = run(request, registry, output, overwrite, TerminalReporter(console))
+    outcome = run(request, registry, output, overwrite, reporter)
     click.echo("\n".join(outcome.lines()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from polyprune_core.errors import PluginError, PolypruneError
@@ -16,7 +16,12 @@ class Guarded:
         self._plugin, self._blame = plugin, blame
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._plugin, name)
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            value = getattr(self._plugin, name)
+        except AttributeError as error:
+            raise PluginError(f"{self._blame} has no {name!r}, which its contract asks for.") from error
         return self._guard(value) if callable(value) else value
 
     def __repr__(self) -> str:
@@ -26,7 +31,8 @@ class Guarded:
         @functools.wraps(method)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
-                return method(*args, **kwargs)
+                returned = method(*args, **kwargs)
+                return list(returned) if isinstance(returned, Iterator) else returned
             except (PolypruneError, MemoryError):
                 raise
             except Exception as error:

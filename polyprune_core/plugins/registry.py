@@ -23,6 +23,8 @@ KINDS = {
     "estimator": "polyprune_estimators",
     "exporter": "polyprune_exporters",
 }
+# Whatever a stranger's module raises must not stop the others.
+FAULTS = (Exception, SystemExit)
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -92,8 +94,13 @@ class Registry:
             PluginError: no such provider, an unknown option, or a value of the wrong type.
         """
         item = self.get(kind, spec)
-        plugin = build(kind, item.provider, parse_spec(spec)[1])
-        return Guarded(plugin, f"{kind} {item.provider.name!r} of {item.source}")
+        blame = f"{kind} {item.provider.name!r} of {item.source}"
+        try:
+            return Guarded(build(kind, item.provider, parse_spec(spec)[1]), blame)
+        except PluginError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{blame} cannot be made: {_describe(error)}") from error
 
 
 def load_registry(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Registry:
@@ -127,7 +134,7 @@ def _load(point: importlib.metadata.EntryPoint) -> tuple[list[Registered], list[
     try:
         manager.register(point.load(), name=f"{source.distribution}:{point.name}")
         manager.check_pending()
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's module raises must not stop the others
+    except FAULTS as error:
         return [], [PluginProblem(point.name, source, _describe(error))]
     found: list[Registered] = []
     problems: list[PluginProblem] = []
@@ -135,7 +142,7 @@ def _load(point: importlib.metadata.EntryPoint) -> tuple[list[Registered], list[
         for implementation in getattr(manager.hook, hook).get_hookimpls():
             try:
                 providers = list(implementation.function())
-            except Exception as error:  # noqa: BLE001 - as above
+            except FAULTS as error:
                 problems.append(PluginProblem(point.name, source, f"{hook}: {_describe(error)}"))
                 continue
             for provider in providers:
@@ -148,15 +155,17 @@ def _load(point: importlib.metadata.EntryPoint) -> tuple[list[Registered], list[
 
 
 def _describe(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    reason = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 def _fault(provider: object) -> str:
     if not isinstance(provider, Provider):
         return f"yields a {type(provider).__name__} where a Provider is needed."
-    if not NAME.fullmatch(provider.name):
+    if not isinstance(provider.name, str) or not NAME.fullmatch(provider.name):
         return f"the name {provider.name!r} is not lower-case words joined by dashes."
+    if not isinstance(provider.summary, str) or not isinstance(provider.reference, str):
+        return f"the summary and reference of {provider.name!r} are not text."
     if not callable(provider.factory):
         return f"the factory of {provider.name!r} is not callable."
     return ""

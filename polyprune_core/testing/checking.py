@@ -42,6 +42,7 @@ class Check:
 
 
 CHECKS: list[Check] = []
+SEED = 724_551
 
 
 def check(kind: str, *after: str) -> Callable[[Callable[[Registered], None]], Callable[[Registered], None]]:
@@ -73,22 +74,37 @@ def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) 
 
 
 @contextmanager
+def world_restored() -> Iterator[None]:
+    """Puts the global generators and the gradient mode back as they were, whatever the block does to them."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    with torch.set_grad_enabled(True):
+        try:
+            yield
+        finally:
+            torch.set_rng_state(states[0])
+            random.setstate(states[1])
+            np.random.set_state(states[2])
+
+
+@contextmanager
 def global_randomness_unused() -> Iterator[None]:
-    """Raises AssertionError if the block draws from, or seeds, a generator that others share; it is then put back."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
-    try:
-        yield
-        used = [
-            name
-            for name, same in {
-                "torch": torch.equal(torch.get_rng_state(), before[0]),
-                "random": random.getstate() == before[1],
-                "numpy.random": repr(np.random.get_state(legacy=False)) == repr(before[2]),
-            }.items()
-            if not same
-        ]
-    finally:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
+    """Raises AssertionError if the block draws from, or seeds, a generator that others share.
+
+    They are seeded first with a number that no plugin would choose, and so left: use it within `world_restored`.
+    """
+    _seed()
+    expected = _drawn()
+    _seed()
+    yield
+    used = [name for name, number in _drawn().items() if number != expected[name]]
     require(not used, f"the global generator of {' and of '.join(used)} was drawn from or seeded")
+
+
+def _seed() -> None:
+    torch.manual_seed(SEED)
+    random.seed(SEED)
+    np.random.seed(SEED)
+
+
+def _drawn() -> dict[str, float]:
+    return {"torch": float(torch.rand(())), "random": random.random(), "numpy.random": float(np.random.rand())}

@@ -26,7 +26,7 @@ from polyprune_core.types import MaskBatch, Policy
 
 KEEP_PROB = torch.tensor([0.2, 0.5, 0.35, 0.8])
 UNITS = len(KEEP_PROB)
-DRAWS, STEPS = 20_000, 2500
+DRAWS, STEPS = 20_000, 2000
 LIMIT = 5.0  # standard errors; an estimator without fault exceeds it once in 100,000 changes of its random numbers
 DECLARES, DRAWS_MASKS, GRADIENT = "properties_are_declared", "sample_draws_masks", "gradient_is_one_number_a_unit"
 USES_NO_RANDOMNESS, MARGINALS = "estimating_uses_no_global_randomness", "units_are_kept_with_their_probability"
@@ -98,7 +98,7 @@ def sample_draws_masks(plugin: Registered) -> None:
         require(found == expected, f"masks are {found[1]} of shape {found[0]}, not {expected[1]} of {expected[0]}")
 
 
-@check("estimator", DRAWS_MASKS)
+@check("estimator", DRAWS_MASKS, "building_uses_no_global_randomness")
 def estimating_uses_no_global_randomness(plugin: Registered) -> None:
     """Neither drawing nor estimating touches a generator that others share."""
     estimator = made(plugin)
@@ -161,8 +161,9 @@ def gradient_is_unbiased(plugin: Registered) -> None:
         raise NotRun("it says that it is biased (unbiased = False)")
     _, past = _run(estimator, range(3), None)
     for num_masks in {_num_masks(estimator, 2), _num_masks(estimator, 4)}:
-        for when, state in {"at the first step": None, "after three steps": past}.items():
-            _require_unbiased(estimator, num_masks, state, f"{when}, with {num_masks} masks")
+        _require_unbiased(estimator, num_masks, None, f"at the first step, with {num_masks} masks,")
+        if past is not None:
+            _require_unbiased(estimator, num_masks, past, f"after three steps, with {num_masks} masks,")
 
 
 def _require_unbiased(estimator: Any, num_masks: int, state: State, where: str) -> None:
@@ -178,23 +179,22 @@ def _require_unbiased(estimator: Any, num_masks: int, state: State, where: str) 
     error = statistics.std(0) / STEPS**0.5 + 1e-6
     z = (statistics.mean(0) - expected) / error
     mean = [round(value, 3) for value in drawn.mean(0).tolist()]
-    message = f"{where} the mean of {STEPS} estimates is {mean}, the exact gradient {[round(v, 3) for v in exact.tolist()]}"
+    message = (
+        f"{where} the mean of {STEPS} estimates is {mean}, the exact gradient {[round(v, 3) for v in exact.tolist()]}"
+    )
     require(z.abs().max() < LIMIT, f"{message}: {float(z.abs().max()):.1f} standard errors apart")
 
 
 @check("estimator", GRADIENT)
 def gradient_is_finite_at_the_ends(plugin: Registered) -> None:
-    """Keep probabilities at the ends of their range, and the least likely masks, give finite numbers."""
-    estimator = made(plugin)
-    policy = Policy(torch.tensor([EPS, 1 - EPS] * 2))
-    num_masks = _num_masks(estimator, 2)
+    """Keep probabilities at the ends of their range give finite numbers, also for masks of probability 1 in 1000."""
+    estimator, policy = made(plugin), Policy(torch.tensor([EPS, 1 - EPS] * 2))
+    num_masks = _num_masks(estimator, 3000)
+    batch = estimator.sample(policy, num_masks, generator(0, "ends"))
     _, past = _run(estimator, range(2), None)
-    for pattern in ([[1, 0, 1, 0]], [[0, 1, 0, 1]], [[1, 1, 1, 1], [0, 0, 0, 0]], [[1, 0, 0, 1], [0, 1, 1, 0]]):
-        masks = torch.tensor(pattern).bool().repeat(num_masks, 1)[:num_masks]
-        batch = MaskBatch(masks, torch.where(masks, 0.5 * policy.keep_prob, 0.5 + 0.5 * policy.keep_prob))
-        for state in (None, past):
-            gradient, _ = estimator.gradient(policy, batch, torch.linspace(3, 12, num_masks), copy.copy(state))
-            require(gradient.isfinite().all(), f"at keep_prob {policy.keep_prob.tolist()} it is {gradient.tolist()}")
+    for state in (None, past):
+        gradient, _ = estimator.gradient(policy, batch, _loss(batch.masks), copy.copy(state))
+        require(gradient.isfinite().all(), f"at keep_prob {policy.keep_prob.tolist()} it is {gradient.tolist()}")
 
 
 @check("estimator", GRADIENT)
@@ -205,10 +205,16 @@ def inputs_are_left_alone(plugin: Registered) -> None:
     _, state = _run(estimator, range(2), None)
     batch = estimator.sample(policy, _num_masks(estimator, 4), generator(0, "draw"))
     losses = _loss(batch.masks)
-    given = {"policy": policy, "masks": batch.masks, "noise": batch.noise, "losses": losses, "state": state}
-    before = {name: pickle.dumps(value) for name, value in given.items()}
+    given = {
+        "keep_prob": policy.keep_prob,
+        "masks": batch.masks,
+        "noise": batch.noise,
+        "losses": losses,
+        "state": state,
+    }
+    before = copy.deepcopy(given)
     estimator.gradient(policy, batch, losses, state)
-    changed = [name for name, value in given.items() if pickle.dumps(value) != before[name]]
+    changed = [name for name, value in given.items() if not _equal(value, before[name])]
     require(not changed, f"changed in place: {', '.join(changed)}")
 
 
@@ -229,4 +235,12 @@ def resumed_run_equals_unbroken_run(plugin: Registered) -> None:
     _, middle = _run(made(plugin), range(3), None)
     resumed, last = _run(made(plugin), range(3, 6), pickle.loads(pickle.dumps(middle)))
     require(all(torch.equal(a, b) for a, b in zip(unbroken[3:], resumed, strict=True)), "the gradients differ")
-    require(pickle.dumps(end) == pickle.dumps(last), "the states differ")
+    require(_equal(end, last), "the states differ")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return bool(a == b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -64,13 +65,14 @@ def units_divide_the_axes(plugin: Registered) -> None:
     """Each axis that is named is divided among the units of one group: no entry twice, none left over."""
     for family in FAMILIES:
         layout = describe(tiny_model(family))
+        groups = made(plugin).groups(layout)
         try:
-            MaskSpace(layout, made(plugin).groups(layout), plugin.provider.name)
+            MaskSpace(layout, groups, plugin.provider.name)
         except PolypruneError as error:
             raise AssertionError(f"the units of a tiny {family} cannot be used: {error}") from error
 
 
-@check("granularity", "builds_with_its_defaults")
+@check("granularity", "building_uses_no_global_randomness")
 def groups_use_no_global_randomness(plugin: Registered) -> None:
     """Listing the units neither draws from nor seeds a generator that others share."""
     layout = describe(tiny_model())
@@ -122,8 +124,10 @@ def gating_equals_zeroing(plugin: Registered) -> None:
     """Multiplying by the mask gives the bits of a model whose removed weights are zero."""
     for model, space in _models(plugin):
         for keep in _masks(space):
-            found, expected = _gate(model, space, keep), _zeroed(tiny_model(model.config.model_type), space, keep)
-            require(torch.equal(found, expected), f"with {int((~keep).sum())} of {len(space)} units removed they differ")
+            found, expected = _gate(model, space, keep), _zeroed(copy.deepcopy(model), space, keep)
+            require(
+                torch.equal(found, expected), f"with {int((~keep).sum())} of {len(space)} units removed they differ"
+            )
 
 
 @check("granularity", DIVIDES)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.plugins.registry import Registered
 from polyprune_core.scoring import Calibration
-from polyprune_core.testing.checking import NotRun, check, global_randomness_unused, made, require, require_close
+from polyprune_core.testing.checking import (
+    NotRun,
+    check,
+    global_randomness_unused,
+    made,
+    require,
+    require_close,
+    world_restored,
+)
 from polyprune_core.testing.tiny import FAMILIES, tiny_calibration, tiny_model, tiny_space, tiny_windows
+from polyprune_core.testing.untouched import Snapshot
 
 # What a metric may be made for; one that refuses a choice with ConfigError or PluginError is checked on the others.
 CHOICES = ("head+channel", "channel", "head", "attention+mlp", "layer")
@@ -27,22 +36,27 @@ def _score(
     plugin: Registered, model: nn.Module, units: str | None = None, calibration: Calibration | None = None
 ) -> Tensor:
     """Returns (U,) scores of a model's units."""
-    space = tiny_space(model, units or _accepted(plugin)[0])
+    space = tiny_space(model, units or _first(plugin))
     scores: Any = made(plugin).score(model, space, calibration or tiny_calibration(model))
     ours: Tensor = scores.detach().clone() if isinstance(scores, Tensor) else scores
     return ours
 
 
-def _accepted(plugin: Registered) -> list[str]:
-    accepted, refusals = [], []
+def _accepted(plugin: Registered) -> Iterator[str]:
+    refusals = []
     for units in CHOICES:
         try:
-            _score(plugin, tiny_model(), units)
-            accepted.append(units)
+            with world_restored():
+                _score(plugin, tiny_model(), units)
         except (ConfigError, PluginError) as error:
             refusals.append(f"{units}: {error}")
-    require(accepted, f"it scores units of no kind: {'; '.join(refusals)}")
-    return accepted
+        else:
+            yield units
+    require(len(refusals) < len(CHOICES), f"it scores units of no kind: {'; '.join(refusals)}")
+
+
+def _first(plugin: Registered) -> str:
+    return next(_accepted(plugin))
 
 
 def _with_channels(plugin: Registered) -> str:
@@ -66,37 +80,6 @@ def _edit_channels(model: nn.Module, layer: int, change: Callable[[Tensor], Tens
     mlp.down_proj.weight.data = change(mlp.down_proj.weight.data.t()).t().contiguous()
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def _same_weights(model: nn.Module, before: dict[str, Tensor]) -> bool:
-    now = model.state_dict()
-    return now.keys() == before.keys() and all(
-        tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]) for name, tensor in now.items()
-    )
-
-
-def _hooks(model: nn.Module) -> list[tuple[str, list[int]]]:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    modules = [(name, [len(getattr(m, kind)) for kind in kinds]) for name, m in model.named_modules()]
-    parameter_kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    tensors = [(name, [len(getattr(p, kind) or ()) for kind in parameter_kinds]) for name, p in model.named_parameters()]
-    return modules + tensors
-
-
-def _flags(model: nn.Module) -> dict[str, Any]:
-    parameters = dict(model.named_parameters())
-    return {
-        "requires_grad": {name: p.requires_grad for name, p in parameters.items()},
-        "grad": {name: p.grad is None for name, p in parameters.items()},
-        "training": {name: module.training for name, module in model.named_modules()},
-        "attributes of modules": {name: sorted(vars(module)) for name, module in model.named_modules()},
-        "configuration": model.config.to_dict(),  # type: ignore[operator,union-attr]
-        "gradient mode": torch.is_grad_enabled(),
-    }
-
-
 def _mixed_model() -> nn.Module:
     """Returns a model that is partly in training mode and partly trainable, as a caller may have left it."""
     model = tiny_model("qwen2")
@@ -104,19 +87,14 @@ def _mixed_model() -> nn.Module:
     return model
 
 
-def _require_same_flags(model: nn.Module, before: dict[str, Any]) -> None:
-    changed = [name for name, value in _flags(model).items() if value != before[name]]
-    require(not changed, f"changed and not put back: {', '.join(changed)}")
-
-
 @check("initializer", "builds_with_its_defaults")
 def scores_are_one_finite_number_a_unit(plugin: Registered) -> None:
-    """Scores are (U,) finite floating-point numbers, for every family and every choice of units it accepts."""
+    """Scores are (U,) finite floating-point numbers, for every choice of units that it accepts."""
     for units in _accepted(plugin):
-        for family in FAMILIES:
-            model = tiny_model(family)
+        models = {family: tiny_model(family) for family in FAMILIES} | {"a partly trainable qwen2": _mixed_model()}
+        for name, model in models.items():
             scores = _score(plugin, model, units)
-            what = f"{units} of {family}"
+            what = f"{units} of {name}"
             require(isinstance(scores, Tensor), f"{what}: a {type(scores).__name__} is no tensor")
             expected = (len(tiny_space(model, units)),)
             require(tuple(scores.shape) == expected, f"{what}: the shape is {tuple(scores.shape)}, not {expected}")
@@ -135,11 +113,11 @@ def needs_are_declared(plugin: Registered) -> None:
         require(need in plugin.provider.needs or not passes, f"it made {passes} passes; add {need!r} to its needs")
 
 
-@check("initializer", SCORES)
+@check("initializer", SCORES, "building_uses_no_global_randomness")
 def scoring_uses_no_global_randomness(plugin: Registered) -> None:
     """Scoring neither draws from nor seeds a generator that others share: there is `calibration.rng`."""
     model = tiny_model()
-    units = _accepted(plugin)[0]
+    units = _first(plugin)
     with global_randomness_unused():
         _score(plugin, model, units)
 
@@ -166,9 +144,9 @@ def permuted_channels_have_permuted_scores(plugin: Registered) -> None:
 @check("initializer", SCORES, REPEATS)
 def batch_size_does_not_matter(plugin: Registered) -> None:
     """The same text in other batches gives the same scores, within rounding; the last batch is a smaller one."""
-    model = tiny_model()
-    expected = _score(plugin, model)
+    expected = _score(plugin, tiny_model())
     for batch_size in (1, 2):
+        model = tiny_model()
         found = _score(plugin, model, calibration=tiny_calibration(model, batch_size=batch_size))
         require_close(found, expected, SUMMATION, f"scores with batches of {batch_size} windows and of all 5")
 
@@ -178,7 +156,7 @@ def order_of_the_text_does_not_matter(plugin: Registered) -> None:
     """The same windows the other way round give the same scores, within rounding."""
     model = tiny_model()
     found = _score(plugin, model, calibration=tiny_calibration(model, windows=tiny_windows().flip(0)))
-    require_close(found, _score(plugin, model), SUMMATION, "scores with the windows the other way round")
+    require_close(found, _score(plugin, tiny_model()), SUMMATION, "scores with the windows the other way round")
 
 
 @check("initializer", SCORES, REPEATS)
@@ -194,30 +172,27 @@ def zero_channel_ranks_last(plugin: Registered) -> None:
 @check("initializer", SCORES)
 def weights_are_left_alone(plugin: Registered) -> None:
     """Scoring changes no weight and no buffer."""
-    model = _mixed_model()
-    before = _weights(model)
-    _score(plugin, model)
-    require(_same_weights(model, before), "weights or buffers of the model were changed")
+    _scored(plugin).require_weights()
 
 
 @check("initializer", SCORES)
 def no_hook_is_left_behind(plugin: Registered) -> None:
     """Scoring removes every hook that it registers."""
-    model = _mixed_model()
-    before = _hooks(model)
-    _score(plugin, model)
-    left = [now[0] for now, then in zip(_hooks(model), before, strict=True) if now != then]
-    require(not left, f"{len(left)} modules or parameters have other hooks than before, the first is {left[:1]}")
+    _scored(plugin).require_hooks()
 
 
 @check("initializer", SCORES)
 def flags_and_attributes_are_left_alone(plugin: Registered) -> None:
     """Training flags, requires_grad, grad, attributes of modules, configuration and gradient mode are as before."""
-    model, units = _mixed_model(), _accepted(plugin)[0]
-    before = copy.deepcopy(_flags(model))
-    with torch.set_grad_enabled(torch.is_grad_enabled()):  # put back behind a metric that does not
-        _score(plugin, model, units)
-        _require_same_flags(model, before)
+    _scored(plugin).require_flags()
+
+
+def _scored(plugin: Registered) -> Snapshot:
+    """Returns a snapshot from before of a model that has been scored."""
+    units, model = _first(plugin), _mixed_model()
+    before = Snapshot(model)
+    _score(plugin, model, units)
+    return before
 
 
 class _Stop(BaseException):
@@ -227,18 +202,15 @@ class _Stop(BaseException):
 @check("initializer", SCORES, *UNCHANGED)
 def interruption_leaves_the_model_as_it_was(plugin: Registered) -> None:
     """Stopped inside the model, it leaves weights, hooks and flags as they were."""
-    model, units = _mixed_model(), _accepted(plugin)[0]
+    units, model = _first(plugin), _mixed_model()
 
     def stop(*_: object) -> None:
         raise _Stop
 
     with model.get_submodule("model.layers.2.mlp").register_forward_pre_hook(stop):
-        weights, hooks, flags = _weights(model), _hooks(model), copy.deepcopy(_flags(model))
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            try:
-                _score(plugin, model, units)
-            except (_Stop, Exception):  # noqa: BLE001 - whatever it makes of the interruption
-                pass
-            require(_same_weights(model, weights), "weights or buffers of the model were changed")
-            require(_hooks(model) == hooks, "hooks were left behind")
-            _require_same_flags(model, flags)
+        before = Snapshot(model)
+        with contextlib.suppress(_Stop, Exception):  # whatever it makes of the interruption
+            _score(plugin, model, units)
+        before.require_weights()
+        before.require_hooks()
+        before.require_flags()

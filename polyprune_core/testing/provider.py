@@ -1,5 +1,4 @@
-"""What every plugin owes: a provider that can be listed, options that can be typed, an implementation that is a value.
-"""
+"""What every plugin owes: a provider that can be listed, options that can be typed, a value that can be passed on."""
 
 from __future__ import annotations
 
@@ -62,7 +61,9 @@ def options_can_be_typed_and_stored(plugin: Registered) -> None:
             raise AssertionError(f"the default of option {name} cannot be stored as JSON: {error}") from error
         if default is None:
             continue
-        require(isinstance(default, str | int | float), f"the default of option {name} is no text, number or truth value")
+        require(
+            isinstance(default, str | int | float), f"the default of option {name} is no text, number or truth value"
+        )
         try:
             built = build(plugin.kind, plugin.provider, {name: str(default)})
         except PluginError as error:

@@ -15,13 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from polyprune_plugins.exporters.huggingface import HuggingFace
-from polyprune_plugins.exporters.masks import Masks
-from polyprune_plugins.granularities.attention import Attention
-from polyprune_plugins.granularities.channel import Channel
-from polyprune_plugins.granularities.head import Head
-from polyprune_plugins.granularities.layer import Layer
-from polyprune_plugins.granularities.mlp import Mlp
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -34,6 +27,13 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
+from polyprune_plugins.exporters.huggingface import HuggingFace
+from polyprune_plugins.exporters.masks import Masks
+from polyprune_plugins.granularities.attention import Attention
+from polyprune_plugins.granularities.channel import Channel
+from polyprune_plugins.granularities.head import Head
+from polyprune_plugins.granularities.layer import Layer
+from polyprune_plugins.granularities.mlp import Mlp
 
 VOCABULARY = 97
 SHARED = {"vocab_size": VOCABULARY, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}

@@ -154,9 +154,6 @@ def test_a_hook_with_an_argument_that_there_is_not_is_refused() -> None:
     assert "polyprune_initializers" in text
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only the first line of pluggy's message is kept, and the argument is in another"
-)
 def test_a_hook_with_an_argument_that_there_is_not_is_told_which() -> None:
     _, text = broken(lambda: plugin(lambda registry: [toy()]))
     assert "{'registry'}" in text
@@ -386,14 +383,12 @@ def test_attributes_of_a_plugin_are_read_as_they_are() -> None:
     assert of_toys(toy(factory=Faulty)).build("initializer", "toy").min_masks == 3
 
 
-@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="a generator raises outside of the guarded call")
 def test_a_method_that_raises_while_it_is_read_is_told_too() -> None:
     made = of_toys(toy(factory=lambda: Faulty(ZeroDivisionError("no"))), "granularity").build("granularity", "toy")
     with pytest.raises(PluginError, match=r"toys 0\.1"):
         list(made.groups("anything"))
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="a method that is not there escapes as a traceback")
 def test_a_plugin_without_its_method_is_told_with_its_name_and_distribution() -> None:
     made = of_toys(toy(factory=Toy)).build("initializer", "toy")
     with pytest.raises(PluginError, match=r"toys 0\.1"):
@@ -404,7 +399,6 @@ def refuse(power: int = 2) -> Any:
     raise RuntimeError(f"power {power} on this machine")
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="a factory's own exception escapes as a traceback")
 @pytest.mark.parametrize("spec", ["toy", "toy:power=3"])
 def test_a_factory_that_raises_is_told_with_its_name_and_reason(spec: str) -> None:
     with pytest.raises(PluginError) as failure:

@@ -20,9 +20,7 @@ from polyprune_plugins.estimators.reinforce_released import ReinforceReleased
 from polyprune_plugins.estimators.rloo import RLOO
 
 VOCABULARY = 97
-OPTIONS = SearchOptions(
-    steps=20, masks_per_step=4, learning_rate=0.02, sparsity=0.5, scope="kind", precondition="none"
-)
+OPTIONS = SearchOptions(steps=20, masks_per_step=4, learning_rate=0.02, sparsity=0.5, scope="kind", precondition="none")
 
 
 class FakeObjective:
@@ -88,9 +86,7 @@ by_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: ty
 @pytest.mark.parametrize("scope", ["kind", "global", "layer"])
 def test_the_search_finds_the_planted_best_units(space, estimator, scope, precondition) -> None:
     rate = {"none": 0.005, "half-natural": 0.02, "natural": 0.04}[precondition]  # the unscaled estimate varies most
-    policy, _ = run(
-        space, estimator=estimator, steps=300, learning_rate=rate, scope=scope, precondition=precondition
-    )
+    policy, _ = run(space, estimator=estimator, steps=300, learning_rate=rate, scope=scope, precondition=precondition)
     assert torch.equal(select(policy.keep_prob, space, 0.5, scope).keep, BEST)
 
 
@@ -196,7 +192,7 @@ def test_the_learning_rate_falls_along_a_cosine(space) -> None:
     ids=["wrong length", "wrong rank", "nan", "infinite"],
 )
 def test_a_gradient_that_its_contract_forbids_is_refused_by_name(space, gradient) -> None:
-    with pytest.raises(PluginError, match=r"estimator Fixed returned a gradient.*\(20,\) finite numbers are needed"):
+    with pytest.raises(PluginError, match=r"Fixed.* returned a gradient.*\(20,\) finite numbers are needed"):
         run(space, estimator=Fixed(gradient), steps=1)
 
 

@@ -193,8 +193,11 @@ def test_kept_widths_are_padded_to_the_multiple_and_never_beyond_the_axis(llama,
     space = space_of(llama, Channel())
     mlp = llama.model.layers[0].mlp
     seen = []
-    with Compactor(llama, space.layout) as compactor, mlp.down_proj.register_forward_pre_hook(
-        lambda module, inputs: seen.append((inputs[0].shape[-1], module.weight.shape[1]))
+    with (
+        Compactor(llama, space.layout) as compactor,
+        mlp.down_proj.register_forward_pre_hook(
+            lambda module, inputs: seen.append((inputs[0].shape[-1], module.weight.shape[1]))
+        ),
     ):
         for count in (1, 16, 17, 64, 65, 69, 70):
             with compactor.applied(space.axis_keep(torch.arange(len(space)) < count)):

@@ -1,0 +1,173 @@
+"""`polyprune plugins check`: the conformance kit on one plugin, for its author."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import EntryPoint
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from polyprune_core.errors import ConfigError, PluginError, PolypruneError, unknown_name
+
+if TYPE_CHECKING:
+    from polyprune_core.plugins.registry import Registry, Source
+    from polyprune_core.testing import CheckResult
+
+GROUP = "polyprune"
+STYLES = {"passed": "green", "failed": "bold red", "not run": "dim"}
+
+
+@click.command()
+@click.argument("plugin")
+def check(plugin: str) -> None:
+    """Run the conformance kit on PLUGIN.
+
+    PLUGIN is a plugin's name, an installed distribution, a module, or the path of a module or of a project folder,
+    whose code is run as it is there. Exit status: 0 all checks pass, 1 one fails, 2 there is no such plugin.
+    """
+    from rich.markup import escape
+
+    from polyprune_core.cli.console import plain, stderr
+
+    stderr().print(f"[dim]checking {escape(plain(plugin))} …[/]")
+    try:
+        # What a plugin prints by itself does not reach the terminal: it could hold control codes.
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()), _found(plugin) as registry:
+            results = _examine(registry)
+            origin = {(item.kind, item.provider.name): item.source for item in registry.all() if item.source.version}
+    except PolypruneError as error:
+        raise type(error)(plain(str(error))) from None
+    except SystemExit as error:
+        raise PluginError(plain(f"a module of {plugin} ends the program when it is imported: {error}")) from None
+    _show(results, origin)
+    sys.exit(1 if any(result.status == "failed" for result in results) else 0)
+
+
+def _examine(registry: Registry) -> list[CheckResult]:
+    from polyprune_core.testing import CheckResult, run_checks
+
+    broken = [CheckResult("plugin", p.plugin, "loads", "failed", p.message) for p in registry.problems]
+    return broken + run_checks(registry.all())
+
+
+def _show(results: list[CheckResult], origin: dict[tuple[str, str], Source]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from polyprune_core.cli.console import plain
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=200, highlight=False)
+    for kind, plugin in dict.fromkeys((result.kind, result.plugin) for result in results):
+        source = origin.get((kind, plugin))
+        console.print(Text(plain(f"{kind} {plugin} ({source})" if source else f"{kind} {plugin}"), style="bold"))
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("check", "result", "message"):
+            table.add_column(column, no_wrap=column == "result", overflow="fold")
+        for result in results:
+            if (result.kind, result.plugin) == (kind, plugin):
+                status = Text(result.status, style=STYLES[result.status])
+                table.add_row(Text(result.check), status, Text(plain(result.message)))
+        console.print(table)
+    counts = {status: sum(result.status == status for result in results) for status in STYLES}
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+
+
+@contextmanager
+def _found(what: str) -> Iterator[Registry]:
+    """Yields what `what` stands for, at least one plugin; its modules can be imported inside the block.
+
+    Raises:
+        PluginError: there is no such plugin, or none in the module.
+        ConfigError: there is no such path, or it is no Python.
+    """
+    from polyprune_core.plugins.registry import Registry, load_registry
+
+    folders: list[Path] = []
+    if os.sep in what or what.endswith(".py"):
+        folders, points = _from_path(Path(what).expanduser().resolve())
+    else:
+        registry = load_registry()
+        name = what.lower().replace("_", "-")
+        items = [item for item in registry.all() if name in (item.provider.name, item.source.distribution)]
+        problems = [p for p in registry.problems if name in (*p.names, p.plugin, p.source.distribution)]
+        if items or problems:
+            yield Registry(items, problems)
+            return
+        if not _is_module(what):
+            names = {item.provider.name for item in registry.all()}
+            raise PluginError(unknown_name("plugin, distribution or module", what, names))
+        points = [EntryPoint(what, what, GROUP)]
+    before = list(sys.path)
+    sys.path[:0] = [str(folder) for folder in folders]
+    try:
+        _require_from(points, folders)
+        registry = load_registry(points)
+        if not registry.all() and not registry.problems:
+            raise PluginError(
+                f"{what} registers no plugin; it needs a function such as polyprune_initializers, marked @hookimpl."
+            )
+        yield registry
+    finally:
+        sys.path[:] = before
+
+
+def _from_path(path: Path) -> tuple[list[Path], list[EntryPoint]]:
+    """Returns the folders to import from and the entry points to load."""
+    if path.is_dir() and (path / "pyproject.toml").is_file():
+        points = _entry_points(path / "pyproject.toml")
+        return [folder for folder in (path / "src", path) if folder.is_dir()], points
+    if path.is_dir() and not (path / "__init__.py").is_file():
+        raise ConfigError(f"{path} has no pyproject.toml and no __init__.py; give a project, a package or a .py file.")
+    if not path.exists():
+        raise ConfigError(f"there is no file or folder {path}.")
+    if path.is_file() and path.suffix != ".py":
+        raise ConfigError(f"{path} is no Python file.")
+    names, parent = [path.stem], path.parent
+    while (parent / "__init__.py").is_file():
+        names, parent = [parent.name, *names], parent.parent
+    module = ".".join(names).removesuffix(".__init__")
+    return [parent], [EntryPoint(module, module, GROUP)]
+
+
+def _entry_points(pyproject: Path) -> list[EntryPoint]:
+    try:
+        project = tomllib.loads(pyproject.read_text("utf-8")).get("project", {})
+        named = project.get("entry-points", {}).get(GROUP, {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{pyproject} cannot be read: {error}.") from error
+    if not named:
+        raise PluginError(f"{pyproject} has no [project.entry-points.{GROUP}], so nothing would find its plugins.")
+    wrong = [name for name, module in named.items() if not EntryPoint.pattern.match(str(module))]
+    if wrong:
+        raise ConfigError(f"{pyproject}: {named[wrong[0]]!r}, the entry point {wrong[0]}, is no name of a module.")
+    return [EntryPoint(name, str(module), GROUP) for name, module in named.items()]
+
+
+def _require_from(points: Iterable[EntryPoint], folders: list[Path]) -> None:
+    """Raises ConfigError where an import would find another module of that name than the one at the path."""
+    for point in points:
+        top = point.module.partition(".")[0]
+        spec = find_spec(top) if folders else None
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin and not any(origin.is_relative_to(folder) for folder in folders):
+            raise ConfigError(f"the name {top} belongs to {origin}, so that yours is not imported; rename the module.")
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+    except Exception:  # noqa: BLE001 - of a.b, a was imported and raised: there is such a module, and it is broken
+        return True

@@ -1,0 +1,197 @@
+"""What an exporter owes: files that are read back as the smaller model, and nothing written anywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyprune_core.artefact import PrunedModel
+from polyprune_core.exporting import kept_parameters
+from polyprune_core.models.checkpoint import file_sha256
+from polyprune_core.models.sources import LoadedModel
+from polyprune_core.plugins.registry import Registered
+from polyprune_core.seeds import generator
+from polyprune_core.surgery import Compactor
+from polyprune_core.testing.checking import check, global_randomness_unused, made, require, require_close
+from polyprune_core.testing.tiny import tiny_base, tiny_pruned, tiny_space, tiny_windows
+from polyprune_core.testing.untouched import Snapshot
+from polyprune_core.types import ExportReport
+
+READS_BACK = "reloaded_model_equals_the_compact_one"
+ROUNDING = 1e-5  # float32 sums in another order
+SECRET = "/somewhere/of/the/user/text.txt"
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A folder with the dense model in `base`, an empty `out` to export to, and `elsewhere`, the current directory."""
+
+    root: Path
+    pruned: PrunedModel
+
+    @property
+    def out(self) -> Path:
+        """Where to export to."""
+        return self.root / "out"
+
+    def around(self) -> dict[str, str]:
+        """Returns the hash of every file outside of `out`."""
+        files = (path for path in sorted(self.root.rglob("*")) if not path.is_relative_to(self.out))
+        return {str(path.relative_to(self.root)): file_sha256(path) if path.is_file() else "" for path in files}
+
+
+@contextmanager
+def _sandbox(*emptied: str) -> Iterator[Sandbox]:
+    """A pruned model of heads and channels; of the axes `emptied` nothing is kept."""
+    with tempfile.TemporaryDirectory(prefix="polyprune-check-") as name:
+        root = Path(name).resolve()
+        for folder in ("out", "elsewhere"):
+            (root / folder).mkdir()
+        base = tiny_base(root / "base")
+        space = tiny_space(base.model)
+        keep = torch.rand(len(space), generator=generator(0, "exported")) < 0.6
+        for where, group in zip(space.slices(), space.groups, strict=True):
+            keep[where.start] = True
+            if group.spans[0][0] in emptied:
+                keep[where] = False
+        pruned = tiny_pruned(base, space, keep, text=SECRET)
+        with contextlib.chdir(root / "elsewhere"):
+            yield Sandbox(root, pruned)
+
+
+def _export(plugin: Registered, sandbox: Sandbox) -> ExportReport:
+    report: ExportReport = made(plugin).export(sandbox.pruned, sandbox.out)
+    return report
+
+
+def _load(plugin: Registered, sandbox: Sandbox) -> LoadedModel:
+    loaded: LoadedModel = made(plugin).load(sandbox.out, dtype="float32", device="cpu")
+    return loaded
+
+
+@torch.no_grad()
+def _logits(model: nn.Module) -> Tensor:
+    logits: Tensor = model(input_ids=tiny_windows()).logits
+    return logits
+
+
+def _require_same_logits(plugin: Registered, sandbox: Sandbox) -> None:
+    pruned = sandbox.pruned
+    with Compactor(pruned.base.model, pruned.layout) as compactor, compactor.applied(pruned.axis_keep()) as model:
+        expected = _logits(model)
+    _export(plugin, sandbox)
+    found = _logits(_load(plugin, sandbox).model)
+    require_close(found, expected, ROUNDING, "logits of the model read back and of the smaller model in memory")
+
+
+@check("exporter", "builds_with_its_defaults")
+def reloaded_model_equals_the_compact_one(plugin: Registered) -> None:
+    """What is read back from disk gives the logits of the smaller model in memory."""
+    with _sandbox() as sandbox:
+        _require_same_logits(plugin, sandbox)
+
+
+@check("exporter", READS_BACK)
+def emptied_sublayers_survive(plugin: Registered) -> None:
+    """So does a model that has lost the attention of one layer and the MLP of another whole."""
+    with _sandbox("layers.0.attention", "layers.2.mlp") as sandbox:
+        _require_same_logits(plugin, sandbox)
+
+
+@check("exporter", READS_BACK)
+def emptied_layer_survives(plugin: Registered) -> None:
+    """So does a model that has lost a whole layer."""
+    with _sandbox("layers.1.attention", "layers.1.mlp") as sandbox:
+        _require_same_logits(plugin, sandbox)
+
+
+@check("exporter", READS_BACK)
+def parameters_are_those_that_are_left(plugin: Registered) -> None:
+    """The report, and the model read back, have the dense model's parameters less the removed ones."""
+    with _sandbox("layers.2.mlp") as sandbox:
+        reported = _export(plugin, sandbox).parameters
+        loaded: Any = _load(plugin, sandbox).model
+        expected = kept_parameters(sandbox.pruned)
+    require(reported == expected, f"the report says {reported:,} parameters; {expected:,} are left")
+    found = sum(parameter.numel() for parameter in loaded.parameters())
+    require(found == expected, f"the model read back has {found:,} parameters; {expected:,} are left")
+
+
+@check("exporter", READS_BACK)
+def reloaded_model_is_ready_to_run(plugin: Registered) -> None:
+    """The model read back is in eval mode, needs no gradient, caches nothing, and has the number format asked for."""
+    with _sandbox() as sandbox:
+        _export(plugin, sandbox)
+        loaded = _load(plugin, sandbox)
+        half = made(plugin).load(sandbox.out, dtype="bfloat16", device="cpu")
+    model: Any = loaded.model
+    require(not any(module.training for module in model.modules()), "it is in training mode")
+    require(not any(parameter.requires_grad for parameter in model.parameters()), "its parameters require gradients")
+    require(model.config.use_cache is False, "its config.use_cache is not False")
+    require(loaded.tokenizer("w5 w6")["input_ids"][-2:] == [5, 6], "its tokenizer is another than the dense model's")
+    for asked, found in (("float32", model.dtype), ("bfloat16", half.model.dtype)):
+        require(str(found) == f"torch.{asked}", f"asked for {asked} it is {found}")
+
+
+@check("exporter", READS_BACK)
+def only_its_folder_is_written(plugin: Registered) -> None:
+    """Exporting writes nothing beside its folder, in the current directory, or over the dense model's files."""
+    with _sandbox() as sandbox:
+        before = sandbox.around()
+        _export(plugin, sandbox)
+        after = sandbox.around()
+    written = sorted(name for name in before | after if before.get(name) != after.get(name))
+    require(not written, f"written or removed outside of its folder: {', '.join(written)}")
+
+
+@check("exporter", READS_BACK)
+def report_lists_every_file_with_its_hash(plugin: Registered) -> None:
+    """The report names the folder, each file in it with its SHA-256, and their size."""
+    with _sandbox() as sandbox:
+        report = _export(plugin, sandbox)
+        paths = {path.relative_to(sandbox.out).as_posix(): path for path in sandbox.out.rglob("*") if path.is_file()}
+        hashes = {name: file_sha256(path) for name, path in paths.items()}
+        size = sum(path.stat().st_size for path in paths.values())
+        require(Path(report.path) == sandbox.out, "the report's path is not the folder that was given")
+    wrong = sorted(name for name in hashes | report.files if hashes.get(name) != report.files.get(name))
+    require(not wrong, f"missing, or not what was written: {', '.join(wrong)}")
+    require(report.bytes == size, f"the report says {report.bytes} bytes; the files have {size}")
+
+
+@check("exporter", READS_BACK)
+def no_file_holds_a_path_of_this_machine(plugin: Registered) -> None:
+    """No file names a folder of this machine, whether of the model, of the output or out of the recipe."""
+    with _sandbox() as sandbox:
+        _export(plugin, sandbox)
+        foreign = [str(path).encode() for path in (sandbox.root, Path.home(), Path(SECRET).parent)]
+        paths = [path for path in sandbox.out.rglob("*") if path.is_file()]
+        holding = sorted(path.name for path in paths if any(text in path.read_bytes() for text in foreign))
+    require(not holding, f"an absolute path stands in {', '.join(holding)}")
+
+
+@check("exporter", READS_BACK)
+def dense_model_is_left_alone(plugin: Registered) -> None:
+    """Exporting changes no weight, hook, flag or logit of the dense model."""
+    with _sandbox() as sandbox:
+        model = sandbox.pruned.base.model
+        before, logits = Snapshot(model), _logits(model)
+        _export(plugin, sandbox)
+        before.require_weights()
+        before.require_hooks()
+        before.require_flags()
+        require(torch.equal(_logits(model), logits), "the dense model's logits were changed")
+
+
+@check("exporter", READS_BACK, "building_uses_no_global_randomness")
+def exporting_uses_no_global_randomness(plugin: Registered) -> None:
+    """Exporting neither draws from nor seeds a generator that others share."""
+    with _sandbox() as sandbox, global_randomness_unused():
+        _export(plugin, sandbox)

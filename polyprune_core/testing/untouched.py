@@ -1,0 +1,64 @@
+"""What a plugin has to leave of a model as it was: weights, hooks, flags."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from polyprune_core.testing.checking import require
+
+MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+class Snapshot:
+    """A model as it is now; every method raises AssertionError where the model has since become another."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.hooks, self.flags = self._hooks(), copy.deepcopy(self._flags())
+
+    def require_weights(self) -> None:
+        """Weights and buffers are the same bits."""
+        now = self.model.state_dict()
+        names = now.keys() | self.weights.keys()
+        changed = sorted(name for name in names if not _same(now.get(name), self.weights.get(name)))
+        require(not changed, f"{len(changed)} weights or buffers of the model were changed, the first is {changed[:1]}")
+
+    def require_hooks(self) -> None:
+        """Modules and parameters have the hooks they had."""
+        now = self._hooks()
+        left = [name for name, counts in now.items() if counts != self.hooks[name]]
+        require(not left, f"{len(left)} modules or parameters have other hooks than before, the first is {left[:1]}")
+
+    def require_flags(self) -> None:
+        """Training flags, requires_grad, gradients, attributes, configuration and gradient mode are the same."""
+        changed = [name for name, value in self._flags().items() if value != self.flags[name]]
+        require(not changed, f"changed and not put back: {', '.join(changed)}")
+
+    def _hooks(self) -> dict[str, list[int]]:
+        modules = {f"module {name}": _count(module, MODULE_HOOKS) for name, module in self.model.named_modules()}
+        return modules | {name: _count(p, PARAMETER_HOOKS) for name, p in self.model.named_parameters()}
+
+    def _flags(self) -> dict[str, Any]:
+        config: Any = self.model.config
+        return {
+            "requires_grad": {name: p.requires_grad for name, p in self.model.named_parameters()},
+            "grad": {name: p.grad is None for name, p in self.model.named_parameters()},
+            "training": {name: module.training for name, module in self.model.named_modules()},
+            "attributes of modules": {name: sorted(vars(module)) for name, module in self.model.named_modules()},
+            "configuration": config.to_dict(),
+            "gradient mode": torch.is_grad_enabled(),
+        }
+
+
+def _count(owner: Any, kinds: tuple[str, ...]) -> list[int]:
+    return [len(getattr(owner, kind) or ()) for kind in kinds]
+
+
+def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b)

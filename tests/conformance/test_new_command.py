@@ -1,0 +1,183 @@
+"""`polyprune plugins new`: the package it writes works as generated, and nothing is written half or over another."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from polyprune_core import cli
+from polyprune_core.cli import main
+from polyprune_core.cli.check import _found
+from polyprune_core.cli.new import KINDS, new
+from polyprune_core.cli.plugins import plugins
+from polyprune_core.testing import run_checks
+from polyprune_core.testing.checks import checks_for
+
+
+@pytest.fixture(autouse=True)
+def _no_trace(monkeypatch, tmp_path) -> None:
+    monkeypatch.setitem(plugins.commands, "new", new)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command and returns its exit status, stdout and stderr."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["polyprune", "plugins", "new", *words])
+        try:
+            main()
+            status = 0
+        except SystemExit as exit_:
+            status = exit_.code
+        return (status, *capsys.readouterr())
+
+    return call
+
+
+class Outcomes(Counter):
+    """Counts test outcomes; a pytest plugin."""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or report.outcome == "skipped":
+            self[report.outcome] += 1
+
+
+def run_own_tests(folder: Path) -> Outcomes:
+    """Runs a package's tests under its own configuration."""
+    outcomes = Outcomes()
+    settings = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder), "-p", "no:cacheprovider", "-q"]
+    pytest.main([*settings, str(folder)], plugins=[outcomes])
+    return outcomes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_package_passes_the_kit_and_its_own_tests_as_generated(run, tmp_path, kind) -> None:
+    name = f"made-up-{kind}"
+    status, out, err = run(name, "--kind", kind)
+    assert (status, err) == (0, "")
+    folder = tmp_path / f"polyprune-{name}"
+    module = f"polyprune_made_up_{kind}"
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == sorted(
+        [
+            ".github/workflows/test.yml",
+            ".gitignore",
+            "README.md",
+            "pyproject.toml",
+            f"{module}.py",
+            f"tests/test_{module}.py",
+        ]
+    )
+    assert f"polyprune plugins check {name}" in out
+    with _found(str(folder)) as registry:
+        assert [(item.kind, item.provider.name) for item in registry.all()] == [(kind, name)]
+        assert {result.status for result in run_checks(registry.all())} == {"passed"}
+    assert run_own_tests(folder) == {"passed": len(checks_for(kind))}
+
+
+def test_an_expected_failure_that_passes_fails_the_authors_tests(run, tmp_path) -> None:
+    run("passing", "--kind", "granularity")
+    folder = tmp_path / "polyprune-passing"
+    test = folder / "tests" / "test_polyprune_passing.py"
+    xfail = '{"passing/every_unit_costs_something": "it does not"}'
+    test.write_text(test.read_text().replace("(polyprune_passing)", f"(polyprune_passing, {xfail})"))
+    assert run_own_tests(folder) == {"passed": len(checks_for("granularity")) - 1, "failed": 1}
+
+
+def test_a_fault_in_the_plugin_fails_the_authors_tests(run, tmp_path) -> None:
+    run("at-fault", "--kind", "estimator")
+    module = tmp_path / "polyprune-at-fault" / "polyprune_at_fault.py"
+    module.write_text(module.read_text().replace("/ len(losses), None", "/ (len(losses) - 1), None"))
+    outcomes = run_own_tests(module.parent)
+    assert outcomes == {"passed": len(checks_for("estimator")) - 1, "failed": 1}
+
+
+def test_the_package_names_what_it_needs(run, tmp_path) -> None:
+    run("two-words", "--kind", "initializer", "--output", "deep/elsewhere")
+    folder = tmp_path / "deep" / "elsewhere"
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["name"] == "polyprune-two-words"
+    assert project["entry-points"]["polyprune"] == {"two-words": "polyprune_two_words"}
+    assert project["dependencies"] == ["polyprune>=0.1,<0.2"]
+    steps = yaml.safe_load((folder / ".github/workflows/test.yml").read_text())["jobs"]["test"]["steps"]
+    assert steps[1]["with"]["python-version"] == "${{ matrix.python }}"
+    assert "polyprune plugins check two-words" in [step.get("run") for step in steps]
+    test = (folder / "tests" / "test_polyprune_two_words.py").read_text()
+    assert len(test.splitlines()) == 4
+    assert (folder.stat().st_mode & 0o777) == 0o755
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Upper", "lower-case words joined by dashes"),
+        ("under_score", "lower-case words joined by dashes"),
+        ("../escape", "lower-case words joined by dashes"),
+        ("a--b", "lower-case words joined by dashes"),
+        ("x" * 41, "at most 40 characters"),
+        ("polyprune-mine", "write 'mine'"),
+        ("core", "package of polyprune's own"),
+        ("plugins", "package of polyprune's own"),
+        ("wanda", "has initializer 'wanda' already"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_refused(run, tmp_path, name, message) -> None:
+    status, out, err = run(name, "--kind", "initializer")
+    assert (status, out) == (2, "")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_another_kind_or_that_starts_with_a_digit_can_be_used(run, tmp_path) -> None:
+    assert run("wanda", "--kind", "granularity")[0] == 0
+    assert run("2-bit", "--kind", "estimator")[0] == 0
+    assert "class N2BitEstimator:" in (tmp_path / "polyprune-2-bit" / "polyprune_2_bit.py").read_text()
+
+
+def test_a_missing_or_unknown_kind_is_refused(run, tmp_path) -> None:
+    assert run("mine")[0] == 2
+    assert run("mine", "--kind", "metric")[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", ["folder", "file", "link to nothing"])
+def test_what_exists_is_left_alone(run, tmp_path, there) -> None:
+    target = tmp_path / "polyprune-mine"
+    if there == "folder":
+        target.mkdir()
+    elif there == "file":
+        target.write_text("mine")
+    else:
+        target.symlink_to("nothing")
+    status, _, err = run("mine", "--kind", "exporter")
+    assert status == 2
+    assert "exists; give another --output" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["polyprune-mine"]
+
+
+def test_a_package_that_cannot_be_finished_leaves_nothing_behind(run, tmp_path, monkeypatch) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", no_room)
+    status, _, err = run("mine", "--kind", "exporter")
+    assert status == 2
+    assert "No space left on device" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["check.py", "new.py"])
+def test_the_commands_load_no_torch_until_they_need_it(module) -> None:
+    lines = (Path(cli.__file__).parent / module).read_text("utf-8").splitlines()
+    top = [line for line in lines if line.startswith(("import ", "from "))]
+    assert len(top) > 5
+    assert not any("torch" in line or "testing" in line for line in top)
