@@ -42,12 +42,20 @@ def mask_evaluation() -> str:
     )
 
 
+def dense_perplexity() -> str:
+    """The dense model on the evaluation text at two window lengths."""
+    record = json.loads((RESULTS / "dense_perplexity.json").read_text("utf-8"))
+    lines = [f"| {record['model']}, dense, on {record['text']} | perplexity |", "|---|---:|"]
+    rows = record["rows"]
+    return "\n".join([*lines, *(f"| {r['windows']} windows of {r['seq_len']} | {r['perplexity']:.2f} |" for r in rows)])
+
+
 def _ratio(way: dict[str, Any]) -> str:
     low, high = way["quartiles"]
     return f"{way['of_dense']:.2f} ({low:.2f} to {high:.2f})"
 
 
-TABLES = {"estimators": estimators, "mask-evaluation": mask_evaluation}
+TABLES = {"estimators": estimators, "dense-perplexity": dense_perplexity, "mask-evaluation": mask_evaluation}
 
 
 def render(text: str) -> str:

@@ -134,13 +134,24 @@ def _summarise(rows: list[Row], everything: Iterable[Row]) -> Summary:
         pairs = [(row.nll, starts[row.seed]) for row in done if row.seed in starts]
         versus = paired(*zip(*pairs, strict=True)) if pairs else None
     return Summary(
-        row=(done or rows)[0],
+        row=_mean_row(done) if done else rows[0],
         seeds=tuple(row.seed for row in done if row.seed is not None),
         perplexity=sample([row.perplexity or math.inf for row in done]) if done else None,
         log_perplexity=sample([row.nll or 0.0 for row in done]) if done else None,
         versus=versus,
         failed=len(rows) - len(done),
     )
+
+
+def _mean_row(rows: list[Row]) -> Row:
+    """The first row with what varies over seeds averaged; peak memory is the highest."""
+    means = {
+        name: sum(values) / len(values)
+        for name in ("kl_to_dense", "top1_agreement", "search_seconds")
+        if (values := [value for row in rows if (value := getattr(row, name)) is not None])
+    }
+    peaks = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
+    return dataclasses.replace(rows[0], peak_memory_mb=max(peaks, default=None), **means)
 
 
 def _summary_json(summary: Summary) -> dict[str, Any]:
