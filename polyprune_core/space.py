@@ -120,12 +120,10 @@ def _check(layout: ModelLayout, groups: Sequence[UnitGroup]) -> None:
         raise ConfigError("the granularity finds no unit in this model; choose another one.")
     owner: dict[str, str] = {}
     for group in groups:
-        if not isinstance(group, UnitGroup) or not group.spans:
-            raise PluginError(f"the granularity gives {group!r}, which is no group of units that own something.")
+        if not isinstance(group, UnitGroup):
+            raise PluginError(f"the granularity gives a {type(group).__name__} where a UnitGroup is needed.")
         for name, per_unit in group.spans:
             axis = layout.axis.get(name)
-            if axis is not None and axis.layer != group.layer:
-                raise PluginError(f"granularity {group.kind!r} calls {name} a part of layer {group.layer}.")
             if axis is None:
                 raise PluginError(f"granularity {group.kind!r} names axis {name!r}, which this model does not have.")
             if per_unit < 1 or -(-axis.size // per_unit) != group.count:

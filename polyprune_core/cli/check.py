@@ -45,8 +45,6 @@ def check(plugin: str) -> None:
             origin = {(item.kind, item.provider.name): item.source for item in registry.all() if item.source.version}
     except PolypruneError as error:
         raise type(error)(plain(str(error))) from None
-    except SystemExit as error:
-        raise PluginError(plain(f"a module of {plugin} ends the program when it is imported: {error}")) from None
     _show(results, origin)
     sys.exit(1 if any(result.status == "failed" for result in results) else 0)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from polyprune_core.cli import main
-from polyprune_core.cli.check import _found, check, plain
+from polyprune_core.cli.check import _found, check
+from polyprune_core.cli.console import plain
 from polyprune_core.cli.plugins import plugins
 from polyprune_core.testing.checks import checks_for
 
@@ -157,7 +158,6 @@ def test_a_module_that_cannot_be_imported_is_a_failed_check(run, tmp_path) -> No
         ({"pyproject.toml": "[project"}, "", "cannot be read"),
         ({"pyproject.toml": "[project.entry-points.polyprune]\na='no module'"}, "", "is no name of a module"),
         ({"checked_empty.py": ""}, "checked_empty.py", "registers no plugin"),
-        ({"checked_exit.py": "raise SystemExit(0)"}, "checked_exit.py", "ends the program when it is imported"),
         ({"json.py": ""}, "json.py", "the name json belongs to"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
@@ -179,3 +179,10 @@ def test_a_module_without_a_plugin_is_refused(run) -> None:
 
 def test_plain_text_is_one_line_of_printable_characters() -> None:
     assert plain("a\tb\nc \x1b[31md\x00 é") == "a b c [31md é"
+
+
+def test_a_module_that_ends_the_program_fails_to_load(run, tmp_path) -> None:
+    (tmp_path / "checked_exit.py").write_text("raise SystemExit(0)")
+    status, out, _ = run(f"{tmp_path}/checked_exit.py")
+    assert status == 1
+    assert "SystemExit: 0" in out
