@@ -22,9 +22,9 @@ from unittest import mock
 
 import pytest
 import torch
+from commandline import Run, polyprune
 
 from polyprune_core import MaskBatch, Provider, __version__, pipeline, report
-from polyprune_core.cli import main
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
 from polyprune_core.pydocs import calibration_text, evaluation_text
@@ -41,32 +41,6 @@ FEW = ("compare", *SMALL, "--baselines", "random", "--estimators", "rloo")
 NOT_THE_RESULT = {"search_seconds", "peak_memory_mb"}
 IN_ANOTHER_PROCESS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 BROKEN = Source("broken-plugins", "1.2")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a command left behind: exit status, stdout, stderr."""
-
-    status: Any
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return json.loads(self.out, parse_constant=pytest.fail)["rows"]
-
-
-def polyprune(*arguments: object) -> Run:
-    """Runs the command line in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    argv = mock.patch.object(sys, "argv", ["polyprune", *map(str, arguments)])
-    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-            status: Any = 0
-        except SystemExit as stop:
-            status = stop.code
-    return Run(status, out.getvalue(), err.getvalue())
 
 
 def grid(store: Path, *more: object, base: tuple[str, ...] = GRID) -> Run:

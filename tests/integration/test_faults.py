@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
-
-from polyprune_core.cli import main
+from commandline import Run, polyprune
 
 SMALL = ("--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4", "--batch-size", "2")
 TINY = ("-m", "tiny", *SMALL, "--steps", "1")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a command left behind: exit status, stdout, stderr."""
-
-    status: Any
-    out: str
-    err: str
-
-
-def polyprune(*arguments: object) -> Run:
-    """Runs the command line in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    argv = mock.patch.object(sys, "argv", ["polyprune", *map(str, arguments)])
-    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-            status: Any = 0
-        except SystemExit as stop:
-            status = stop.code
-    return Run(status, out.getvalue(), err.getvalue())
 
 
 def refused(run: Run, *parts: str) -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from commandline import Run, polyprune
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from polyprune_core import Provider
-from polyprune_core.cli import main
 from polyprune_core.errors import ModelError
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
@@ -36,26 +32,9 @@ SPARSITY = {"head+channel": 0.3, "layer": 0.5, "attention": 0.5, "mlp": 0.5}
 FIGURES = {"polyprune", "environment", "report", "sparsity", "dense", "in_memory", "reloaded", "cost"}
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a command left behind: exit status, stdout, stderr."""
-
-    status: Any
-    out: str
-    err: str
-
-
 def prune(output: Path | str, *more: object, base: tuple[str, ...] = TINY) -> Run:
     """Runs `polyprune prune` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    argv = mock.patch.object(sys, "argv", ["polyprune", "prune", *base, "-o", str(output), *map(str, more)])
-    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-            status: Any = 0
-        except SystemExit as stop:
-            status = stop.code
-    return Run(status, out.getvalue(), err.getvalue())
+    return polyprune("prune", *base, "-o", output, *more)
 
 
 def refused(run: Run, *parts: object) -> None:

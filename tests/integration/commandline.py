@@ -1,0 +1,42 @@
+"""Runs the command line in this process, for the tests of what it prints and returns."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from polyprune_core.cli import main
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command left behind: exit status, stdout, stderr."""
+
+    status: Any
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of results printed as JSON."""
+        return json.loads(self.out, parse_constant=pytest.fail)["rows"]
+
+
+def polyprune(*arguments: object) -> Run:
+    """Runs one command; a traceback is an exception here."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = mock.patch.object(sys, "argv", ["polyprune", *map(str, arguments)])
+    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+            status: Any = 0
+        except SystemExit as stop:
+            status = stop.code
+    return Run(status, out.getvalue(), err.getvalue())
