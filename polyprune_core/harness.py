@@ -143,6 +143,7 @@ class Harness:
                 rng,
                 self.settings.batch_size,
                 progress=lambda done, total: task.update(done / total),
+                compactor=self.compactor,
             )
             self.memory.restart()
             start = time.perf_counter()

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.objective import last_hidden, token_losses
+from polyprune_core.objective import Objective, last_hidden, token_losses
+from polyprune_core.space import MaskSpace
+from polyprune_core.surgery import Compactor
 
 
 @dataclass
@@ -37,9 +39,12 @@ class Calibration:
         rng: torch.Generator,
         batch_size: int = 8,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        compactor: Compactor | None = None,
     ) -> None:
+        """`compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time."""
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
         self.batch_size, self.progress = batch_size, progress
+        self._compactor = compactor
         self.forward_passes = self.forward_tokens = self.backward_passes = 0
         self._inputs: dict[str, InputStatistics] | None = None
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
@@ -56,6 +61,19 @@ class Calibration:
             self.forward_passes += 1
             self.forward_tokens += ids.numel()
             self.progress(done, len(chunks))
+
+    def losses(self, space: MaskSpace, masks: Tensor, ids: Tensor) -> Tensor:
+        """Returns (K,) float32 mean next-token loss in nats of the model without the units that `masks` removes.
+
+        `masks` is (K, U) bool over the units of `space`, True where a unit stays; `ids` (B, T) tokens, for instance
+        some of `windows`. Every mask counts as one forward pass.
+        """
+        with ExitStack() as stack:
+            compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
+            values = Objective(compactor, space).losses(masks, ids)
+        self.forward_passes += len(masks)
+        self.forward_tokens += len(masks) * ids.numel()
+        return values
 
     def input_statistics(self) -> dict[str, InputStatistics]:
         """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 
 from polyprune_core.models.describe import describe
+from polyprune_core.objective import Objective
 from polyprune_core.scoring import Calibration
 from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
+from polyprune_core.surgery import Compactor
 from polyprune_plugins.granularities.attention import Attention
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
@@ -330,3 +333,19 @@ def test_the_gradient_is_that_of_the_mean_loss_however_uneven_the_batches(llama,
     assert square == {}
     for name, gradient in mean.items():
         torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_losses_under_masks_are_the_masked_models_and_are_counted(llama, ids, shared) -> None:
+    layout = describe(llama)
+    space = MaskSpace(layout, [*Head().groups(layout), *Channel().groups(layout)])
+    masks = torch.rand((3, len(space)), generator=generator(0, "masks")) < 0.7
+    compactor = Compactor(llama, layout)
+    calibration = Calibration(llama, layout, ids, generator(0, "metric"), compactor=compactor if shared else None)
+    with compactor if shared else nullcontext():
+        found = calibration.losses(space, masks, ids[:2])
+    with compactor:
+        expected = Objective(compactor, space).losses(masks, ids[:2])
+    assert torch.equal(found, expected)
+    assert found.unique().numel() == 3
+    assert (calibration.forward_passes, calibration.forward_tokens) == (3, 3 * ids[:2].numel())
