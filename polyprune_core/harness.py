@@ -22,6 +22,7 @@ from polyprune_core.objective import Objective
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.policy import from_scores, scale
 from polyprune_core.progress import Reporter
+from polyprune_core.resume import Checkpoint
 from polyprune_core.scoring import Calibration
 from polyprune_core.search import SearchOptions, check_estimator, search
 from polyprune_core.seeds import generator
@@ -107,8 +108,11 @@ class Harness:
             self.spaces[granularity] = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
         return self.spaces[granularity]
 
-    def decide(self, cell: Cell) -> Decision:
-        """Scores, and for a search learns, then selects; `cell` is not the dense one."""
+    def decide(self, cell: Cell, checkpoint: Checkpoint | None = None) -> Decision:
+        """Scores, and for a search learns, then selects; `cell` is not the dense one.
+
+        A search goes on from what `checkpoint` holds, and is kept there while it runs.
+        """
         space = self.space(cell.granularity or "")
         sparsity, scope = cell.sparsity or 0.0, cell.scope or "kind"
         scores, cost = self.scores(space, cell.initializer or "", cell.seed or 0)
@@ -119,7 +123,7 @@ class Harness:
         policy = from_scores(scores.values, space, sparsity, scope, self.settings.probabilities)
         trace = None
         if cell.estimator:
-            policy, trace, spent = self._search(cell, space, policy)
+            policy, trace, spent = self._search(cell, space, policy, checkpoint)
             cost = cost.plus(spent)
         learned = Scores(policy.keep_prob, cell.estimator or scores.source)
         selection = budget.select(learned.values, space, sparsity, scope, self.settings.min_keep)
@@ -159,7 +163,9 @@ class Harness:
         )
         return Scores(values.detach().cpu().float(), spec), cost
 
-    def _search(self, cell: Cell, space: MaskSpace, policy: Policy) -> tuple[Policy, Trace, Cost]:
+    def _search(
+        self, cell: Cell, space: MaskSpace, policy: Policy, checkpoint: Checkpoint | None
+    ) -> tuple[Policy, Trace, Cost]:
         estimator = self.registry.build("estimator", cell.estimator or "")
         settings, seed = self.settings, cell.seed or 0
         options = SearchOptions(
@@ -184,6 +190,7 @@ class Harness:
                 lambda r: task.update(
                     r.step, f"loss {sum(r.losses) / len(r.losses):.3f}, sparsity {r.expected_sparsity:.3f}"
                 ),
+                checkpoint,
             )
         cost = Cost(
             trace.forward_passes, trace.forward_tokens, trace.backward_passes, trace.seconds, self.memory.megabytes()

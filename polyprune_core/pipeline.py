@@ -89,16 +89,19 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
 
 def _run(harness: Harness, cell: Cell, key: str, plugins: dict[str, str], store: Store) -> Row:
     blank = Row(id=key, plugins=plugins, **cell.model_dump())
+    checkpoint = store.checkpoint(key, harness.reporter)
     try:
         if cell.kind == "dense":
             row, trace = _dense_row(blank, harness), None
         else:
-            decision = harness.decide(cell)
+            decision = harness.decide(cell, checkpoint)
             evaluation = harness.evaluate(_label(cell), harness.space(cell.granularity or ""), decision.selection)
             row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
     except PolypruneError as error:
+        checkpoint.remove()
         return dataclasses.replace(blank, status="failed", error=str(error))
     store.write(row, trace)
+    checkpoint.remove()
     return row
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +11,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from polyprune_core.atomic import write_atomically
 from polyprune_core.errors import ConfigError
+from polyprune_core.progress import Reporter
 from polyprune_core.results import Row, finite, row_from_json
+from polyprune_core.resume import Checkpoint
 from polyprune_core.types import Trace
 
 
@@ -60,6 +61,10 @@ class Store:
             write_atomically(self.cells / f"{row.id}.trace.jsonl", "\n".join(steps) + "\n")
         write_json(self.cells / f"{row.id}.json", {"row": dataclasses.asdict(row)})
 
+    def checkpoint(self, key: str, reporter: Reporter) -> Checkpoint:
+        """Returns where the cell's search is kept while it runs."""
+        return Checkpoint(self.cells / f"{key}.search.safetensors", key, reporter)
+
     @contextmanager
     def claimed(self, key: str, wait: bool) -> Iterator[bool]:
         """Holds the cell against other processes and yields True; yields False if one has it and `wait` is False.
@@ -83,27 +88,3 @@ class Store:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON with null for what is not finite."""
     write_atomically(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror}. Free space there or give another --output."
-        ) from error

@@ -26,6 +26,7 @@ from commandline import Run, polyprune
 
 from polyprune_core import MaskBatch, Provider, __version__, pipeline, report
 from polyprune_core.models.sources import load_model
+from polyprune_core.objective import Objective
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
 from polyprune_core.pydocs import calibration_text, evaluation_text
 from polyprune_core.results import Results, Row
@@ -327,6 +328,60 @@ def test_a_run_killed_in_the_middle_of_a_write_goes_on_to_the_same_rows(unbroken
     assert results_of(rest.rows) == results_of(unbroken[1].rows)
 
 
+KILLED_WITHIN = """
+import os, signal
+from polyprune_core import resume
+from polyprune_core.cli import main
+from polyprune_core.objective import Objective
+
+resume.SECONDS_BETWEEN, resume.SHARE_OF_TIME = 0.0, 1.0
+losses, calls = Objective.losses, []
+
+def dying(self, masks, ids):
+    calls.append(masks)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return losses(self, masks, ids)
+
+Objective.losses = dying
+main()
+"""
+
+
+def test_a_run_killed_within_a_search_goes_on_in_that_search_to_the_same_rows(tmp_path, cells_run, monkeypatch) -> None:
+    asked = (*FEW[:-1], "reinforce", "--steps", "6", "-o")
+    command = [sys.executable, "-c", KILLED_WITHIN, *asked, str(tmp_path / "store")]
+    killed = subprocess.run(command, env=os.environ | IN_ANOTHER_PROCESS, capture_output=True, timeout=240, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    (left,) = (tmp_path / "store" / "cells").glob("*.search.safetensors")
+    calls = []
+    losses = Objective.losses
+    monkeypatch.setattr(Objective, "losses", lambda self, *given: calls.append(1) or losses(self, *given))
+    rest = grid(tmp_path / "store", base=asked[:-1])
+    assert (rest.status, cells_run, len(calls)) == (0, ["wanda → reinforce"], 3)
+    assert f"goes on from {left}" in rest.err
+    assert not left.exists()
+    assert results_of(rest.rows) == results_of(grid(tmp_path / "unbroken", base=asked[:-1]).rows)
+    traces = [next(store.glob("cells/*.trace.jsonl")) for store in (tmp_path / "store", tmp_path / "unbroken")]
+    one, other = ([json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()] for path in traces)
+    assert one == other
+
+
+def test_a_broken_checkpoint_is_told_and_its_cell_starts_over(tmp_path, unbroken) -> None:
+    search = next(row["id"] for row in unbroken[1].rows if row["estimator"] == "rloo")
+    path = tmp_path / "cells" / f"{search}.search.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"not ours")
+    run = grid(tmp_path)
+    assert run.status == 0
+    assert [line for line in run.err.splitlines() if line.startswith("warning: ")] == [
+        line for line in run.err.splitlines() if str(path) in line
+    ]
+    assert str(path) in run.err
+    assert results_of(run.rows) == results_of(unbroken[1].rows)
+    assert not path.exists()
+
+
 TWIN = """
 import os, sys, time
 from pathlib import Path
@@ -518,6 +573,7 @@ def failed_alone(run: Run, name: str, store: Path) -> str:
     assert "Traceback" not in run.err
     lines = [line for line in run.err.splitlines() if "failed: " in line]
     assert len(lines) == len(failed)
+    assert not list(store.glob("cells/*.search.safetensors"))
     for line, row in zip(lines, failed, strict=True):
         assert name in line
         assert line.endswith(row["error"])
