@@ -120,18 +120,31 @@ class Cell(BaseModel):
     scale: Scale | None = None
 
 
-# What does not decide a baseline's or a starting point's numbers, and so is no part of its identity.
+# Names of what the identity of a cell holds itself: weights, texts, number format and device.
+NAMES = ("model", "revision", "dtype", "device", "calibration", "evaluation")
+# What decides the numbers of some kinds of cells only. A setting that is not listed here decides them all.
+PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep")
+POLICY_ONLY = ("probabilities",)
 SEARCH_ONLY = ("steps", "masks_per_step", "forward_tokens", "learning_rate", "precondition")
+IGNORED = {
+    "dense": (*PRUNED_ONLY, *POLICY_ONLY, *SEARCH_ONLY),
+    "baseline": (*POLICY_ONLY, *SEARCH_ONLY),
+    "start": SEARCH_ONLY,
+    "search": ("forward_tokens",),
+}
 
 
 def cell_id(cell: Cell, settings: Settings, identity: dict[str, Any]) -> str:
-    """Returns 16 hex digits that change with anything that decides the cell's result."""
+    """Returns 16 hex digits that change with what decides the cell's result, and with nothing else.
+
+    `identity` holds hashes and versions, of the calibration text under "calibration".
+    """
     decides = settings.model_dump(include=set(Settings.model_fields))
     if cell.kind == "search":
         decides["steps"] = settings.search_steps
-        del decides["forward_tokens"]
-    else:
-        decides = {name: value for name, value in decides.items() if name not in SEARCH_ONLY}
+    decides = {name: value for name, value in decides.items() if name not in (*NAMES, *IGNORED[cell.kind])}
+    if cell.kind == "dense":
+        identity = {name: value for name, value in identity.items() if name != "calibration"}
     record = json.dumps([cell.model_dump(), decides, identity], sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()[:16]
 

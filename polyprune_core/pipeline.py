@@ -16,6 +16,7 @@ from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluate import Evaluation
 from polyprune_core.harness import Decision, Harness, check_plugins
+from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter
@@ -32,23 +33,28 @@ def compare(
 ) -> Results:
     """Runs every cell that the store does not hold and returns them all; `on_row` sees each as it is done.
 
-    A cell that fails for a reason the user can mend is a row with that reason; the others go on.
+    A cell that fails for a reason the user can mend, a broken file in the store among them, is a row with that reason;
+    the others go on. What cannot be written is told and kept in the results.
     """
     sources = check_plugins(config, registry)
     harness = open_harness(config, registry, reporter)
-    identity = _identity(harness)
+    shared = _identity(harness)
     grid = cells(config)
+    plugins = {cell: used_plugins(cell, sources) for cell in grid}
+    keys = {cell: cell_id(cell, config, shared | {"plugins": plugins[cell]}) for cell in grid}
     done: dict[Cell, Row] = {}
     with harness.compactor:
         # A cell that another process has is left until the rest is done: processes on one store share the work.
         for wait in (False, True):
             for cell in [cell for cell in grid if cell not in done]:
-                plugins = _plugins(cell, sources)
-                key = cell_id(cell, config, identity | {"plugins": plugins})
-                with store.claimed(key, wait) as mine:
-                    if mine:
-                        done[cell] = store.read(key) or _run(harness, cell, key, plugins, store)
-                        on_row(done[cell])
+                blank = Row(id=keys[cell], plugins=plugins[cell], **cell.model_dump())
+                row = _finished(blank, store)
+                if row is None:
+                    with store.claimed(blank.id, wait) as mine:
+                        row = (_finished(blank, store) or _run(harness, cell, blank, store)) if mine else None
+                if row:
+                    done[cell] = row
+                    on_row(row)
     rows = [done[cell] for cell in grid]
     results = Results(
         __version__, environment(), config.model_dump(mode="json"), _model(harness), _texts(harness), rows
@@ -87,9 +93,23 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
     return harness
 
 
-def _run(harness: Harness, cell: Cell, key: str, plugins: dict[str, str], store: Store) -> Row:
-    blank = Row(id=key, plugins=plugins, **cell.model_dump())
-    checkpoint = store.checkpoint(key, harness.reporter)
+def _finished(blank: Row, store: Store) -> Row | None:
+    """Returns the row that the store holds, a failed one where its file is not ours, or None."""
+    try:
+        row = store.read(blank.id)
+    except ConfigError as error:
+        return _failed(blank, error)
+    if row:
+        store.checkpoint(row.id).remove()
+    return row
+
+
+def _failed(blank: Row, error: PolypruneError) -> Row:
+    return dataclasses.replace(blank, status="failed", error=str(error))
+
+
+def _run(harness: Harness, cell: Cell, blank: Row, store: Store) -> Row:
+    checkpoint = store.checkpoint(blank.id, harness.reporter)
     try:
         if cell.kind == "dense":
             row, trace = _dense_row(blank, harness), None
@@ -99,9 +119,12 @@ def _run(harness: Harness, cell: Cell, key: str, plugins: dict[str, str], store:
             row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
     except PolypruneError as error:
         checkpoint.remove()
-        return dataclasses.replace(blank, status="failed", error=str(error))
-    store.write(row, trace)
-    checkpoint.remove()
+        return _failed(blank, error)
+    try:
+        store.write(row, trace)
+        checkpoint.remove()
+    except ConfigError as error:
+        harness.reporter.warn(f"{error} Its row is in the results, but the cell would be run again.")
     return row
 
 
@@ -152,26 +175,10 @@ def _label(cell: Cell) -> str:
     return f"{name}, sparsity {cell.sparsity}, seed {cell.seed}"
 
 
-def _plugins(cell: Cell, sources: dict[str, dict[str, str]]) -> dict[str, str]:
-    used = {}
-    for part in (cell.granularity or "").split("+"):
-        if part:
-            used[f"granularity {part}"] = sources["granularity"][part]
-    if cell.initializer:
-        used["initializer"] = sources["initializer"][cell.initializer]
-    if cell.estimator:
-        used["estimator"] = sources["estimator"][cell.estimator]
-    return used
-
-
 def _identity(harness: Harness) -> dict[str, Any]:
-    return {
-        "polyprune": __version__,
-        "weights": harness.loaded.sha256,
-        "dtype": str(harness.loaded.model.dtype),
-        "device": harness.loaded.model.device.type,
-        "texts": {role: text.sha256 for role, text in harness.texts.items()},
-    }
+    loaded = harness.loaded
+    texts = {role: text.sha256 for role, text in harness.texts.items()}
+    return identity(loaded.sha256, loaded.path, str(loaded.model.dtype), loaded.model.device.type, texts)
 
 
 def _model(harness: Harness) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class Checkpoint:
     cannot be read or written is a warning with the file's name, and the search goes on without it.
     """
 
-    def __init__(self, path: Path, cell: str, reporter: Reporter) -> None:
-        self.path, self.cell, self.reporter = path, cell, reporter
+    def __init__(self, path: Path, cell: str, reporter: Reporter | None = None) -> None:
+        self.path, self.cell, self.reporter = path, cell, reporter or Reporter()
         self._next = time.monotonic() + SECONDS_BETWEEN
         self._warned = False
 

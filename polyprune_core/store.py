@@ -61,7 +61,7 @@ class Store:
             write_atomically(self.cells / f"{row.id}.trace.jsonl", "\n".join(steps) + "\n")
         write_json(self.cells / f"{row.id}.json", {"row": dataclasses.asdict(row)})
 
-    def checkpoint(self, key: str, reporter: Reporter) -> Checkpoint:
+    def checkpoint(self, key: str, reporter: Reporter | None = None) -> Checkpoint:
         """Returns where the cell's search is kept while it runs."""
         return Checkpoint(self.cells / f"{key}.search.safetensors", key, reporter)
 
@@ -69,7 +69,7 @@ class Store:
     def claimed(self, key: str, wait: bool) -> Iterator[bool]:
         """Holds the cell against other processes and yields True; yields False if one has it and `wait` is False.
 
-        The system frees the cell if we are killed.
+        The system frees the cell if we are killed; what was half written then is removed by the next to hold it.
         """
         lock = FileLock(self.cells / f"{key}.lock", blocking=wait)
         try:
@@ -80,6 +80,8 @@ class Store:
         except OSError as error:
             raise ConfigError(f"cannot write in {self.cells}: {error.strerror}. Give another --output.") from error
         try:
+            for leftover in self.cells.glob(f".{key}.*"):
+                leftover.unlink(missing_ok=True)
             yield True
         finally:
             lock.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+TOKENIZER_PARTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+NO_SETTING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 PICKLE_REFUSAL = "pickle checkpoints are not read (loading one runs code); convert to safetensors"
 
 
@@ -80,6 +83,30 @@ def weights_sha256(folder: Path) -> str:
     for path in weight_files(folder):
         _update(digest, path)
     return digest.hexdigest()
+
+
+def settings_sha256(folder: Path) -> str:
+    """SHA-256 (64 hexadecimal digits) of what decides a model's answers besides its weights.
+
+    That is config.json without what says where it comes from, the tokenizer's files and code that comes along.
+    """
+    config = {name: value for name, value in read_config(folder).items() if name not in NO_SETTING}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    names = [name for name in (*TOKENIZERS, *TOKENIZER_PARTS) if (folder / name).is_file()]
+    for path in sorted([*(folder / name for name in names), *folder.glob("*.tiktoken"), *folder.glob("*.py")]):
+        digest.update(f"\n{path.name}\n".encode())
+        _update(digest, path)
+    return digest.hexdigest()
+
+
+def count_parameters(folder: Path) -> int:
+    """Returns the number of weights in the safetensors files, from their headers."""
+    total = 0
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total
 
 
 def file_sha256(path: Path) -> str:

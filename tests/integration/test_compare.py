@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from unittest import mock
 import pytest
 import torch
 from commandline import Run, polyprune
+from filelock import FileLock
 
 from polyprune_core import MaskBatch, Provider, __version__, pipeline, report
 from polyprune_core.models.sources import load_model
@@ -93,9 +96,9 @@ def cells_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     run = pipeline._run
 
-    def counted(harness: Any, cell: Any, key: str, *rest: Any) -> Row:
-        names.append(report.label(Row(id=key, **cell.model_dump())))
-        return run(harness, cell, key, *rest)
+    def counted(harness: Any, cell: Any, blank: Row, *rest: Any) -> Row:
+        names.append(report.label(blank))
+        return run(harness, cell, blank, *rest)
 
     monkeypatch.setattr(pipeline, "_run", counted)
     return names
@@ -288,14 +291,44 @@ def test_a_change_of_the_search_runs_searches_again_and_nothing_else(copy, cells
     ("option", "value", "again"),
     [
         ("--limit", 3, {"dense", "random", "wanda → no search", "wanda → rloo"}),
-        ("--dtype", "float32", {"dense", "random", "wanda → no search", "wanda → rloo"}),
-        ("--calibration-samples", 3, {"wanda → no search", "wanda → rloo"}),
+        ("--dtype", "float16", {"dense", "random", "wanda → no search", "wanda → rloo"}),
+        ("--evaluation", "learn.txt", {"dense", "random", "wanda → no search", "wanda → rloo"}),
+        ("--calibration", "test.txt", {"random", "wanda → no search", "wanda → rloo"}),
+        ("--calibration-samples", 3, {"random", "wanda → no search", "wanda → rloo"}),
         ("--probabilities", "const", {"wanda → no search", "wanda → rloo"}),
     ],
 )
-def test_whatever_decides_a_result_makes_its_cell_run_again(copy, cells_run, option, value, again) -> None:
+def test_whatever_decides_a_result_makes_its_cell_run_again_and_no_other(copy, cells_run, option, value, again) -> None:
     assert grid(copy, option, value, base=FEW).status == 0
-    assert set(cells_run) >= again
+    assert set(cells_run) == again
+
+
+def test_names_and_ways_to_ask_for_the_same_decide_nothing(copy, cells_run, tmp_path, record) -> None:
+    model = load_model("tiny")
+    same_model = shutil.copytree(model.path, tmp_path / "elsewhere")
+    for name in ("learn.txt", "test.txt"):
+        shutil.copy(name, tmp_path / f"renamed-{name}")
+    run = grid(
+        copy, "-m", same_model, "--dtype", record["model"]["dtype"], "--device", "cpu", "--forward-tokens", 2 * 128,
+        "--calibration", tmp_path / "renamed-learn.txt", "--evaluation", tmp_path / "renamed-test.txt",
+    )  # fmt: skip
+    assert run.status == 0
+    assert cells_run == []
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_the_same_weights_with_another_configuration_or_tokenizer_are_another_model(
+    copy, cells_run, tmp_path, file
+) -> None:
+    folder = Path(shutil.copytree(load_model("tiny").path, tmp_path / "elsewhere"))
+    content = json.loads((folder / file).read_text("utf-8"))
+    if file == "config.json":
+        content["rope_parameters"]["rope_theta"] = 500.0
+    else:
+        content["normalizer"] = {"type": "Lowercase"}
+    (folder / file).write_text(json.dumps(content), "utf-8")
+    assert grid(copy, "-m", folder, "--estimators", "none", "--baselines", "none").status == 0
+    assert cells_run == ["dense"]
 
 
 KILLED = """
@@ -398,11 +431,11 @@ def met(*arguments):
         time.sleep(0.01)
     return harness
 
-def noted(harness, cell, key, *rest):
+def noted(harness, cell, blank, *rest):
     with open(meeting / "ran", "a") as file:
-        file.write(f"{key} {me}\\n")
+        file.write(f"{blank.id} {me}\\n")
     time.sleep(0.05)
-    return run(harness, cell, key, *rest)
+    return run(harness, cell, blank, *rest)
 
 pipeline.open_harness, pipeline._run = met, noted
 main()
@@ -453,21 +486,74 @@ def refused(run: Run, *parts: object) -> None:
     ["", '{"row": {"id": "', "[]", '{"cell": 1}', '{"row": {"id": "x", "kind": "dense", "unknown": 1}}'],
     ids=["empty", "truncated", "a list", "another object", "an unknown field"],
 )
-def test_a_cell_file_that_is_not_ours_is_named(copy, record, content) -> None:
+def test_a_cell_file_that_is_not_ours_fails_its_own_cell_and_is_left_alone(copy, record, cells_run, content) -> None:
     path = copy / "cells" / f"{record['rows'][5]['id']}.json"
     path.write_text(content)
-    refused(grid(copy), path, "Delete that file")
+    run = grid(copy)
+    assert run.status == 1
+    assert [row for row in run.rows if row["status"] == "ok"] == [
+        row for row in record["rows"] if row["id"] not in str(path)
+    ]
+    assert cells_run == []
+    for part in (str(path), "Delete that file"):
+        assert part in run.rows[5]["error"]
+        assert part in run.err
     assert path.read_text() == content
     path.unlink()
     assert results_of(grid(copy).rows) == results_of(record["rows"])
 
 
-@pytest.mark.parametrize("fault", ["another cell", "a word for a number"])
+@pytest.mark.parametrize("fault", ["another cell", "a word for a number", "a folder"])
 def test_a_cell_file_that_only_looks_like_ours_is_named(copy, record, fault) -> None:
     path, other = (copy / "cells" / f"{record['rows'][index]['id']}.json" for index in (5, 2))
-    text = other.read_text() if fault == "another cell" else re.sub(r'"nll": [\d.]+', '"nll": "low"', path.read_text())
-    path.write_text(text)
-    refused(grid(copy), path)
+    if fault == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        word = re.sub(r'"nll": [\d.]+', '"nll": "low"', path.read_text())
+        path.write_text(other.read_text() if fault == "another cell" else word)
+    run = grid(copy)
+    assert run.status == 1
+    assert [row["status"] for row in run.rows].count("failed") == 1
+    assert str(path) in run.rows[5]["error"]
+
+
+FULL = """
+import resource
+from polyprune_core import pipeline
+from polyprune_core.cli import main
+
+open_harness = pipeline.open_harness
+
+def full(*arguments):
+    harness = open_harness(*arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+    return harness
+
+pipeline.open_harness = full
+main()
+"""
+
+
+def test_on_a_full_disk_every_file_is_named_and_the_results_are_printed(unbroken, copy, record) -> None:
+    kept = cell_files(copy)
+    arguments = [*GRID, "--seeds", "0,1", "-o", str(copy), "--format", "json"]
+    command = [sys.executable, "-c", FULL, *arguments]
+    run = subprocess.run(
+        command, env=os.environ | IN_ANOTHER_PROCESS, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(run.stdout)["rows"]
+    assert {row["status"] for row in rows} == {"ok"}
+    old = {row["id"] for row in record["rows"]}
+    assert results_of([row for row in rows if row["id"] in old]) == results_of(record["rows"])
+    warned = [line for line in run.stderr.splitlines() if line.startswith("warning: cannot write ")]
+    assert len(warned) == len([row for row in rows if row["id"] not in old]) + 1
+    for row in rows:
+        assert any(row["id"] in line for line in warned) == (row["id"] not in old)
+    assert str(copy / "results.json") in warned[-1]
+    assert cell_files(copy) == kept
+    assert not [path for path in copy.rglob("*.*") if path.name.startswith(".") and path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("place", ["store", "store/cells", "above"])
@@ -482,11 +568,15 @@ def test_a_file_where_the_store_must_go_is_refused(tmp_path, place) -> None:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
+    """Nothing can be made in the folder; where we are root and could all the same, making anything anywhere fails."""
     folder.chmod(0o555)
     try:
-        if os.access(folder, os.W_OK):
-            pytest.skip("root writes everywhere")
-        yield
+        with contextlib.ExitStack() as patches:
+            if os.access(folder, os.W_OK):
+                refusal = PermissionError(errno.EACCES, "Permission denied")
+                for target, name in ((os, "mkdir"), (tempfile, "mkstemp"), (FileLock, "acquire")):
+                    patches.enter_context(mock.patch.object(target, name, side_effect=refusal))
+            yield
     finally:
         folder.chmod(0o755)
 
@@ -500,6 +590,26 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path) -> None:
     (tmp_path / "cells").mkdir()
     with read_only(tmp_path / "cells"):
         refused(grid(tmp_path, base=FEW), tmp_path)
+
+
+def test_a_finished_grid_in_a_store_that_cannot_be_written_is_read(copy, record) -> None:
+    with read_only(copy / "cells"), read_only(copy):
+        run = grid(copy)
+    assert run.status == 0
+    assert run.rows == record["rows"]
+    assert str(copy / "results.json") in run.err
+
+
+def test_what_a_killed_process_left_is_removed(copy, record) -> None:
+    cell = record["rows"][5]["id"]
+    half, late = copy / "cells" / f".{cell}.json.abc", copy / "cells" / f"{cell}.search.safetensors"
+    late.write_text("written before the cell was")
+    assert grid(copy).status == 0
+    assert not late.exists()
+    half.write_text("{")
+    (copy / "cells" / f"{cell}.json").unlink()
+    assert grid(copy).status == 0
+    assert not half.exists()
 
 
 # Warnings

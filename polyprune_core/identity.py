@@ -1,0 +1,42 @@
+"""What a cell's result depends on besides its settings, as hashes and versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polyprune_core import __version__
+from polyprune_core.config import Cell
+from polyprune_core.models.checkpoint import settings_sha256
+
+Sources = Mapping[str, Mapping[str, str]]
+
+
+def identity(weights: str, folder: Path | None, dtype: str, device: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what all cells of one model on its texts share.
+
+    `weights` and `texts` (by role) are SHA-256, `folder` is where the model's configuration and tokenizer lie, `dtype`
+    is torch's name of it and `device` its type.
+    """
+    return {
+        "polyprune": __version__,
+        "weights": weights,
+        "settings": settings_sha256(folder) if folder else None,
+        "dtype": dtype,
+        "device": device,
+        **texts,
+    }
+
+
+def used_plugins(cell: Cell, sources: Sources) -> dict[str, str]:
+    """Returns the distribution and version of each plugin that the cell uses; `sources` is {role: {spec: these}}."""
+    used = {}
+    for part in (cell.granularity or "").split("+"):
+        if part:
+            used[f"granularity {part}"] = sources["granularity"][part]
+    if cell.initializer:
+        used["initializer"] = sources["initializer"][cell.initializer]
+    if cell.estimator:
+        used["estimator"] = sources["estimator"][cell.estimator]
+    return used
