@@ -75,6 +75,26 @@ def _project_pool(values: Tensor, cost: Tensor, budget: float, eps: float) -> Te
     return clipped(v + excess(v) / slope) if slope else clipped(v)
 
 
+def shift_logits(logits: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS) -> Tensor:
+    """Returns (U,): what to take from each logit so that the expected cost of the units kept is within the budget.
+
+    In each pool it is v * cost (cost relative to the pool's mean) with the smallest v >= 0 that meets
+    sum(cost * s) <= (1 - sparsity) * sum(cost), s the sigmoid of the logits, kept within eps of 0 and 1.
+    """
+    shift = torch.zeros_like(logits, dtype=torch.float64)
+    for pool in pools(space, scope):
+        cost = space.cost[pool] / space.cost[pool].mean()
+        values, budget = logits[pool].double(), (1 - sparsity) * float(cost.sum())
+
+        def excess(v: float, values: Tensor = values, cost: Tensor = cost, budget: float = budget) -> float:
+            return float(cost @ torch.sigmoid(values - v * cost).clamp(eps, 1 - eps)) - budget
+
+        if excess(0.0) > 0:
+            top = float(((values - math.log(eps / (1 - eps))) / cost).max())
+            shift[pool] = (brentq(excess, 0.0, top, xtol=1e-12) if excess(top) < 0 else top) * cost
+    return shift.to(logits.dtype)
+
+
 def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_keep: int = 1) -> Selection:
     """Returns the best units that fit the budget: never more parameters than asked for, whatever the ties.
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from polyprune_core.errors import ConfigError, unknown_name
 
@@ -18,11 +18,33 @@ Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 ManyOrOne = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
 
 
+# Settings of a search by name. Rates and sizes are those of the paper's released scripts, in both; the step is the
+# paper's own formula, or the released code's.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "policy": "probabilities",
+        "optimizer": "sgd",
+        "precondition": "none",
+        "probabilities": "sigmoid-norm",
+        "learning_rate": 2e-3,
+        "masks_per_step": 2,
+        "batch_size": 8,
+        "seq_len": 128,
+        "warmup": 0.0,
+        "averaging": 0.0,
+        "scope": "kind",
+    },
+}
+PRESETS["released"] = PRESETS["paper"] | {"precondition": "half-natural"}
+
+
 class Settings(BaseModel):
     """What every row of a table shares: one model, one text, one evaluation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    preset: Literal["default", "paper", "released"] = "default"
     model: str = "smollm2-135m"
     revision: str | None = None
     trust_remote_code: bool = False
@@ -39,24 +61,42 @@ class Settings(BaseModel):
     masks_per_step: Positive = 2
     forward_tokens: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    policy: Literal["probabilities", "logits", "hierarchical", "gaussian"] = "probabilities"
+    optimizer: Literal["sgd", "adam"] = "sgd"
     precondition: Literal["none", "half-natural", "natural"] = "half-natural"
     probabilities: Literal["sigmoid-norm", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
+    start_scale: Literal["raw", "zscore", "per-parameter"] = "zscore"
+    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    averaging: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_keep: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        return PRESETS.get(values.get("preset", "default"), {}) | values if isinstance(values, dict) else values
 
     @property
     def search_steps(self) -> int:
-        """Steps of a search: what `forward_tokens` pays for where it is given, else `steps`.
+        """Steps of a search that runs its masks and nothing else."""
+        return self.steps_for(0)
+
+    def steps_for(self, extra_passes: int) -> int:
+        """Returns the steps of a search: what `forward_tokens` pays for where it is given, else `steps`.
+
+        `extra_passes`: forward passes of a step beside its masks.
 
         Raises:
             ConfigError: the tokens do not pay for one step.
         """
         if self.forward_tokens is None:
             return self.steps
-        per_step = self.masks_per_step * self.batch_size * self.seq_len
+        passes = self.masks_per_step + extra_passes
+        per_step = passes * self.batch_size * self.seq_len
         if self.forward_tokens < per_step:
             raise ConfigError(
                 f"forward-tokens {self.forward_tokens} is less than one step of {per_step} tokens "
-                f"({self.masks_per_step} masks x {self.batch_size} sequences x {self.seq_len}); give more."
+                f"({passes} forward passes x {self.batch_size} sequences x {self.seq_len}); give more."
             )
         return self.forward_tokens // per_step
 
@@ -120,12 +160,22 @@ class Cell(BaseModel):
     scale: Scale | None = None
 
 
-# Names of what the identity of a cell holds itself: weights, texts, number format and device.
-NAMES = ("model", "revision", "dtype", "device", "calibration", "evaluation")
+# Names of what the identity of a cell holds itself: settings of a preset, weights, texts, number format and device.
+NAMES = ("preset", "model", "revision", "dtype", "device", "calibration", "evaluation")
 # What decides the numbers of some kinds of cells only. A setting that is not listed here decides them all.
 PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep")
-POLICY_ONLY = ("probabilities",)
-SEARCH_ONLY = ("steps", "masks_per_step", "forward_tokens", "learning_rate", "precondition")
+POLICY_ONLY = ("policy", "probabilities", "start_scale")
+SEARCH_ONLY = (
+    "steps",
+    "masks_per_step",
+    "forward_tokens",
+    "learning_rate",
+    "optimizer",
+    "precondition",
+    "sigma",
+    "warmup",
+    "averaging",
+)
 IGNORED = {
     "dense": (*PRUNED_ONLY, *POLICY_ONLY, *SEARCH_ONLY),
     "baseline": (*POLICY_ONLY, *SEARCH_ONLY),

@@ -19,8 +19,10 @@ from polyprune_core.memory import PeakMemory
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.objective import Objective
+from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.policy import from_scores, scale
+from polyprune_core.policies import FAMILIES, Family, Start
+from polyprune_core.policy import scale
 from polyprune_core.progress import Reporter
 from polyprune_core.resume import Checkpoint
 from polyprune_core.scoring import Calibration
@@ -29,6 +31,9 @@ from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
 from polyprune_core.types import Policy, Scores, Selection, Trace
+
+START = {"probabilities", "sigma", "min_keep"}
+STEPPING = {"masks_per_step", "learning_rate", "precondition", "optimizer", "warmup", "averaging"}
 
 
 @dataclass(frozen=True)
@@ -120,14 +125,15 @@ class Harness:
             ranked = Scores(scale(scores.values, space, cell.scale or "raw"), scores.source)
             selection = budget.select(ranked.values, space, sparsity, scope, self.settings.min_keep)
             return Decision(selection, ranked, None, None, cost)
-        policy = from_scores(scores.values, space, sparsity, scope, self.settings.probabilities)
-        trace = None
+        chosen = self.settings.model_dump(include=START) | {"scale": self.settings.start_scale}
+        family = FAMILIES[self.settings.policy](Start(space, scores.values, sparsity, scope, **chosen))
+        parameters, trace = family.start(), None
         if cell.estimator:
-            policy, trace, spent = self._search(cell, space, policy, checkpoint)
+            parameters, trace, spent = self._search(cell, space, family, parameters, checkpoint)
             cost = cost.plus(spent)
-        learned = Scores(policy.keep_prob, cell.estimator or scores.source)
+        learned = Scores(family.ranking(parameters), cell.estimator or scores.source)
         selection = budget.select(learned.values, space, sparsity, scope, self.settings.min_keep)
-        return Decision(selection, learned, policy, trace, cost)
+        return Decision(selection, learned, family.policy(parameters, sparsity), trace, cost)
 
     def scores(self, space: MaskSpace, spec: str, seed: int) -> tuple[Scores, Cost]:
         """Returns a metric's scores and what they cost, computed once per space, metric and seed."""
@@ -164,24 +170,22 @@ class Harness:
         return Scores(values.detach().cpu().float(), spec), cost
 
     def _search(
-        self, cell: Cell, space: MaskSpace, policy: Policy, checkpoint: Checkpoint | None
-    ) -> tuple[Policy, Trace, Cost]:
+        self, cell: Cell, space: MaskSpace, family: Family, parameters: Tensor, checkpoint: Checkpoint | None
+    ) -> tuple[Tensor, Trace, Cost]:
         estimator = self.registry.build("estimator", cell.estimator or "")
         settings, seed = self.settings, cell.seed or 0
         options = SearchOptions(
-            steps=settings.search_steps,
-            masks_per_step=settings.masks_per_step,
-            learning_rate=settings.learning_rate,
+            steps=settings.steps_for(extra_passes(estimator)),
             sparsity=cell.sparsity or 0.0,
-            scope=cell.scope or "kind",
-            precondition=settings.precondition,
+            **settings.model_dump(include=STEPPING),
         )
         self.memory.restart()
         with self.reporter.task(
             f"{cell.initializer} → {cell.estimator}, sparsity {cell.sparsity}, seed {seed}", options.steps
         ) as task:
             learned, trace = search(
-                policy,
+                family,
+                parameters,
                 Objective(self.compactor, space),
                 estimator,
                 search_batches(self.calibration_windows, settings.batch_size, seed),
@@ -235,11 +239,10 @@ def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str,
     }
     for sparsity in config.sparsity:
         budget.check_sparsity(sparsity)
-    if config.estimators:
-        _ = config.search_steps
     for kind, specs in wanted.items():
         for spec in specs:
             built = registry.build(kind, spec)
             if kind == "estimator":
-                check_estimator(spec, built, config.masks_per_step)
+                check_estimator(spec, built, config.masks_per_step, config.policy)
+                config.steps_for(extra_passes(built))
     return {kind: {spec: str(registry.get(kind, spec).source) for spec in specs} for kind, specs in wanted.items()}

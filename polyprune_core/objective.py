@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyprune_core.masking import gated
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
 
@@ -62,7 +63,7 @@ class Objective:
         config: Any = compactor.model.config
         self.vocabulary = int(config.vocab_size)
         self.device = next(compactor.model.parameters()).device
-        self.forward_passes = self.forward_tokens = 0
+        self.forward_passes = self.forward_tokens = self.backward_passes = 0
 
     @torch.inference_mode()
     def losses(self, masks: Tensor, ids: Tensor) -> Tensor:
@@ -74,3 +75,23 @@ class Objective:
             self.forward_passes += 1
             self.forward_tokens += ids.numel()
         return torch.stack(values).cpu()
+
+    def gradients(self, gates: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (K,) losses as `losses` does and (K, U) float32 their derivatives with respect to `gates` (K, U).
+
+        The whole model runs, each unit multiplied by its gate, and back-propagation follows.
+        """
+        values, gradients = [], []
+        for gate in gates:
+            leaf = gate.float().requires_grad_(True)
+            with (
+                torch.enable_grad(),
+                gated(self.compactor.model, self.space.layout, self.space.axis_keep(leaf)) as model,
+            ):
+                loss = token_losses(model, ids.to(self.device)).mean()
+                gradients.append(torch.autograd.grad(loss, leaf)[0])
+            values.append(loss.detach())
+            self.forward_passes += 1
+            self.backward_passes += 1
+            self.forward_tokens += ids.numel()
+        return torch.stack(values).cpu(), torch.stack(gradients).cpu()

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polyprune_core.budget import project
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.objective import Objective
-from polyprune_core.plugins.contracts import GradientEstimator, State
+from polyprune_core.optimizer import cosine, ramp, stepped
+from polyprune_core.plugins.contracts import GradientEstimator, State, independent_units
+from polyprune_core.policies.family import Family
 from polyprune_core.policy import entropy, expected_sparsity
 from polyprune_core.resume import Checkpoint, stranger
 from polyprune_core.types import MaskBatch, Policy, StepRecord, Trace
 
+PLAIN = ("parameters", "worst", "step", "batches", "estimator", "optimizer", "average")
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 
 
@@ -26,25 +28,36 @@ PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 class SearchOptions:
     """How the search steps.
 
-    `precondition`: the gradient is multiplied by (s (1 - s)) to the power 0 (`none`, the paper's formula), 1/2
-    (`half-natural`, what the released code does) or 1 (`natural`). The learning rate falls to 0 along a cosine.
+    `precondition`: the gradient is divided by the diagonal Fisher information of the parameters to the power 0
+    (`none`), 1/2 (`half-natural`, what the paper's released code does) or 1 (`natural`). The learning rate falls to 0
+    along a cosine. `warmup`: fraction of the steps in which the sparsity rises to its goal. `averaging`: fraction of
+    the steps, the last ones, whose parameters are averaged for the result.
     """
 
     steps: int
     masks_per_step: int
     learning_rate: float
     sparsity: float
-    scope: str
     precondition: str = "half-natural"
+    optimizer: str = "sgd"
+    warmup: float = 0.0
+    averaging: float = 0.0
 
 
-def check_estimator(name: str, estimator: GradientEstimator, masks_per_step: int) -> None:
-    """Raises ConfigError unless the estimator can use that many masks a step."""
+def check_estimator(
+    name: str, estimator: GradientEstimator, masks_per_step: int, policy: str = "probabilities"
+) -> None:
+    """Raises ConfigError unless the estimator can use that many masks a step, and that policy."""
     if masks_per_step < estimator.min_masks or masks_per_step % estimator.mask_multiple:
         unit = f" in multiples of {estimator.mask_multiple}" if estimator.mask_multiple > 1 else ""
         raise ConfigError(
             f"estimator {name!r} needs at least {estimator.min_masks} masks a step{unit}, not {masks_per_step}; "
             f"change --masks-per-step."
+        )
+    if independent_units(estimator) and policy == "gaussian":
+        raise ConfigError(
+            f"estimator {name!r} needs units that are drawn independently, which those of policy {policy!r} are not; "
+            f"use --policy probabilities, logits or hierarchical, or another estimator."
         )
 
 
@@ -52,24 +65,23 @@ def check_estimator(name: str, estimator: GradientEstimator, masks_per_step: int
 class SearchState:
     """A search between two steps: all that decides how it goes on, and its record so far.
 
-    `batches` counts the batches of text drawn, `worst` is the largest finite loss met, in nats. `optimizer` is empty:
-    the plain step keeps nothing.
+    `parameters` (P,) are the policy's, `average` (P,) the mean of the last ones so far; `batches` counts the batches of
+    text drawn, `worst` is the largest finite loss met, in nats.
     """
 
-    policy: Policy
+    parameters: Tensor
     rng: torch.Generator
     worst: float
     step: int = 0
     batches: int = 0
     estimator: State = None
     optimizer: Mapping[str, Any] = field(default_factory=dict)
+    average: Tensor | None = None
     trace: Trace = field(default_factory=Trace)
 
     def tree(self) -> dict[str, Any]:
         """Returns the state as nested mappings and lists of numbers and tensors."""
-        numbers = {name: getattr(self, name) for name in ("worst", "step", "batches", "estimator", "optimizer")}
-        return numbers | {
-            "policy": {item.name: getattr(self.policy, item.name) for item in fields(self.policy)},
+        return {name: getattr(self, name) for name in PLAIN} | {
             "rng": self.rng.get_state(),
             "trace": asdict(self.trace),
         }
@@ -80,23 +92,21 @@ class SearchState:
         Raises:
             ValueError, KeyError, TypeError, RuntimeError: it holds the state of another search, or none.
         """
-        policy = type(self.policy)(**tree["policy"])
-        for item in fields(policy):
-            ours, theirs = getattr(self.policy, item.name), getattr(policy, item.name)
-            if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
-                raise ValueError(f"its {item.name} is {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+        ours, theirs = self.parameters, tree["parameters"]
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            raise ValueError(f"its parameters are {tuple(theirs.shape)}, not {tuple(ours.shape)}")
         rng = torch.Generator(self.rng.device)
         rng.set_state(tree["rng"])
         records = [StepRecord(**record) for record in tree["trace"]["steps"]]
         if len(records) != tree["step"]:
             raise ValueError(f"it has {len(records)} records of {tree['step']} steps")
         trace = Trace(**{**tree["trace"], "steps": records})
-        rest = {name: tree[name] for name in ("worst", "step", "batches", "estimator", "optimizer")}
-        return SearchState(policy=policy, rng=rng, trace=trace, **rest)
+        return SearchState(rng=rng, trace=trace, **{name: tree[name] for name in PLAIN})
 
 
 def search(
-    policy: Policy,
+    family: Family,
+    parameters: Tensor,
     objective: Objective,
     estimator: GradientEstimator,
     batches: Iterator[Tensor],
@@ -104,17 +114,17 @@ def search(
     rng: torch.Generator,
     on_step: Callable[[StepRecord], None] = lambda record: None,
     checkpoint: Checkpoint | None = None,
-) -> tuple[Policy, Trace]:
-    """Returns the learned policy and the trace of its search.
+) -> tuple[Tensor, Trace]:
+    """Returns the learned parameters of the family's policy and the trace of the search.
 
-    Every step draws masks, runs them all on one batch of text, and moves keep_prob against the estimated gradient of
-    the expected loss, projected onto the budget (arXiv 2406.10576, section 3). A non-finite loss counts as the largest
+    Every step draws masks, runs them all on one batch of text, and moves the parameters against the estimated gradient
+    of the expected loss, within the budget (arXiv 2406.10576, section 3). A non-finite loss counts as the largest
     finite loss met so far, at least that of a uniform guess over the vocabulary, and is reported.
 
     With `checkpoint` it goes on from the state that is kept there, to the same result bit for bit; `batches` are then
     the same ones from the start again.
     """
-    state = SearchState(policy, rng, worst=math.log(objective.vocabulary))
+    state = SearchState(parameters, rng, worst=math.log(objective.vocabulary))
     if checkpoint:
         state = checkpoint.read(state.resumed) or state
     for _ in range(state.batches):
@@ -123,44 +133,48 @@ def search(
         on_step(record)
     clock = time.perf_counter() - state.trace.seconds
     while state.step < options.steps:
-        on_step(_advance(state, objective, estimator, batches, options, clock))
+        on_step(_advance(state, family, objective, estimator, batches, options, clock))
         if checkpoint:
             checkpoint.keep(state.tree)
-    return state.policy, state.trace
+    learned = state.parameters if state.average is None else family.project(state.average, options.sparsity)
+    return learned, state.trace
 
 
 def _advance(
     state: SearchState,
+    family: Family,
     objective: Objective,
     estimator: GradientEstimator,
     batches: Iterator[Tensor],
     options: SearchOptions,
     clock: float,
 ) -> StepRecord:
-    passes, tokens = objective.forward_passes, objective.forward_tokens
-    exponent = PRECONDITIONERS[estimator.precondition or options.precondition]
-    batch = estimator.sample(state.policy, options.masks_per_step, state.rng)
-    _check_masks(batch, options.masks_per_step, state.policy, estimator)
-    losses = objective.losses(batch.masks, next(batches))
+    before = (objective.forward_passes, objective.forward_tokens, objective.backward_passes)
+    policy = family.policy(state.parameters, ramp(options.sparsity, state.step, options.steps, options.warmup))
+    batch = estimator.sample(policy, options.masks_per_step, state.rng)
+    _check_masks(batch, options.masks_per_step, policy, estimator)
+    batch, losses = _run(batch, objective, next(batches))
     state.batches += 1
     finite = losses.isfinite()
     state.worst = max([state.worst, *losses[finite].tolist()])
     losses = torch.where(finite, losses, torch.tensor(state.worst))
-    returned = estimator.gradient(state.policy, batch, losses, state.estimator)
-    gradient, state.estimator = _checked(returned, state.policy, estimator)
-    state.policy = _step(state, gradient * _fisher(state.policy) ** exponent, objective, options)
-    state.step += 1
+    gradient, state.estimator = _checked(estimator.gradient(policy, batch, losses, state.estimator), policy, estimator)
+    _move(state, family, policy, gradient, PRECONDITIONERS[estimator.precondition or options.precondition], options)
+    policy = family.policy(state.parameters, options.sparsity)
     trace = state.trace
-    trace.forward_passes += objective.forward_passes - passes
-    trace.forward_tokens += objective.forward_tokens - tokens
+    after = (objective.forward_passes, objective.forward_tokens, objective.backward_passes)
+    passes, tokens, backwards = (b - a for a, b in zip(before, after, strict=True))
+    trace.forward_passes += passes
+    trace.forward_tokens += tokens
+    trace.backward_passes += backwards
     trace.non_finite += int((~finite).sum())
     trace.seconds = time.perf_counter() - clock
     record = StepRecord(
         step=state.step,
         losses=tuple(losses.tolist()),
         gradient_norm=float(gradient.norm()),
-        expected_sparsity=expected_sparsity(state.policy, objective.space),
-        entropy=entropy(state.policy),
+        expected_sparsity=expected_sparsity(policy, objective.space),
+        entropy=entropy(policy),
         non_finite=int((~finite).sum()),
         forward_tokens=trace.forward_tokens,
         seconds=trace.seconds,
@@ -169,14 +183,29 @@ def _advance(
     return record
 
 
-def _fisher(policy: Policy) -> Tensor:
-    return policy.keep_prob * (1 - policy.keep_prob)
+def _run(batch: MaskBatch, objective: Objective, ids: Tensor) -> tuple[MaskBatch, Tensor]:
+    if batch.gates is None:
+        losses = objective.losses(batch.masks, ids)
+    else:
+        losses, slopes = objective.gradients(batch.gates, ids)
+        batch = replace(batch, gate_gradients=slopes)
+    if batch.reference is not None:
+        batch = replace(batch, reference_loss=float(objective.losses(batch.reference[None], ids)[0]))
+    return batch, losses
 
 
-def _step(state: SearchState, direction: Tensor, objective: Objective, options: SearchOptions) -> Policy:
-    rate = options.learning_rate * (1 + math.cos(math.pi * state.step / options.steps)) / 2
-    moved = state.policy.keep_prob - rate * direction
-    return Policy(project(moved, objective.space, options.sparsity, options.scope))
+def _move(
+    state: SearchState, family: Family, policy: Policy, gradient: Tensor, exponent: float, options: SearchOptions
+) -> None:
+    direction = family.gradient(policy, gradient) * family.fisher(policy) ** -exponent
+    rate = cosine(options.learning_rate, state.step, options.steps)
+    moved, state.optimizer = stepped(options.optimizer, state.parameters, direction, rate, state.optimizer)
+    state.step += 1
+    state.parameters = family.project(moved, ramp(options.sparsity, state.step, options.steps, options.warmup))
+    count = state.step - math.floor((1 - options.averaging) * options.steps)
+    if count > 0:
+        old = state.parameters if state.average is None else state.average
+        state.average = old + (state.parameters - old) / count
 
 
 def _check_masks(batch: MaskBatch, num_masks: int, policy: Policy, estimator: GradientEstimator) -> None:
@@ -188,7 +217,7 @@ def _check_masks(batch: MaskBatch, num_masks: int, policy: Policy, estimator: Gr
 
 
 def _checked(returned: Any, policy: Policy, estimator: GradientEstimator) -> tuple[Tensor, State]:
-    expected = tuple(policy.keep_prob.shape)
+    expected = tuple(policy.parameters.shape)
     if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], Tensor)):
         raise PluginError(f"{estimator!r} returned a {type(returned).__name__}; (gradient, state) is needed.")
     gradient, state = returned

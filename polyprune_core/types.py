@@ -38,9 +38,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Policy:
-    """Independent Bernoulli masks: `keep_prob` (U,) float32, strictly between 0 and 1."""
+    """Independent Bernoulli masks: `keep_prob` (U,) float32, strictly between 0 and 1.
+
+    `group` (U,) int64 is equal for units of one layer and kind, where that is known.
+    """
 
     keep_prob: Tensor
+    group: Tensor | None = None
+
+    @property
+    def parameters(self) -> Tensor:
+        """What a gradient is taken with respect to: (P,), here keep_prob."""
+        return self.keep_prob
 
     def sample(self, num_masks: int, rng: Generator, *, antithetic: bool = False) -> MaskBatch:
         """Draws masks [u < s] with u uniform; antithetic: mask 2j + 1 uses 1 - u of mask 2j. `noise` is u (K, U)."""
@@ -54,18 +63,37 @@ class Policy:
             noise = torch.rand((num_masks, len(s)), generator=rng)
         return MaskBatch(noise < s, noise)
 
-    def score_function(self, masks: Tensor) -> Tensor:
-        """Returns (K, U): d log p(mask) / d keep_prob = (m - s) / (s (1 - s))."""
+    def score_function(self, batch: MaskBatch) -> Tensor:
+        """Returns (K, P): d log p(mask) / d parameters, here (m - s) / (s (1 - s))."""
         s = self.keep_prob
-        return (masks.to(s.dtype) - s) / (s * (1 - s))
+        return (batch.masks.to(s.dtype) - s) / (s * (1 - s))
+
+    def pair_score(self, batch: MaskBatch) -> Tensor:
+        """Returns (K / 2, P): what the loss gap of each antithetic pair is multiplied with, for an unbiased gradient.
+
+        Here (m - m') / (2 min(s, 1 - s)), zero where the two agree (DisARM, Dong et al. 2020, arXiv 2006.10680, eq. 9).
+        """
+        s = self.keep_prob
+        first, second = batch.masks[0::2].to(s.dtype), batch.masks[1::2].to(s.dtype)
+        return (first - second) / (2 * s.minimum(1 - s))
 
 
 @dataclass(frozen=True)
 class MaskBatch:
-    """K masks drawn from a policy: `masks` (K, U) bool; `noise` is whatever the estimator needs to pair its draws."""
+    """K masks drawn from a policy.
+
+    `masks` (K, U) bool; `noise` is whatever the policy or the estimator needs to pair its draws. An estimator may ask
+    for more: `gates` (K, U) float32, what units are multiplied with instead of the mask where gradients are taken;
+    `reference` (U,) bool, one more mask to run on the same text. The search answers with `gate_gradients` (K, U)
+    float32, the derivative of each loss with respect to its gates, and `reference_loss` in nats per token.
+    """
 
     masks: Tensor
     noise: Tensor | None = None
+    gates: Tensor | None = None
+    reference: Tensor | None = None
+    gate_gradients: Tensor | None = None
+    reference_loss: float | None = None
 
 
 @dataclass(frozen=True)

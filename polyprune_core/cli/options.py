@@ -54,13 +54,20 @@ SEARCH = [
     _option("--masks-per-step", type=int, metavar="K", help="Masks a step. [2]"),
     _option("--batch-size", "-b", type=int, metavar="B", help="Sequences of a batch. [8]"),
     _option("--forward-tokens", type=int, metavar="N", help="Tokens a search may spend, instead of --steps."),
-    _option("--learning-rate", type=float, metavar="X", help="Initial step size on keep probabilities. [0.001]"),
+    _option("--preset", metavar="NAME", help="paper or released: that search's settings; others given win."),
+    _option("--policy", metavar="NAME", help="probabilities, logits, hierarchical or gaussian. [probabilities]"),
+    _option("--optimizer", metavar="NAME", help="sgd or adam. [sgd]"),
+    _option("--learning-rate", type=float, metavar="X", help="Initial step size. [0.001]"),
     _option("--precondition", metavar="NAME", help="none, half-natural or natural. [half-natural]"),
     _option(
         "--probabilities",
         metavar="NAME",
         help="How a metric starts a policy: sigmoid-norm, min-max-norm, const or uniform.",
     ),
+    _option("--start-scale", metavar="NAME", help="How a gaussian policy's metric is pooled to start. [zscore]"),
+    _option("--sigma", type=float, metavar="X", help="Standard deviation of a gaussian policy's noise. [0.3]"),
+    _option("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises. [0]"),
+    _option("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged. [0]"),
     _option("--min-keep", type=int, metavar="N", help="Units that every group keeps. [1]"),
 ]
 OUTPUT = [

@@ -63,10 +63,14 @@ class Initializer(Protocol):
 
 
 class GradientEstimator(Protocol):
-    """How expected loss changes with each keep probability, from K masks and their losses.
+    """How expected loss changes with each parameter of the policy, from K masks and their losses.
 
     `precondition` is None for a plain gradient; an estimator whose formula already scales it says how the search must
     treat what it returns, whatever the run's own setting ("none": take it as it is).
+
+    Two more may be declared. `independent_units = True`: the formula holds for units drawn independently with
+    probability keep_prob only, so the parameters must be those (P = U). `extra_passes`: forward passes a step beside
+    its masks, as for `MaskBatch.reference`; an equal budget of tokens then pays for fewer steps.
     """
 
     @property
@@ -89,11 +93,25 @@ class GradientEstimator(Protocol):
         """Draws `num_masks` masks, each with unit i kept with probability keep_prob[i]."""
 
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
-        """Returns (U,) estimate of d E[loss] / d keep_prob, and the state for the next step.
+        """Returns (P,) estimate of d E[loss] / d policy.parameters, and the state for the next step.
 
-        `losses` is (K,): mean next-token loss in nats under each mask, all finite. A negative entry means that keeping
-        the unit more often lowers the loss. `state` is None at the first step; it holds numbers and tensors only.
+        `losses` is (K,): mean next-token loss in nats under each mask, all finite. For independent units the parameters
+        are keep_prob, and a negative entry means that keeping the unit more often lowers the loss. `state` is None at
+        the first step; it holds numbers and tensors only.
         """
+
+
+OPTIONAL = {"independent_units": False, "extra_passes": 0}
+
+
+def independent_units(estimator: GradientEstimator) -> bool:
+    """Whether an estimator's formula holds for units drawn independently only."""
+    return bool(getattr(estimator, "independent_units", OPTIONAL["independent_units"]))
+
+
+def extra_passes(estimator: GradientEstimator) -> int:
+    """Forward passes of one step beside its masks."""
+    return int(getattr(estimator, "extra_passes", OPTIONAL["extra_passes"]))
 
 
 class Exporter(Protocol):

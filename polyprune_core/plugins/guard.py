@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from polyprune_core.errors import PluginError, PolypruneError
+from polyprune_core.plugins.contracts import OPTIONAL
 
 
 class Guarded:
@@ -18,6 +19,8 @@ class Guarded:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        if name in OPTIONAL:
+            return getattr(self._plugin, name, OPTIONAL[name])
         try:
             value = getattr(self._plugin, name)
         except AttributeError as error:

@@ -23,7 +23,8 @@ LAYERS = [
     {"errors", "types", "progress", "atomic", "models.layout", "plugins.contracts", "plugins.hookspecs", "statistics"},
     {"models", "plugins", "space", "pydocs", "resume"},
     {"seeds", "surgery", "masking", "budget"},
-    {"policy", "objective", "scoring", "data"},
+    {"policy", "objective", "scoring", "data", "optimizer"},
+    {"policies"},
     {"search", "evaluate"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "scipy", "numpy"}

@@ -92,7 +92,9 @@ def test_the_score_function_is_the_derivative_of_the_log_probability() -> None:
     masks = all_masks(5)
     leaf = KEEP_PROB.clone().requires_grad_(True)
     rows = [torch.autograd.grad(probability(masks, leaf).log()[k], leaf)[0] for k in range(len(masks))]
-    torch.testing.assert_close(Policy(KEEP_PROB).score_function(masks), torch.stack(rows), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        Policy(KEEP_PROB).score_function(MaskBatch(masks)), torch.stack(rows), rtol=1e-12, atol=0
+    )
 
 
 @pytest.mark.parametrize("num_masks", [1, 2])

@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 
 from polyprune_core import resume
 from polyprune_core.errors import PluginError
+from polyprune_core.policies import Start
+from polyprune_core.policies.probabilities import Probabilities
 from polyprune_core.progress import Reporter
 from polyprune_core.resume import Checkpoint, pack, stranger, unpack
 from polyprune_core.search import SearchOptions, search
@@ -29,7 +31,7 @@ from polyprune_plugins.estimators.rloo import RLOO
 
 CELL = "0123456789abcdef"
 STEPS = 7
-OPTIONS = SearchOptions(steps=STEPS, masks_per_step=4, learning_rate=0.1, sparsity=0.5, scope="kind")
+OPTIONS = SearchOptions(steps=STEPS, masks_per_step=4, learning_rate=0.1, sparsity=0.5)
 
 
 class Told(Reporter):
@@ -57,7 +59,7 @@ class FakeObjective:
 
     def __init__(self, space: Any, dies: int | None = None) -> None:
         self.space, self.dies, self.steps = space, dies, 0
-        self.forward_passes = self.forward_tokens = 0
+        self.forward_passes = self.forward_tokens = self.backward_passes = 0
 
     def losses(self, masks: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         if self.steps == self.dies:
@@ -82,7 +84,7 @@ class Nested:
         return policy.sample(num_masks, rng)
 
     def gradient(self, policy: Policy, batch: Any, losses: torch.Tensor, state: Any) -> Any:
-        new = losses @ policy.score_function(batch.masks)
+        new = losses @ policy.score_function(batch)
         past = state["deep"]["moments"][0] if state else torch.zeros_like(new, dtype=torch.float64)
         moment = 0.9 * past + new
         deep = {"moments": [moment, moment[::2]], "seen": (1, 2.5), "first": state is None, "none": None}
@@ -113,7 +115,8 @@ def batches() -> Iterator[torch.Tensor]:
 
 def run(space, estimator=None, checkpoint=None, dies=None, on_step=lambda record: None, **changes):
     return search(
-        Policy(torch.full((len(space),), 0.5)),
+        Probabilities(Start(space, torch.zeros(len(space)), 0.5)),
+        torch.full((len(space),), 0.5),
         FakeObjective(space, dies),
         estimator or Nested(),
         batches(),
@@ -124,13 +127,13 @@ def run(space, estimator=None, checkpoint=None, dies=None, on_step=lambda record
     )
 
 
-def same(one: tuple[Policy, Trace], other: tuple[Policy, Trace]) -> bool:
+def same(one: tuple[torch.Tensor, Trace], other: tuple[torch.Tensor, Trace]) -> bool:
     """Whether two searches agree in everything but their times."""
 
     def timeless(trace: Trace) -> Trace:
         return dataclasses.replace(trace, steps=[dataclasses.replace(r, seconds=0) for r in trace.steps], seconds=0)
 
-    return torch.equal(one[0].keep_prob, other[0].keep_prob) and timeless(one[1]) == timeless(other[1])
+    return torch.equal(one[0], other[0]) and timeless(one[1]) == timeless(other[1])
 
 
 # Going on
@@ -303,10 +306,10 @@ def test_a_checkpoint_of_another_format_is_refused(space, tmp_path, monkeypatch)
 
 
 WRONG = {
-    "fewer units": lambda tree: tree | {"policy": {"keep_prob": torch.full((3,), 0.5)}},
-    "another number format": lambda tree: tree | {"policy": {"keep_prob": tree["policy"]["keep_prob"].double()}},
-    "no policy": lambda tree: tree | {"policy": {}},
-    "a policy that is a number": lambda tree: tree | {"policy": {"keep_prob": 0.5}},
+    "fewer units": lambda tree: tree | {"parameters": torch.full((3,), 0.5)},
+    "another number format": lambda tree: tree | {"parameters": tree["parameters"].double()},
+    "no policy": lambda tree: {name: value for name, value in tree.items() if name != "parameters"},
+    "a policy that is a number": lambda tree: tree | {"parameters": 0.5},
     "a generator cut short": lambda tree: tree | {"rng": tree["rng"][:100]},
     "no generator": lambda tree: {name: value for name, value in tree.items() if name != "rng"},
     "steps without a record": lambda tree: tree | {"step": 5},

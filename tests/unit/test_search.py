@@ -11,6 +11,8 @@ import torch
 
 from polyprune_core.budget import pools, project, select
 from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.policies import Start
+from polyprune_core.policies.probabilities import Probabilities
 from polyprune_core.policy import entropy, expected_sparsity
 from polyprune_core.search import PRECONDITIONERS, SearchOptions, check_estimator, search
 from polyprune_core.types import MaskBatch, Policy
@@ -20,7 +22,7 @@ from polyprune_plugins.estimators.reinforce_released import ReinforceReleased
 from polyprune_plugins.estimators.rloo import RLOO
 
 VOCABULARY = 97
-OPTIONS = SearchOptions(steps=20, masks_per_step=4, learning_rate=0.02, sparsity=0.5, scope="kind", precondition="none")
+OPTIONS = SearchOptions(steps=20, masks_per_step=4, learning_rate=0.02, sparsity=0.5, precondition="none")
 
 
 class FakeObjective:
@@ -29,7 +31,7 @@ class FakeObjective:
     def __init__(self, space, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self.space, self.loss = space, loss
         self.vocabulary = VOCABULARY
-        self.forward_passes = self.forward_tokens = 0
+        self.forward_passes = self.forward_tokens = self.backward_passes = 0
 
     def losses(self, masks: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         self.forward_passes += len(masks)
@@ -66,15 +68,19 @@ def planted(space) -> FakeObjective:
 
 
 def run(space, objective=None, estimator=None, seed: int = 0, policy=None, on_step=lambda record: None, **changes):
-    return search(
-        policy or uniform(space),
+    scope = changes.pop("scope", "kind")
+    options = replace(OPTIONS, **changes)
+    learned, trace = search(
+        Probabilities(Start(space, torch.zeros(len(space)), options.sparsity, scope)),
+        (policy or uniform(space)).keep_prob,
         objective or planted(space),
         estimator or RLOO(),
         batches(),
-        replace(OPTIONS, **changes),
+        options,
         torch.Generator().manual_seed(seed),
         on_step,
     )
+    return Policy(learned), trace
 
 
 ESTIMATORS = [RLOO(), Antithetic(), Reinforce(), ReinforceReleased()]
@@ -151,7 +157,7 @@ def test_a_step_is_the_projection_of_a_move_against_the_preconditioned_gradient(
     gradient = torch.randn(len(space), generator=torch.Generator().manual_seed(1))
     found, trace = run(space, estimator=Fixed(gradient), policy=Policy(s), steps=1, precondition=precondition)
     expected = project(s - 0.02 * gradient * (s * (1 - s)) ** power, space, 0.5, "kind")
-    assert torch.equal(found.keep_prob, expected)
+    torch.testing.assert_close(found.keep_prob, expected)
     assert trace.steps[0].gradient_norm == pytest.approx(float(gradient.norm()))
 
 

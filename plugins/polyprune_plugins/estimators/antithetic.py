@@ -28,10 +28,8 @@ class Antithetic:
         return policy.sample(num_masks, rng, antithetic=True)
 
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
-        s = policy.keep_prob
-        first, second = batch.masks[0::2].to(s.dtype), batch.masks[1::2].to(s.dtype)
-        half_gap = (losses[0::2] - losses[1::2]) / 2
-        return half_gap @ (first - second) / len(half_gap) / s.minimum(1 - s), None
+        gap = losses[0::2] - losses[1::2]
+        return gap @ policy.pair_score(batch) / len(gap), None
 
 
 @hookimpl

@@ -32,7 +32,7 @@ class Reinforce:
         return policy.sample(num_masks, rng)
 
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
-        score = policy.score_function(batch.masks)
+        score = policy.score_function(batch)
         mean = float(losses.mean())
         if state is None:
             return (losses - mean) @ score / max(len(losses) - 1, 1), {"baseline": mean}

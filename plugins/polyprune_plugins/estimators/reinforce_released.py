@@ -28,6 +28,7 @@ class ReinforceReleased:
     mask_multiple = 1
     unbiased = False
     precondition = "none"
+    independent_units = True
 
     def sample(self, policy: Policy, num_masks: int, rng: Generator) -> MaskBatch:
         return policy.sample(num_masks, rng)

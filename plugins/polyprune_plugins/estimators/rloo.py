@@ -28,7 +28,7 @@ class RLOO:
 
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
         # K - 1, not K: each baseline leaves its own mask out. Dividing by K would shrink every step and look fine.
-        return (losses - losses.mean()) @ policy.score_function(batch.masks) / (len(losses) - 1), None
+        return (losses - losses.mean()) @ policy.score_function(batch) / (len(losses) - 1), None
 
 
 @hookimpl

@@ -25,13 +25,13 @@ class Sound:
         return policy.sample(num_masks, rng)
 
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
-        return (losses - losses.mean()) @ policy.score_function(batch.masks) / (len(losses) - 1), None
+        return (losses - losses.mean()) @ policy.score_function(batch) / (len(losses) - 1), None
 
 
 @dataclass(frozen=True)
 class DividesByK(Sound):
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
-        return (losses - losses.mean()) @ policy.score_function(batch.masks) / len(losses), None
+        return (losses - losses.mean()) @ policy.score_function(batch) / len(losses), None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class BaselineOfTheSameLosses(Sound):
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
         mean = float(losses.mean())
         baseline = mean if state is None else state["baseline"] + (mean - state["baseline"]) / 2
-        return (losses - baseline) @ policy.score_function(batch.masks) / (len(losses) - 1), {"baseline": baseline}
+        return (losses - baseline) @ policy.score_function(batch) / (len(losses) - 1), {"baseline": baseline}
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class NaNAtTheEnds(Sound):
 class CentresInPlace(Sound):
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
         losses -= losses.mean()
-        return losses @ policy.score_function(batch.masks) / (len(losses) - 1), None
+        return losses @ policy.score_function(batch) / (len(losses) - 1), None
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class MovingAverage(Sound):
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
         if state is None:
             return super().gradient(policy, batch, losses, None)[0], {"baseline": losses.mean()}
-        gradient = (losses - state["baseline"]) @ policy.score_function(batch.masks) / len(losses)
+        gradient = (losses - state["baseline"]) @ policy.score_function(batch) / len(losses)
         return gradient, self.update(state, losses.mean())
 
 
@@ -216,7 +216,7 @@ class HiddenState(Sound):
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
         baseline = self.past[-1] if self.past else 0.0
         self.past.append(float(losses.mean()))
-        return (losses - baseline) @ policy.score_function(batch.masks) / len(losses), None
+        return (losses - baseline) @ policy.score_function(batch) / len(losses), None
 
 
 FAULTS = {

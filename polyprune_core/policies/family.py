@@ -1,0 +1,51 @@
+"""What every family of policies answers. U units, P parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from polyprune_core.space import MaskSpace
+from polyprune_core.types import Policy
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a policy starts: the units, a metric's scores (U,), and the budget.
+
+    `probabilities` says how scores become keep probabilities (`policy.PROBABILITIES`), `scale` how they are compared
+    across layers (`policy.SCALES`); `sigma` is the standard deviation of a Gaussian policy's noise.
+    """
+
+    space: MaskSpace
+    scores: Tensor
+    sparsity: float
+    scope: str = "kind"
+    probabilities: str = "sigmoid-norm"
+    scale: str = "zscore"
+    sigma: float = 0.3
+    min_keep: int = 1
+
+
+class Family(Protocol):
+    """Parameters (P,) float32, the masks they give, and the geometry of a step."""
+
+    def start(self) -> Tensor:
+        """Returns the parameters that a metric starts, within the budget."""
+
+    def policy(self, parameters: Tensor, sparsity: float) -> Policy:
+        """Returns the distribution of masks."""
+
+    def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
+        """Returns (P,): the gradient with respect to `policy.parameters` carried over to the family's own."""
+
+    def fisher(self, policy: Policy) -> Tensor:
+        """Returns (P,): the diagonal of the Fisher information of the family's parameters."""
+
+    def project(self, parameters: Tensor, sparsity: float) -> Tensor:
+        """Returns the parameters brought back within the budget."""
+
+    def ranking(self, parameters: Tensor) -> Tensor:
+        """Returns (U,): the units in the order in which the final selection keeps them, higher = keep."""

@@ -1,0 +1,38 @@
+"""One free logit a unit; the budget is met by lowering all logits of a pool together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from polyprune_core.budget import EPS, shift_logits
+from polyprune_core.policies.family import Start
+from polyprune_core.policy import from_scores
+from polyprune_core.types import Policy
+
+
+class Logits:
+    """Parameters are logits (U,); keep_prob is their sigmoid."""
+
+    def __init__(self, start: Start) -> None:
+        self.given = start
+
+    def start(self) -> Tensor:
+        given = self.given
+        policy = from_scores(given.scores, given.space, given.sparsity, given.scope, given.probabilities)
+        return policy.keep_prob.logit()
+
+    def policy(self, parameters: Tensor, sparsity: float) -> Policy:
+        return Policy(torch.sigmoid(parameters).clamp(EPS, 1 - EPS), self.given.space.group)
+
+    def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
+        return gradient * self.fisher(policy)
+
+    def fisher(self, policy: Policy) -> Tensor:
+        return policy.keep_prob * (1 - policy.keep_prob)
+
+    def project(self, parameters: Tensor, sparsity: float) -> Tensor:
+        return parameters - shift_logits(parameters, self.given.space, sparsity, self.given.scope)
+
+    def ranking(self, parameters: Tensor) -> Tensor:
+        return parameters

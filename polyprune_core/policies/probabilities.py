@@ -1,0 +1,36 @@
+"""The paper's policy: one free keep probability a unit, projected onto the budget (arXiv 2406.10576, eq. 4)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from polyprune_core.budget import project
+from polyprune_core.policies.family import Start
+from polyprune_core.policy import from_scores
+from polyprune_core.types import Policy
+
+
+class Probabilities:
+    """Parameters are the keep probabilities (U,)."""
+
+    def __init__(self, start: Start) -> None:
+        self.given = start
+
+    def start(self) -> Tensor:
+        given = self.given
+        return from_scores(given.scores, given.space, given.sparsity, given.scope, given.probabilities).keep_prob
+
+    def policy(self, parameters: Tensor, sparsity: float) -> Policy:
+        return Policy(parameters, self.given.space.group)
+
+    def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
+        return gradient
+
+    def fisher(self, policy: Policy) -> Tensor:
+        return 1 / (policy.keep_prob * (1 - policy.keep_prob))
+
+    def project(self, parameters: Tensor, sparsity: float) -> Tensor:
+        return project(parameters, self.given.space, sparsity, self.given.scope)
+
+    def ranking(self, parameters: Tensor) -> Tensor:
+        return parameters
