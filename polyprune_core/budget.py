@@ -32,6 +32,12 @@ def pools(space: MaskSpace, scope: str) -> list[Tensor]:
     return [(label == value).nonzero().flatten() for value in label.unique().tolist()]
 
 
+def pool_labels(space: MaskSpace, scope: str) -> Tensor:
+    """Returns (U,) int64, equal for units of one kind that share a budget."""
+    labels: Tensor = torch.unique(SCOPES[scope](space) * len(space.kinds) + space.kind, return_inverse=True)[1]
+    return labels
+
+
 def check_sparsity(sparsity: float) -> float:
     """Returns `sparsity`, or raises BudgetError unless it lies strictly between 0 and 1."""
     if not (math.isfinite(sparsity) and 0.0 < sparsity < 1.0):

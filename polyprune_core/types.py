@@ -40,11 +40,13 @@ class Scores:
 class Policy:
     """Independent Bernoulli masks: `keep_prob` (U,) float32, strictly between 0 and 1.
 
-    `group` (U,) int64 is equal for units of one layer and kind, where that is known.
+    Where they are known, `group` (U,) int64 is equal for units of one layer and kind, and `pool` (U,) int64 for units
+    of one kind that share a budget.
     """
 
     keep_prob: Tensor
     group: Tensor | None = None
+    pool: Tensor | None = None
 
     @property
     def parameters(self) -> Tensor:

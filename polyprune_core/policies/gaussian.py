@@ -74,7 +74,9 @@ class Gaussian:
 
     def start(self) -> Tensor:
         given, space = self.given, self.given.space
-        kept = select(self.scores, space, given.sparsity, given.scope, given.min_keep).keep
+        # z-scores say nothing of one kind against another: each kind then starts with its own share.
+        scope = "kind" if given.scale == "zscore" and given.scope == "global" else given.scope
+        kept = select(self.scores, space, given.sparsity, scope, given.min_keep).keep
         place = _normal_quantiles(self.scores, space.kind) + _normal_quantile_of_share(kept, space.kind)
         offset = torch.where(self.alone, place, _normal_quantile_of_share(kept, space.group))
         parameters = torch.zeros(int(self.offset.max()) + 1)

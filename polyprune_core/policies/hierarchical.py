@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polyprune_core.budget import EPS, shift_logits
+from polyprune_core.budget import EPS, pool_labels, shift_logits
 from polyprune_core.policies.family import Start
 from polyprune_core.policy import from_scores
 from polyprune_core.types import Policy
@@ -20,6 +20,7 @@ class Hierarchical:
 
     def __init__(self, start: Start) -> None:
         self.given, self.space = start, start.space
+        self.pool = pool_labels(start.space, start.scope)
         policy = from_scores(start.scores, start.space, start.sparsity, start.scope, start.probabilities)
         self.metric = policy.keep_prob.logit()
         self.sizes = (len(self.space.groups), len(self.space.kinds), len(self.space))
@@ -29,7 +30,7 @@ class Hierarchical:
         return self.project(torch.cat([groups, kinds + 1, units]), self.given.sparsity)
 
     def policy(self, parameters: Tensor, sparsity: float) -> Policy:
-        return Policy(torch.sigmoid(self.ranking(parameters)).clamp(EPS, 1 - EPS), self.space.group)
+        return Policy(torch.sigmoid(self.ranking(parameters)).clamp(EPS, 1 - EPS), self.space.group, self.pool)
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
         own = gradient * policy.keep_prob * (1 - policy.keep_prob)

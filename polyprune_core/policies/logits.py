@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polyprune_core.budget import EPS, shift_logits
+from polyprune_core.budget import EPS, pool_labels, shift_logits
 from polyprune_core.policies.family import Start
 from polyprune_core.policy import from_scores
 from polyprune_core.types import Policy
@@ -16,6 +16,7 @@ class Logits:
 
     def __init__(self, start: Start) -> None:
         self.given = start
+        self.pool = pool_labels(start.space, start.scope)
 
     def start(self) -> Tensor:
         given = self.given
@@ -23,7 +24,7 @@ class Logits:
         return policy.keep_prob.logit()
 
     def policy(self, parameters: Tensor, sparsity: float) -> Policy:
-        return Policy(torch.sigmoid(parameters).clamp(EPS, 1 - EPS), self.given.space.group)
+        return Policy(torch.sigmoid(parameters).clamp(EPS, 1 - EPS), self.given.space.group, self.pool)
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
         return gradient * self.fisher(policy)

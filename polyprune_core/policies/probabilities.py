@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from polyprune_core.budget import project
+from polyprune_core.budget import pool_labels, project
 from polyprune_core.policies.family import Start
 from polyprune_core.policy import from_scores
 from polyprune_core.types import Policy
@@ -15,13 +15,14 @@ class Probabilities:
 
     def __init__(self, start: Start) -> None:
         self.given = start
+        self.pool = pool_labels(start.space, start.scope)
 
     def start(self) -> Tensor:
         given = self.given
         return from_scores(given.scores, given.space, given.sparsity, given.scope, given.probabilities).keep_prob
 
     def policy(self, parameters: Tensor, sparsity: float) -> Policy:
-        return Policy(parameters, self.given.space.group)
+        return Policy(parameters, self.given.space.group, self.pool)
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
         return gradient

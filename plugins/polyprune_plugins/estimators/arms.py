@@ -1,0 +1,48 @@
+"""ARMS: K masks a step that repel each other through a Dirichlet copula.
+
+Per unit, d is Dirichlet(1, …, 1) over the K masks and u_k = (1 - d_k)^(K - 1) is uniform; masks keep a unit where
+u < s (s < 1/2) or 1 - u < s. With p = min(s, 1 - s), two masks both fall in that tail with probability
+F = max(0, 2 p^(1 / (K - 1)) - 1)^(K - 1), and leave-one-out over them is unbiased once scaled by
+s (1 - s) / (p - F) (Dimitriev and Zhou 2021, arXiv 2105.14141). K = 2 is the antithetic pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polyprune_core import GradientEstimator, MaskBatch, Policy, Provider, State, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class ARMS:
+    min_masks = 2
+    mask_multiple = 1
+    unbiased = True
+    precondition = None
+    independent_units = True
+
+    def sample(self, policy: Policy, num_masks: int, rng: Generator) -> MaskBatch:
+        import torch
+
+        s = policy.keep_prob
+        share = -torch.rand((num_masks, len(s)), generator=rng).clamp(min=1e-38).log()
+        noise = (1 - share / share.sum(dim=0)) ** (num_masks - 1)
+        noise = torch.where(s < 0.5, noise, 1 - noise)
+        return MaskBatch(noise < s, noise)
+
+    def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
+        s = policy.keep_prob
+        others = len(losses) - 1
+        tail = s.minimum(1 - s)
+        both = (2 * tail ** (1 / others) - 1).clamp(min=0) ** others
+        return (losses - losses.mean()) @ (batch.masks.to(s.dtype) - s) / others / (tail - both), None
+
+
+@hookimpl
+def polyprune_estimators() -> Iterator[Provider[GradientEstimator]]:
+    yield Provider("arms", "masks that repel each other (Dirichlet copula)", ARMS, reference="arXiv 2105.14141")

@@ -1,0 +1,179 @@
+"""Families of policies: the budget holds, gradients are carried over exactly, and a search learns with each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polyprune_core.budget import select
+from polyprune_core.errors import ConfigError
+from polyprune_core.optimizer import cosine, ramp, stepped
+from polyprune_core.policies import FAMILIES, Start
+from polyprune_core.policies.gaussian import FEW, Gaussian
+from polyprune_core.policy import expected_sparsity, from_scores
+from polyprune_core.policy import scale as scaled
+from polyprune_core.search import SearchOptions, check_estimator, search
+from polyprune_plugins.estimators.antithetic import Antithetic
+from polyprune_plugins.estimators.arm import ARM
+from polyprune_plugins.estimators.reinforce import Reinforce
+from polyprune_plugins.estimators.rloo import RLOO
+from tests.unit.test_search import FakeObjective, batches
+
+by_family = pytest.mark.parametrize("name", sorted(FAMILIES))
+bernoulli = pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"gaussian"}))
+by_scope = pytest.mark.parametrize("scope", ["kind", "global", "layer"])
+
+
+@pytest.fixture(scope="module")
+def space(make_space):
+    channels = [("channel", layer, 24, 12) for layer in range(3)]
+    return make_space(*channels, *[("head", layer, 4, 72) for layer in range(3)])
+
+
+def scores(space, seed: int = 0) -> torch.Tensor:
+    return torch.rand(len(space), generator=torch.Generator().manual_seed(seed)) + 0.1 * space.layer
+
+
+def family(name: str, space, sparsity: float = 0.4, **changes):
+    return FAMILIES[name](Start(space, scores(space), sparsity, **changes))
+
+
+@bernoulli
+@by_scope
+def test_every_bernoulli_family_starts_at_the_policy_of_the_metric(space, name, scope) -> None:
+    made = family(name, space, scope=scope)
+    expected = from_scores(scores(space), space, 0.4, scope)
+    torch.testing.assert_close(made.policy(made.start(), 0.4).keep_prob, expected.keep_prob, rtol=0, atol=2e-3)
+
+
+@bernoulli
+@by_scope
+def test_whatever_the_parameters_the_projection_is_within_the_budget(space, name, scope) -> None:
+    made = family(name, space, scope=scope)
+    wild = made.start() + torch.randn(len(made.start()), generator=torch.Generator().manual_seed(1))
+    for sparsity in (0.1, 0.4, 0.9):
+        policy = made.policy(made.project(wild, sparsity), sparsity)
+        assert expected_sparsity(policy, space) >= sparsity - 1e-5
+
+
+@bernoulli
+def test_gradients_are_carried_over_by_the_chain_rule(space, name) -> None:
+    made = family(name, space)
+    parameters = made.start() * 0.7
+    worth = torch.randn(len(space), generator=torch.Generator().manual_seed(2))
+    leaf = parameters.clone().requires_grad_(True)
+    (made.policy(leaf, 0.4).keep_prob @ worth).backward()
+    torch.testing.assert_close(made.gradient(made.policy(parameters, 0.4), worth), leaf.grad, rtol=1e-4, atol=1e-6)
+
+
+@bernoulli
+def test_the_fisher_information_is_that_of_the_masks(space, name) -> None:
+    made = family(name, space)
+    policy = made.policy(made.start(), 0.4)
+    batch = policy.sample(20_000, torch.Generator().manual_seed(3))
+    scores_of_masks = torch.stack([made.gradient(policy, row) for row in policy.score_function(batch)])
+    found = scores_of_masks.square().mean(dim=0)
+    torch.testing.assert_close(found, made.fisher(policy), rtol=0.15, atol=1e-3)
+
+
+@by_scope
+@pytest.mark.parametrize("scale", ["raw", "zscore", "per-parameter"])
+def test_a_gaussian_policy_starts_about_where_the_metric_alone_would_cut(space, scope, scale) -> None:
+    made = Gaussian(Start(space, scores(space), 0.4, scope, scale=scale))
+    found = select(made.ranking(made.start()), space, 0.4, scope)
+    own = "kind" if scale == "zscore" and scope == "global" else scope
+    alone = select(scaled(scores(space), space, scale), space, 0.4, own)
+    assert (found.keep ^ alone.keep).float().mean() < 0.15
+
+
+@by_scope
+def test_every_mask_of_a_gaussian_policy_is_an_exact_selection(space, scope) -> None:
+    made = Gaussian(Start(space, scores(space), 0.4, scope))
+    policy = made.policy(made.start(), 0.4)
+    masks = policy.sample(20, torch.Generator().manual_seed(4)).masks
+    assert len(masks.unique(dim=0)) > 5
+    for mask in masks:
+        spent = float(space.cost[mask].sum()) / space.total_cost
+        assert 0.6 - 72 * 2 / space.total_cost <= spent <= 0.6 + 1e-9
+
+
+def test_within_a_group_the_metric_orders_and_small_groups_order_themselves(space) -> None:
+    made = Gaussian(Start(space, scores(space), 0.4))
+    offsets = made.start() + torch.randn(len(made.start()), generator=torch.Generator().manual_seed(5))
+    ranking = made.ranking(offsets)
+    for where, group in zip(space.slices(), space.groups, strict=True):
+        same = ranking[where].argsort().tolist() == scores(space)[where].argsort().tolist()
+        assert same == (group.count > FEW)
+    assert len(offsets) == 2 + 3 + 12
+
+
+def test_gaussian_antithetic_pairs_mirror_and_the_gradient_is_unbiased(space) -> None:
+    made = Gaussian(Start(space, scores(space), 0.4, "global"))
+    policy = made.policy(made.start(), 0.4)
+    batch = Antithetic().sample(policy, 6, torch.Generator().manual_seed(6))
+    assert torch.equal(batch.noise[0::2], -batch.noise[1::2])
+    # A loss linear in the offsets: its gradient is the slope, whatever the smoothing.
+    slope = torch.randn(len(policy.parameters), generator=torch.Generator().manual_seed(7))
+    for estimator in (Antithetic(), RLOO(), Reinforce()):
+        batch = estimator.sample(policy, 20_000, torch.Generator().manual_seed(8))
+        losses = (policy.parameters + policy.sigma * batch.noise) @ slope
+        found, _ = estimator.gradient(policy, batch, losses, None)
+        torch.testing.assert_close(found, slope, rtol=0, atol=0.2)
+
+
+@by_family
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_search_learns_with_every_family(space, name, optimizer) -> None:
+    # Layer 0 is worth much more than its metric says.
+    worth = torch.where(space.layer == 0, 1.0, 0.2) * space.cost.float() / space.cost.float().mean()
+    objective = FakeObjective(space, lambda masks, ids: 20 + ids.float().mean() / 10 - masks.float() @ worth)
+    made = family(name, space)
+    options = SearchOptions(
+        steps=150, masks_per_step=8, learning_rate={"sgd": 0.02, "adam": 0.05}[optimizer], sparsity=0.4,
+        precondition="natural", optimizer=optimizer,
+    )  # fmt: skip
+    start = select(made.ranking(made.start()), space, 0.4, "kind").keep
+    learned, _ = search(
+        made, made.start(), objective, Antithetic(), batches(), options, torch.Generator().manual_seed(0)
+    )
+    kept = select(made.ranking(learned), space, 0.4, "kind").keep
+    assert float(kept.float() @ worth) > float(start.float() @ worth) + 1
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.5, 1.0])
+def test_averaging_takes_the_mean_of_the_last_parameters(space, averaging) -> None:
+    made = family("logits", space)
+    seen = []
+    project = made.project
+    made.project = lambda parameters, sparsity: seen.append(project(parameters, sparsity)) or seen[-1]
+    objective = FakeObjective(space, lambda masks, ids: -masks.float().sum(dim=1))
+    options = SearchOptions(steps=10, masks_per_step=2, learning_rate=0.5, sparsity=0.4, averaging=averaging)
+    learned, _ = search(made, made.start(), objective, RLOO(), batches(), options, torch.Generator().manual_seed(0))
+    last = seen[:10][-max(1, round(10 * averaging)) :]
+    torch.testing.assert_close(learned, project(torch.stack(last).mean(dim=0), 0.4), rtol=0, atol=1e-4)
+
+
+def test_the_sparsity_rises_along_a_cubic_and_the_rate_falls_along_a_cosine() -> None:
+    assert [ramp(0.4, step, 10, 0.0) for step in (0, 9)] == [0.4, 0.4]
+    rising = [ramp(0.4, step, 10, 0.5) for step in range(10)]
+    assert rising[:5] == sorted(rising[:5])
+    assert rising[0] == pytest.approx(0.4 * (1 - 0.8**3))
+    assert rising[4:] == [0.4] * 6
+    assert cosine(2.0, 0, 10) == 2.0
+    assert cosine(2.0, 5, 10) == pytest.approx(1.0)
+
+
+def test_an_optimizer_goes_on_from_what_it_remembers() -> None:
+    start, direction = torch.zeros(3), torch.tensor([1.0, -2.0, 0.0])
+    once, memory = stepped("adam", start, direction, 0.1, {})
+    torch.testing.assert_close(once, torch.tensor([-0.1, 0.1, 0.0]))
+    again, _ = stepped("adam", once, -direction, 0.1, memory)
+    fresh, _ = stepped("adam", once, -direction, 0.1, {})
+    assert not torch.equal(again, fresh)
+    torch.testing.assert_close(stepped("sgd", start, direction, 0.1, {})[0], -0.1 * direction)
+
+
+def test_an_estimator_for_independent_units_is_refused_where_they_are_not() -> None:
+    with pytest.raises(ConfigError, match=r"arm.*independently.*--policy"):
+        check_estimator("arm", ARM(), 2, "gaussian")
+    check_estimator("arm", ARM(), 2, "hierarchical")
