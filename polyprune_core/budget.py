@@ -38,15 +38,6 @@ def pool_labels(space: MaskSpace, scope: str) -> Tensor:
     return labels
 
 
-def check_sparsity(sparsity: float) -> float:
-    """Returns `sparsity`, or raises BudgetError unless it lies strictly between 0 and 1."""
-    if not (math.isfinite(sparsity) and 0.0 < sparsity < 1.0):
-        raise BudgetError(
-            f"sparsity {sparsity:g} is not a fraction to remove; give a number above 0 and below 1, for example 0.2."
-        )
-    return sparsity
-
-
 def project(values: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS) -> Tensor:
     """Returns the nearest keep probabilities within the budget.
 

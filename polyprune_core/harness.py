@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from polyprune_core import budget
-from polyprune_core.config import Cell, Comparison, Settings
+from polyprune_core.config import Cell, Settings
 from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batches, token_windows
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluate import Evaluation, Evaluator
@@ -23,14 +22,14 @@ from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.policies import FAMILIES, Family, Start
 from polyprune_core.policy import scale
-from polyprune_core.progress import Reporter
+from polyprune_core.progress import Reporter, Task
 from polyprune_core.resume import Checkpoint
 from polyprune_core.scoring import Calibration
-from polyprune_core.search import SearchOptions, check_estimator, search
+from polyprune_core.search import SearchOptions, search
 from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
-from polyprune_core.types import Policy, Scores, Selection, Trace
+from polyprune_core.types import Policy, Scores, Selection, StepRecord, Trace
 
 START = {"probabilities", "sigma", "min_keep"}
 STEPPING = {"masks_per_step", "learning_rate", "precondition", "optimizer", "warmup", "averaging"}
@@ -191,9 +190,7 @@ class Harness:
                 search_batches(self.calibration_windows, settings.batch_size, seed),
                 options,
                 generator(seed, "masks"),
-                lambda r: task.update(
-                    r.step, f"loss {sum(r.losses) / len(r.losses):.3f}, sparsity {r.expected_sparsity:.3f}"
-                ),
+                lambda record: _show(record, task),
                 checkpoint,
             )
         cost = Cost(
@@ -216,6 +213,11 @@ class Harness:
             return run(self.loaded.model, lambda done, total: task.update(done))
 
 
+def _show(record: StepRecord, task: Task) -> None:
+    loss = sum(record.losses) / len(record.losses)
+    task.update(record.step, f"loss {loss:.3f}, sparsity {record.expected_sparsity:.3f}", loss)
+
+
 def _check_scores(values: Any, space: MaskSpace, metric: Any) -> None:
     if isinstance(values, Tensor) and values.shape == (len(space),) and bool(values.isfinite().all()):
         return
@@ -223,26 +225,3 @@ def _check_scores(values: Any, space: MaskSpace, metric: Any) -> None:
     if isinstance(values, Tensor):
         got = f"scores of shape {tuple(values.shape)} with {int((~values.isfinite()).sum())} non-finite ones"
     raise PluginError(f"{metric!r} returned {got}; a finite score for each of {len(space)} units is needed.")
-
-
-def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str, str]]:
-    """Builds every plugin that a comparison names, before anything heavy; returns {role: {spec: distribution}}.
-
-    Raises:
-        PluginError, ConfigError: a name, an option or a number of masks cannot be used.
-    """
-    parts: Sequence[str] = [part for name in config.granularity for part in name.split("+")]
-    wanted = {
-        "granularity": dict.fromkeys(parts),
-        "initializer": dict.fromkeys([*config.baselines, *(config.initializers if config.estimators else ())]),
-        "estimator": dict.fromkeys(config.estimators),
-    }
-    for sparsity in config.sparsity:
-        budget.check_sparsity(sparsity)
-    for kind, specs in wanted.items():
-        for spec in specs:
-            built = registry.build(kind, spec)
-            if kind == "estimator":
-                check_estimator(spec, built, config.masks_per_step, config.policy)
-                config.steps_for(extra_passes(built))
-    return {kind: {spec: str(registry.get(kind, spec).source) for spec in specs} for kind, specs in wanted.items()}

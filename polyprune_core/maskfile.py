@@ -19,6 +19,7 @@ from polyprune_core import budget
 from polyprune_core.artefact import PrunedModel
 from polyprune_core.errors import ConfigError, ModelError, PluginError
 from polyprune_core.exporting import local_path, provenance
+from polyprune_core.limits import check_sparsity
 from polyprune_core.maskheader import Base, Header, described, read_header
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
@@ -97,7 +98,7 @@ class MaskFile:
         if sparsity is None:
             selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
             return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe)
-        budget.check_sparsity(sparsity)
+        check_sparsity(sparsity)
         scope, min_keep = self.recipe.get("scope", "kind"), self.recipe.get("min_keep", 1)
         if scope not in budget.SCOPES or not isinstance(min_keep, int):
             raise ModelError(

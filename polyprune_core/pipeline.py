@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,12 @@ from polyprune_core.data import ROLES, Text, load_text
 from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluate import Evaluation
-from polyprune_core.harness import Decision, Harness, check_plugins
+from polyprune_core.harness import Decision, Harness
 from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter
+from polyprune_core.request import check_plugins
 from polyprune_core.results import Results, Row
 from polyprune_core.store import Store, write_json
 
@@ -77,15 +79,17 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
         reporter.warn(
             f"{config.evaluation} is used both to calibrate and to evaluate: its perplexities flatter every row"
         )
-    loaded = load_model(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-        status=reporter.status,
-    )
-    harness = Harness(loaded, texts, config, registry, reporter)
+    with reporter.task(f"reading {config.model}", 0):
+        loaded = load_model(
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            status=reporter.status,
+        )
+    with reporter.task("cutting the texts into tokens", 0):
+        harness = Harness(loaded, texts, config, registry, reporter)
     for granularity in config.granularity if budgets else ():
         space = harness.space(granularity)
         for sparsity, scope in itertools.product(config.sparsity, config.scope):
@@ -119,6 +123,7 @@ def _run(harness: Harness, cell: Cell, blank: Row, store: Store) -> Row:
             row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
     except PolypruneError as error:
         checkpoint.remove()
+        harness.reporter.detail("".join(traceback.format_exception(error)))
         return _failed(blank, error)
     try:
         store.write(row, trace)

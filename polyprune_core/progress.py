@@ -15,14 +15,17 @@ class Reporter:
     def warn(self, text: str) -> None:
         """Something the reader of the table has to know."""
 
+    def detail(self, text: str) -> None:
+        """One line for whoever wants to follow closely."""
+
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:
-        """A stretch of work of `total` parts."""
+        """A stretch of work of `total` parts; 0 where they cannot be counted."""
         yield Task()
 
 
 class Task:
     """A stretch of work under way."""
 
-    def update(self, done: float, note: str = "") -> None:
-        """`done` parts are finished."""
+    def update(self, done: float, note: str = "", loss: float | None = None) -> None:
+        """`done` parts are finished; `loss` is the latest of a search, in nats per token."""

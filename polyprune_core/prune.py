@@ -14,11 +14,12 @@ from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluate import Evaluation, Evaluator
 from polyprune_core.folder import RECORD, check_output, whole_folder
-from polyprune_core.harness import Cost, Harness, check_plugins
+from polyprune_core.harness import Cost, Harness
 from polyprune_core.maskfile import MaskFile
 from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter
+from polyprune_core.request import check_plugins
 from polyprune_core.store import write_json
 from polyprune_core.types import ExportReport
 
@@ -79,10 +80,11 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
         dense = harness.dense
     loaded = harness.loaded
     with whole_folder(output) as folder:
-        report = exporter.export(pruned, folder)
-        reloaded = exporter.load(
-            folder, dtype=str(loaded.model.dtype).removeprefix("torch."), device=str(loaded.model.device)
-        )
+        with reporter.task("writing the model", 0):
+            report = exporter.export(pruned, folder)
+        with reporter.task("reading it back", 0):
+            dtype = str(loaded.model.dtype).removeprefix("torch.")
+            reloaded = exporter.load(folder, dtype=dtype, device=str(loaded.model.device))
         evaluator = Evaluator(harness.evaluation_windows)
         with reporter.task("perplexity of the model read back", len(evaluator.batches)) as task:
             evaluation = evaluator.dense(reloaded.model, lambda done, total: task.update(done))

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.errors import PluginError
 from polyprune_core.objective import Objective
 from polyprune_core.optimizer import cosine, ramp, stepped
-from polyprune_core.plugins.contracts import GradientEstimator, State, independent_units
+from polyprune_core.plugins.contracts import GradientEstimator, State
 from polyprune_core.policies.family import Family
 from polyprune_core.policy import entropy, expected_sparsity
 from polyprune_core.resume import Checkpoint, stranger
@@ -42,23 +42,6 @@ class SearchOptions:
     optimizer: str = "sgd"
     warmup: float = 0.0
     averaging: float = 0.0
-
-
-def check_estimator(
-    name: str, estimator: GradientEstimator, masks_per_step: int, policy: str = "probabilities"
-) -> None:
-    """Raises ConfigError unless the estimator can use that many masks a step, and that policy."""
-    if masks_per_step < estimator.min_masks or masks_per_step % estimator.mask_multiple:
-        unit = f" in multiples of {estimator.mask_multiple}" if estimator.mask_multiple > 1 else ""
-        raise ConfigError(
-            f"estimator {name!r} needs at least {estimator.min_masks} masks a step{unit}, not {masks_per_step}; "
-            f"change --masks-per-step."
-        )
-    if independent_units(estimator) and policy == "gaussian":
-        raise ConfigError(
-            f"estimator {name!r} needs units that are drawn independently, which those of policy {policy!r} are not; "
-            f"use --policy probabilities, logits or hierarchical, or another estimator."
-        )
 
 
 @dataclass

@@ -8,6 +8,7 @@ import rich_click as click
 
 from polyprune_core import __version__
 from polyprune_core.cli.compare import compare
+from polyprune_core.cli.completion import completion
 from polyprune_core.cli.plugins import plugins
 from polyprune_core.cli.prune import prune
 from polyprune_core.errors import PolypruneError
@@ -25,20 +26,20 @@ def cli() -> None:
     """Structural pruning of language models: every criterion through one harness."""
 
 
-for command in (compare, prune, plugins):
+for command in (compare, prune, plugins, completion):
     cli.add_command(command)
 
 
 def main() -> None:
     """Runs the command line; a user error is one message on stderr and exit status 2."""
     try:
-        cli(standalone_mode=False)
+        cli(standalone_mode=False, prog_name="polyprune")
     except PolypruneError as error:
         click.echo(f"polyprune: {error}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         click.echo(f"polyprune: {error.format_message()}", err=True)
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("polyprune: interrupted; finished cells are kept.", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(f"polyprune: interrupted; {error}." if str(error) else "polyprune: interrupted.", err=True)
         sys.exit(130)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
+from polyprune_core.cli.options import plugin_names
 from polyprune_core.errors import ConfigError, PluginError, PolypruneError, unknown_name
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ STYLES = {"passed": "green", "failed": "bold red", "not run": "dim"}
 
 
 @click.command()
-@click.argument("plugin")
+@click.argument("plugin", shell_complete=plugin_names())
 def check(plugin: str) -> None:
     """Run the conformance kit on PLUGIN.
 

@@ -8,30 +8,71 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TEXT, CommaList, _option, given, options
+from polyprune_core.cli.options import (
+    MODEL,
+    OUTPUT,
+    SEARCH,
+    TEXT,
+    CommaList,
+    _option,
+    given,
+    options,
+    plugin_names,
+    words,
+)
 
 if TYPE_CHECKING:
-    from polyprune_core.results import Row
+    from rich.console import Console
+
+    from polyprune_core.config import Comparison
+    from polyprune_core.plugins.registry import Registry
+    from polyprune_core.results import Results
 
 GRID = [
-    _option("--estimators", type=CommaList(), metavar="LIST", help="Searches: reinforce, rloo, antithetic, … [none]"),
-    _option("--initializers", type=CommaList(), metavar="LIST", help="Metrics that searches start from. [wanda]"),
-    _option("--baselines", type=CommaList(), metavar="LIST", help="Metrics shown alone. [random,magnitude,wanda]"),
+    _option(
+        "--estimators",
+        type=CommaList(),
+        metavar="LIST",
+        shell_complete=plugin_names("estimator"),
+        help="Searches: reinforce, rloo, antithetic, … [none]",
+    ),
+    _option(
+        "--initializers",
+        type=CommaList(),
+        metavar="LIST",
+        shell_complete=plugin_names("initializer"),
+        help="Metrics that searches start from. [wanda]",
+    ),
+    _option(
+        "--baselines",
+        type=CommaList(),
+        metavar="LIST",
+        shell_complete=plugin_names("initializer"),
+        help="Metrics shown alone. [random,magnitude,wanda]",
+    ),
     _option(
         "--granularity",
         type=CommaList(),
         metavar="LIST",
+        shell_complete=plugin_names("granularity"),
         help="What a unit is; + joins kinds in one space. [head+channel]",
     ),
     _option(
         "--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed. [0.2]"
     ),
     _option("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks. [0]"),
-    _option("--scope", type=CommaList(), metavar="LIST", help="Who shares a budget: kind, global or layer. [kind]"),
+    _option(
+        "--scope",
+        type=CommaList(),
+        metavar="LIST",
+        shell_complete=words("kind", "global", "layer"),
+        help="Who shares a budget: kind, global or layer. [kind]",
+    ),
     _option(
         "--scale",
         type=CommaList(),
         metavar="LIST",
+        shell_complete=words("raw", "zscore", "per-parameter"),
         help="Scores compared across layers: raw, zscore or per-parameter. [zscore]",
     ),
 ]
@@ -55,33 +96,64 @@ GRID = [
     show_default=True,
     help="What stdout gets.",
 )
-def compare(config: Path | None, output: Path, form: str, quiet: bool, **values: Any) -> None:
+@click.option("--dry-run", "-n", is_flag=True, help="Print the cells, their cost and what is finished; run nothing.")
+def compare(
+    config: Path | None, output: Path, form: str, dry_run: bool, quiet: bool, verbose: bool, **values: Any
+) -> None:
     """Compare pruning criteria on one model: dense, metrics alone, then each search.
 
     Options of a plugin follow its name: llm-pruner:taylor=vector.
     """
-    from polyprune_core.cli.console import TerminalReporter, show_problems, stderr
+    from polyprune_core.cli.console import check_loudness, show_problems, stderr
     from polyprune_core.config import Comparison, parse
     from polyprune_core.plugins.registry import load_registry
 
+    check_loudness(quiet, verbose)
     console = stderr()
     request = parse(Comparison, given(values, config))
     registry = load_registry()
     show_problems(registry, console)
-    reporter = TerminalReporter(console, quiet)
-    reporter.status("loading torch and transformers")
+    if dry_run:
+        from polyprune_core.cli import dryrun
+        from polyprune_core.plan import plan
+
+        dryrun.check_format(form)
+        dryrun.write(plan(request, registry, output), form, _varied(request))
+        return
+    results = _run(request, registry, output, console, quiet, verbose)
 
     from polyprune_core import report
-    from polyprune_core.pipeline import compare as run
-    from polyprune_core.store import Store
 
-    def show(row: Row) -> None:
-        if not quiet or row.status == "failed":
-            console.print(report.line(row), soft_wrap=True)
-
-    results = run(request, registry, Store(output), reporter, show)
     report.write(results, form)
     failed = sum(row.status == "failed" for row in results.rows)
     if failed:
         console.print(f"[red]{failed} of {len(results.rows)} cells failed[/]; the others are complete.")
     sys.exit(1 if failed else 0)
+
+
+def _run(
+    request: Comparison, registry: Registry, output: Path, console: Console, quiet: bool, verbose: bool
+) -> Results:
+    """Runs the grid below a live view on a terminal, with a line a cell elsewhere."""
+    from polyprune_core.cli.live import GridView, PlainView
+    from polyprune_core.estimate import evaluation_tokens, work_of
+    from polyprune_core.request import check_plugins
+
+    check_plugins(request, registry)
+    work = work_of(request, registry, evaluation_tokens(request) or 1, ())
+    shown = GridView if console.is_terminal and not quiet else PlainView
+    with shown(console, work, _varied(request), quiet=quiet, verbose=verbose) as view:
+        view.status("loading torch and transformers")
+
+        from polyprune_core.pipeline import compare as run
+        from polyprune_core.store import Store
+
+        try:
+            return run(request, registry, Store(output), view, view.row)
+        except KeyboardInterrupt:
+            raise click.Abort("finished cells are kept, and the same command goes on from there") from None
+
+
+def _varied(request: Comparison) -> frozenset[str]:
+    """Returns the settings that tell rows of this grid apart."""
+    return frozenset(name for name in ("granularity", "scope", "scale") if len(getattr(request, name)) > 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from polyprune_core.errors import ConfigError
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter, Task
 
@@ -29,11 +31,17 @@ def show_problems(registry: Registry, console: Console) -> None:
         console.print(f"[yellow]plugin not usable:[/] {escape(plain(str(problem)))}", soft_wrap=True)
 
 
-class TerminalReporter(Reporter):
-    """Draws progress on a terminal, none in a pipe; `quiet` leaves warnings only."""
+def check_loudness(quiet: bool, verbose: bool) -> None:
+    """Raises ConfigError where both are asked for."""
+    if quiet and verbose:
+        raise ConfigError("--quiet and --verbose contradict each other; give one of them.")
 
-    def __init__(self, console: Console, quiet: bool = False) -> None:
-        self.console, self.quiet = console, quiet
+
+class TerminalReporter(Reporter):
+    """Draws progress on a terminal, none in a pipe; `quiet` leaves warnings only, `verbose` adds every step."""
+
+    def __init__(self, console: Console, quiet: bool = False, verbose: bool = False) -> None:
+        self.console, self.quiet, self.verbose = console, quiet, verbose
 
     def status(self, text: str) -> None:
         if not self.quiet:
@@ -42,8 +50,21 @@ class TerminalReporter(Reporter):
     def warn(self, text: str) -> None:
         self.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            for line in text.splitlines():
+                shown = "".join(c if c.isprintable() else " " for c in line)
+                self.console.print(f"[dim]{escape(shown)}[/]", soft_wrap=True)
+
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:
+        start = time.monotonic()
+        with self._drawn(label, total) as task:
+            yield _Told(task, self, label, total) if self.verbose else task
+        self.detail(f"{label}: {time.monotonic() - start:.1f} s")
+
+    @contextmanager
+    def _drawn(self, label: str, total: int) -> Iterator[Task]:
         if self.quiet or not self.console.is_terminal:
             yield Task()
             return
@@ -60,7 +81,19 @@ class TerminalReporter(Reporter):
 
 class _Bar(Task):
     def __init__(self, progress: Progress, label: str, total: int) -> None:
-        self.progress, self.id = progress, progress.add_task(label, total=total, note="")
+        self.progress, self.id = progress, progress.add_task(label, total=total or None, note="")
 
-    def update(self, done: float, note: str = "") -> None:
+    def update(self, done: float, note: str = "", loss: float | None = None) -> None:
         self.progress.update(self.id, completed=done, note=note)
+
+
+class _Told(Task):
+    """Says every step of a search besides."""
+
+    def __init__(self, task: Task, reporter: Reporter, label: str, total: int) -> None:
+        self.task, self.reporter, self.label, self.total = task, reporter, label, total
+
+    def update(self, done: float, note: str = "", loss: float | None = None) -> None:
+        self.task.update(done, note, loss)
+        if loss is not None:
+            self.reporter.detail(f"{self.label}: step {done:g} of {self.total}, {note}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import rich_click as click
+from click.shell_completion import CompletionItem
 
 
 class CommaList(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
@@ -30,20 +31,89 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
             self.fail(f"{value!r} is not a comma-separated list of {kind}.", param, ctx)
 
 
+def completed(names: Callable[[], dict[str, str]]) -> Callable[..., list[CompletionItem]]:
+    """Returns click's callback that completes the last of comma-separated, and joined, `names()` (with help texts)."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        cut = max(incomplete.rfind(","), incomplete.rfind("+")) + 1
+        before = incomplete[:cut]
+        taken = set(before.replace("+", ",").split(","))
+        return [
+            CompletionItem(before + name, help=text)
+            for name, text in names().items()
+            if name.startswith(incomplete[cut:]) and name not in taken
+        ]
+
+    return complete
+
+
+def words(*names: str) -> Callable[..., list[CompletionItem]]:
+    """Completes fixed names."""
+    return completed(lambda: dict.fromkeys(names, ""))
+
+
+def plugin_names(kind: str | None = None) -> Callable[..., list[CompletionItem]]:
+    """Completes the names of installed plugins, of one kind or of all."""
+
+    def names() -> dict[str, str]:
+        from polyprune_core.plugins.registry import load_registry
+
+        return {item.provider.name: item.provider.summary for item in load_registry().all(kind)}
+
+    return completed(names)
+
+
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the names of the catalogue; where there is none, folders and files."""
+    from polyprune_core.models.catalogue import catalogue
+
+    known = [CompletionItem(e.name, help=e.summary) for e in catalogue().values() if e.name.startswith(incomplete)]
+    return known or [CompletionItem(incomplete, type="file")]
+
+
+def complete_text(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the built-in text; for anything else files."""
+    builtin = "builtin:pydocs"
+    return [CompletionItem(builtin) if builtin.startswith(incomplete) else CompletionItem(incomplete, type="file")]
+
+
 def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(*names, default=None, **settings)
 
 
 MODEL = [
-    _option("--model", "-m", metavar="NAME", help="Catalogue name, hub id, folder or .gguf file. [smollm2-135m]"),
+    _option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        shell_complete=complete_model,
+        help="Catalogue name, hub id, folder or .gguf file. [smollm2-135m]",
+    ),
     _option("--revision", metavar="REV", help="Revision of a hub id."),
     _option("--trust-remote-code", is_flag=True, help="Run modelling code that a checkpoint brings along."),
-    _option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16. [auto]"),
-    _option("--device", metavar="NAME", help="auto, cpu or cuda[:i]. [auto]"),
+    _option(
+        "--dtype",
+        metavar="NAME",
+        shell_complete=words("auto", "float32", "bfloat16", "float16"),
+        help="auto, float32, bfloat16 or float16. [auto]",
+    ),
+    _option(
+        "--device", metavar="NAME", shell_complete=words("auto", "cpu", "cuda"), help="auto, cpu or cuda[:i]. [auto]"
+    ),
 ]
 TEXT = [
-    _option("--calibration", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset. [builtin:pydocs]"),
-    _option("--evaluation", metavar="TEXT", help="As above; never the calibration text. [builtin:pydocs]"),
+    _option(
+        "--calibration",
+        metavar="TEXT",
+        shell_complete=complete_text,
+        help="builtin:pydocs, a text file, or a hub dataset. [builtin:pydocs]",
+    ),
+    _option(
+        "--evaluation",
+        metavar="TEXT",
+        shell_complete=complete_text,
+        help="As above; never the calibration text. [builtin:pydocs]",
+    ),
     _option("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at. [64]"),
     _option("--seq-len", type=int, metavar="T", help="Tokens of a calibration window. [128]"),
     _option("--eval-seq-len", type=int, metavar="T", help="Tokens of an evaluation window. [128]"),
@@ -54,14 +124,30 @@ SEARCH = [
     _option("--masks-per-step", type=int, metavar="K", help="Masks a step. [2]"),
     _option("--batch-size", "-b", type=int, metavar="B", help="Sequences of a batch. [8]"),
     _option("--forward-tokens", type=int, metavar="N", help="Tokens a search may spend, instead of --steps."),
-    _option("--preset", metavar="NAME", help="paper or released: that search's settings; others given win."),
-    _option("--policy", metavar="NAME", help="probabilities, logits, hierarchical or gaussian. [probabilities]"),
-    _option("--optimizer", metavar="NAME", help="sgd or adam. [sgd]"),
+    _option(
+        "--preset",
+        metavar="NAME",
+        shell_complete=words("default", "paper", "released"),
+        help="paper or released: that search's settings; others given win.",
+    ),
+    _option(
+        "--policy",
+        metavar="NAME",
+        shell_complete=words("probabilities", "logits", "hierarchical", "gaussian"),
+        help="What a search moves: probabilities, logits, hierarchical or gaussian. [probabilities]",
+    ),
+    _option("--optimizer", metavar="NAME", shell_complete=words("sgd", "adam"), help="sgd or adam. [sgd]"),
     _option("--learning-rate", type=float, metavar="X", help="Initial step size. [0.001]"),
-    _option("--precondition", metavar="NAME", help="none, half-natural or natural. [half-natural]"),
+    _option(
+        "--precondition",
+        metavar="NAME",
+        shell_complete=words("none", "half-natural", "natural"),
+        help="none, half-natural or natural. [half-natural]",
+    ),
     _option(
         "--probabilities",
         metavar="NAME",
+        shell_complete=words("sigmoid-norm", "min-max-norm", "const", "uniform"),
         help="How a metric starts a policy: sigmoid-norm, min-max-norm, const or uniform.",
     ),
     _option("--start-scale", metavar="NAME", help="How a gaussian policy's metric is pooled to start. [zscore]"),
@@ -74,7 +160,8 @@ OUTPUT = [
     click.option(
         "--config", "-C", type=click.Path(path_type=Path), help="TOML file with the same keys; the command line wins."
     ),
-    click.option("--quiet", "-q", is_flag=True, help="No progress."),
+    click.option("--quiet", "-q", is_flag=True, help="Results, warnings and errors only."),
+    click.option("--verbose", "-v", is_flag=True, help="Every step and its time; tracebacks of plugins."),
 ]
 
 

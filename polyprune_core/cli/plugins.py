@@ -6,6 +6,7 @@ import rich_click as click
 
 from polyprune_core.cli.check import check
 from polyprune_core.cli.new import new
+from polyprune_core.cli.options import plugin_names
 from polyprune_core.errors import PluginError, unknown_name
 
 
@@ -41,7 +42,7 @@ def list_() -> None:
 
 
 @plugins.command()
-@click.argument("name")
+@click.argument("name", shell_complete=plugin_names())
 def show(name: str) -> None:
     """Show what the plugin NAME does, its options and its source."""
     import inspect

@@ -7,17 +7,47 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TEXT, _option, given, options
+from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TEXT, _option, given, options, plugin_names, words
 
 ONE = [
-    _option("--initializer", metavar="NAME", help="Metric, or where a search starts. [wanda]"),
-    _option("--estimator", metavar="NAME", help="Search with this gradient estimator; none: the metric alone. [none]"),
-    _option("--granularity", metavar="NAME", help="What a unit is. [head+channel]"),
+    _option(
+        "--initializer",
+        metavar="NAME",
+        shell_complete=plugin_names("initializer"),
+        help="Metric, or where a search starts. [wanda]",
+    ),
+    _option(
+        "--estimator",
+        metavar="NAME",
+        shell_complete=plugin_names("estimator"),
+        help="Search with this gradient estimator; none: the metric alone. [none]",
+    ),
+    _option(
+        "--granularity",
+        metavar="NAME",
+        shell_complete=plugin_names("granularity"),
+        help="What a unit is. [head+channel]",
+    ),
     _option("--sparsity", "-s", type=float, metavar="X", help="Fraction of prunable parameters removed. [0.2]"),
     _option("--seed", type=int, metavar="N", help="Calibration sample and masks. [0]"),
-    _option("--scope", metavar="NAME", help="Who shares a budget: kind, global or layer. [kind]"),
-    _option("--scale", metavar="NAME", help="Scores compared across layers: raw, zscore or per-parameter. [zscore]"),
-    _option("--exporter", metavar="NAME", help="What to write: huggingface, masks, … [huggingface]"),
+    _option(
+        "--scope",
+        metavar="NAME",
+        shell_complete=words("kind", "global", "layer"),
+        help="Who shares a budget: kind, global or layer. [kind]",
+    ),
+    _option(
+        "--scale",
+        metavar="NAME",
+        shell_complete=words("raw", "zscore", "per-parameter"),
+        help="Scores compared across layers: raw, zscore or per-parameter. [zscore]",
+    ),
+    _option(
+        "--exporter",
+        metavar="NAME",
+        shell_complete=plugin_names("exporter"),
+        help="What to write: huggingface, masks, … [huggingface]",
+    ),
     _option(
         "--from-masks",
         type=click.Path(path_type=Path),
@@ -31,17 +61,18 @@ ONE = [
 @options(ONE, MODEL, TEXT, SEARCH, OUTPUT)
 @click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
-def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, **values: Any) -> None:
+def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbose: bool, **values: Any) -> None:
     """Prune one model for good, and prove it by reading it back from disk."""
-    from polyprune_core.cli.console import TerminalReporter, show_problems, stderr
+    from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
     from polyprune_core.config import Pruning, parse
     from polyprune_core.plugins.registry import load_registry
 
+    check_loudness(quiet, verbose)
     console = stderr()
     request = parse(Pruning, given(values, config))
     registry = load_registry()
     show_problems(registry, console)
-    reporter = TerminalReporter(console, quiet)
+    reporter = TerminalReporter(console, quiet, verbose)
     reporter.status("loading torch and transformers")
 
     from polyprune_core.prune import prune as run

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyprune_core.errors import ConfigError, ModelError, unknown_name
+from polyprune_core.models.cache import model_folder
 from polyprune_core.models.catalogue import CatalogueEntry, catalogue
-from polyprune_core.models.checkpoint import PICKLE_REFUSAL, PICKLES, check_folder, weights_sha256
+from polyprune_core.models.checkpoint import PICKLE_REFUSAL, PICKLES, check_folder, is_whole, weights_sha256
 from polyprune_core.models.fetch import from_catalogue, from_gguf, from_hub, require_unchanged
 from polyprune_core.models.progress import silent
 
@@ -110,6 +111,32 @@ def resolve(
     if "/" in name or os.sep in name or path.suffix == ".gguf":
         raise ModelError(f"there is no file or folder {name!r}.")
     raise ModelError(f"{unknown_name('model', name, catalogue())} {ALLOWED}")
+
+
+def local_folder(name: str, revision: str | None = None) -> Path | None:
+    """The folder that `resolve` would give, where it is whole on this machine already; nothing is fetched or converted.
+
+    Raises:
+        ModelError: it is neither a known name, nor a folder, nor a .gguf file, nor like a hub id.
+    """
+    entry, path = catalogue().get(name), Path(os.path.expanduser(name))
+    if entry and not revision:
+        return _whole(entry.folder or model_folder(entry.cache_name))
+    if path.is_dir():
+        return _whole(path)
+    repo = entry.hub if entry else name
+    if repo and HUB_ID.fullmatch(repo) and not path.exists():
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(repo, "config.json", revision=revision)
+        return _whole(Path(config).parent) if isinstance(config, str) else None
+    if path.suffix == ".gguf" and path.is_file():
+        return None
+    raise ModelError(f"{unknown_name('model', name, catalogue())} {ALLOWED}")
+
+
+def _whole(folder: Path) -> Path | None:
+    return folder if is_whole(folder) else None
 
 
 def _from_file(path: Path, status: Callable[[str], None]) -> Path:

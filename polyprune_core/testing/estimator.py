@@ -17,9 +17,10 @@ from torch import Tensor
 
 from polyprune_core.budget import EPS
 from polyprune_core.errors import ConfigError
+from polyprune_core.limits import check_estimator
 from polyprune_core.plugins.contracts import State
 from polyprune_core.plugins.registry import Registered
-from polyprune_core.search import PRECONDITIONERS, check_estimator
+from polyprune_core.search import PRECONDITIONERS
 from polyprune_core.seeds import generator
 from polyprune_core.testing.checking import NotRun, check, global_randomness_unused, made, require
 from polyprune_core.types import MaskBatch, Policy

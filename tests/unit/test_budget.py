@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from polyprune_core.budget import EPS, SCOPES, check_sparsity, pools, project, select
+from polyprune_core.budget import EPS, SCOPES, pools, project, select
 from polyprune_core.errors import BudgetError
+from polyprune_core.limits import check_sparsity
 
 scopes = pytest.mark.parametrize("scope", sorted(SCOPES))
 

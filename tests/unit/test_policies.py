@@ -7,12 +7,13 @@ import torch
 
 from polyprune_core.budget import select
 from polyprune_core.errors import ConfigError
+from polyprune_core.limits import check_estimator
 from polyprune_core.optimizer import cosine, ramp, stepped
 from polyprune_core.policies import FAMILIES, Start
 from polyprune_core.policies.gaussian import FEW, Gaussian
 from polyprune_core.policy import expected_sparsity, from_scores
 from polyprune_core.policy import scale as scaled
-from polyprune_core.search import SearchOptions, check_estimator, search
+from polyprune_core.search import SearchOptions, search
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.arm import ARM
 from polyprune_plugins.estimators.reinforce import Reinforce

@@ -1,0 +1,127 @@
+"""What cells cost before they have run: tokens from the request, time and memory as measured before, or assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyprune_core.config import Cell, Comparison, cells
+from polyprune_core.plugins.contracts import extra_passes
+from polyprune_core.plugins.registry import Registry
+from polyprune_core.results import Row
+
+# Operations a second where nothing has been measured; a token takes two a parameter. Other work bounds small models.
+ASSUMED_OPERATIONS = {"cpu": 3e11, "cuda": 3e13}
+ASSUMED_AT_MOST = 10_000
+CHARACTERS_PER_TOKEN = 4
+# Forward passes that a pass with back-propagation is worth.
+BACKWARD = 3
+# Peak memory over the weights: a search holds buffers beside the model, back-propagation activations and gradients.
+PEAK, PEAK_BACKWARD = 1.5, 9.0
+# Positions whose activations, and whose logits, exist at a time.
+ACTIVE, WITH_LOGITS = 2048, 256
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, or None where there is no telling, and where it comes from."""
+
+    value: float | None
+    source: str
+
+
+def tokens_of(cell: Cell, config: Comparison, registry: Registry) -> int:
+    """Returns the forward tokens that the cell's row will count: the metric's, and the search's."""
+    return _metric_tokens(cell, config, registry) + _search_tokens(cell, config, registry)
+
+
+def work_of(config: Comparison, registry: Registry, evaluation: int, finished: Collection[Cell]) -> dict[Cell, int]:
+    """Returns what each cell has still to do, in forward tokens.
+
+    That is its metric (once for all cells that share the scores), its search, and `evaluation` tokens.
+    """
+    scored = set()
+    work = dict.fromkeys(cells(config), 0)
+    for cell in work:
+        if cell in finished:
+            continue
+        shared = (cell.granularity, cell.initializer, cell.seed)
+        passes = BACKWARD if "gradients" in _needs(cell, registry) else 1
+        metric = 0 if shared in scored else passes * _metric_tokens(cell, config, registry)
+        scored.add(shared)
+        work[cell] = metric + _search_tokens(cell, config, registry) + evaluation
+    return work
+
+
+def evaluation_tokens(config: Comparison) -> int | None:
+    """Returns the tokens of one evaluation, the text's length guessed from its characters; None for a distant text."""
+    limit = config.limit * config.eval_seq_len if config.limit else None
+    if Path(config.evaluation).is_file():
+        length = Path(config.evaluation).stat().st_size
+    elif config.evaluation == "builtin:pydocs":
+        from polyprune_core.pydocs import evaluation_text
+
+        length = len(evaluation_text())
+    else:
+        return limit
+    tokens = length // CHARACTERS_PER_TOKEN
+    return min(limit, tokens) if limit else tokens
+
+
+def speed(config: Comparison, parameters: int | None, measured: Sequence[Row]) -> Estimate:
+    """Returns tokens a second: those of finished searches, or what is assumed of a model of that size."""
+    searches = [row for row in measured if row.kind == "search" and row.search_seconds]
+    if searches:
+        tokens, seconds = (sum(getattr(row, name) for row in searches) for name in ("forward_tokens", "search_seconds"))
+        return Estimate(tokens / seconds, f"measured in {len(searches)} finished search{'es' * (len(searches) > 1)}")
+    if parameters is None:
+        return Estimate(None, "the model's size is not known yet")
+    operations = ASSUMED_OPERATIONS["cuda" if config.device.startswith("cuda") else "cpu"]
+    return Estimate(
+        min(operations / (2 * parameters), ASSUMED_AT_MOST),
+        f"assumed: {operations:.0e} operations a second, at most {ASSUMED_AT_MOST:,} tokens".replace("e+", "e"),
+    )
+
+
+def memory(
+    config: Comparison,
+    registry: Registry,
+    parameters: int | None,
+    measured: Sequence[Row],
+    sizes: Mapping[str, Any],
+) -> Estimate:
+    """Returns the peak in MB (10^6 bytes): that of finished cells of every metric, or what is assumed.
+
+    `sizes` is the model's configuration, where it is at hand: activations and logits come from it.
+    """
+    peaks = {row.initializer: row.peak_memory_mb for row in measured if row.peak_memory_mb}
+    wanted = {cell.initializer for cell in cells(config)}
+    if wanted <= set(peaks):
+        return Estimate(max(row.peak_memory_mb or 0.0 for row in measured), "measured in finished cells")
+    if parameters is None:
+        return Estimate(None, "the model's size is not known yet")
+    backward = any("gradients" in _needs(cell, registry) for cell in cells(config))
+    times, dtype = PEAK_BACKWARD if backward else PEAK, "bfloat16" if config.dtype == "auto" else config.dtype
+    hidden, inner, words = (int(sizes.get(name, 0)) for name in ("hidden_size", "intermediate_size", "vocab_size"))
+    kept = (evaluation_tokens(config) or 0) * hidden
+    numbers = parameters * times + kept + ACTIVE * (8 * hidden + 3 * inner) + 3 * WITH_LOGITS * words
+    return Estimate(numbers * BYTES[dtype] / 1e6, f"assumed: {times:g} times the weights in {dtype}, and activations")
+
+
+def _needs(cell: Cell, registry: Registry) -> frozenset[str]:
+    return registry.get("initializer", cell.initializer).provider.needs if cell.initializer else frozenset()
+
+
+def _metric_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
+    return config.calibration_samples * config.seq_len if _needs(cell, registry) else 0
+
+
+def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
+    if cell.kind != "search":
+        return 0
+    extra = extra_passes(registry.build("estimator", cell.estimator or ""))
+    passes = config.steps_for(extra) * (config.masks_per_step + extra)
+    return passes * config.batch_size * config.seq_len

@@ -1,0 +1,34 @@
+"""What can be refused before anything is loaded: a sparsity, a number of masks."""
+
+from __future__ import annotations
+
+import math
+
+from polyprune_core.errors import BudgetError, ConfigError
+from polyprune_core.plugins.contracts import GradientEstimator, independent_units
+
+
+def check_sparsity(sparsity: float) -> float:
+    """Returns `sparsity`, or raises BudgetError unless it lies strictly between 0 and 1."""
+    if not (math.isfinite(sparsity) and 0.0 < sparsity < 1.0):
+        raise BudgetError(
+            f"sparsity {sparsity:g} is not a fraction to remove; give a number above 0 and below 1, for example 0.2."
+        )
+    return sparsity
+
+
+def check_estimator(
+    name: str, estimator: GradientEstimator, masks_per_step: int, policy: str = "probabilities"
+) -> None:
+    """Raises ConfigError unless the estimator can use that many masks a step, and that policy."""
+    if masks_per_step < estimator.min_masks or masks_per_step % estimator.mask_multiple:
+        unit = f" in multiples of {estimator.mask_multiple}" if estimator.mask_multiple > 1 else ""
+        raise ConfigError(
+            f"estimator {name!r} needs at least {estimator.min_masks} masks a step{unit}, not {masks_per_step}; "
+            f"change --masks-per-step."
+        )
+    if independent_units(estimator) and policy == "gaussian":
+        raise ConfigError(
+            f"estimator {name!r} needs units that are drawn independently, which those of policy {policy!r} are not; "
+            f"use --policy probabilities, logits or hierarchical, or another estimator."
+        )

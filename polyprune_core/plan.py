@@ -1,0 +1,161 @@
+"""What a comparison would do: its cells, what each costs, which are finished. Nothing is run, fetched or written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from polyprune_core import estimate
+from polyprune_core.config import Cell, Comparison, cell_id, cells
+from polyprune_core.errors import ConfigError
+from polyprune_core.estimate import Estimate
+from polyprune_core.identity import Sources, identity, used_plugins
+from polyprune_core.models.catalogue import catalogue
+from polyprune_core.models.checkpoint import count_parameters, read_config, weights_sha256
+from polyprune_core.models.sources import local_folder
+from polyprune_core.plugins.registry import Registry
+from polyprune_core.request import check_plugins
+from polyprune_core.results import Results, Row
+
+State = Literal["finished", "started", "broken", "to do", "not known"]
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell that is to be: `row` is the finished one, or blank.
+
+    `forward_tokens` is what its row counts; `work` is what is left to do in forward tokens, evaluation included.
+    """
+
+    row: Row
+    state: State
+    forward_tokens: int
+    work: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells in table order, and what they will take; `notes` say what could not be found out."""
+
+    cells: list[PlannedCell]
+    speed: Estimate
+    memory_mb: Estimate
+    notes: list[str]
+
+    @property
+    def forward_tokens(self) -> int:
+        """What the rows count in all."""
+        return sum(cell.forward_tokens for cell in self.cells)
+
+    @property
+    def work(self) -> int:
+        """Tokens that are still to go through the model, evaluation included."""
+        return sum(cell.work for cell in self.cells)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the rest may take."""
+        return self.work / self.speed.value if self.speed.value else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values."""
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in ("forward_tokens", "work", "seconds")}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a store holds of a grid: rows by cell (failed where the file is broken), searches begun, measurements."""
+
+    rows: Mapping[Cell, Row] = field(default_factory=dict)
+    begun: frozenset[Cell] = frozenset()
+    measured: Sequence[Row] = ()
+    known: bool = True
+
+
+def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
+    """Returns what `compare` would do with this request and results store.
+
+    Raises:
+        PolypruneError: the name of a plugin, of the model or of a text cannot be used.
+    """
+    sources = check_plugins(config, registry)
+    folder = local_folder(config.model, config.revision)
+    stored, notes = _look_up(config, sources, folder, output)
+    evaluation = estimate.evaluation_tokens(config)
+    if evaluation is None:
+        notes.append(
+            f"the time leaves out evaluations: {config.evaluation} is not on this machine, nor is --limit given"
+        )
+    work = estimate.work_of(config, registry, evaluation or 0, stored.rows)
+    entry = catalogue().get(config.model)
+    known = entry.parameters if entry else None
+    parameters = count_parameters(folder) if folder else known
+    return Plan(
+        [_planned(cell, config, registry, work[cell], stored) for cell in cells(config)],
+        estimate.speed(config, parameters, stored.measured),
+        estimate.memory(config, registry, parameters, stored.measured, read_config(folder) if folder else {}),
+        notes,
+    )
+
+
+def _planned(cell: Cell, config: Comparison, registry: Registry, work: int, stored: Stored) -> PlannedCell:
+    row = stored.rows.get(cell)
+    if row and row.status == "ok":
+        return PlannedCell(row, "finished", row.forward_tokens, work)
+    state: State = "broken" if row else "started" if cell in stored.begun else "to do" if stored.known else "not known"
+    tokens = estimate.tokens_of(cell, config, registry)
+    return PlannedCell(row or Row(id="", **cell.model_dump()), state, tokens, work)
+
+
+def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: Path) -> tuple[Stored, list[str]]:
+    """Returns what the store holds of the grid, and notes. Torch is imported only where it holds anything."""
+    if not any((output / "cells").glob("*")):
+        return Stored(), []
+    distant = [] if folder else [f"the model {config.model}"]
+    distant += [f"the text {name}" for name in (config.calibration, config.evaluation) if _is_distant(name)]
+    if distant or folder is None:
+        return Stored(known=False), [
+            f"what {output} holds is not known: {' and '.join(distant)} is not on this machine"
+        ]
+    from polyprune_core.data import ROLES, load_text
+    from polyprune_core.models.placement import pick_device, pick_dtype
+    from polyprune_core.store import Store
+
+    texts: dict[str, str] = {role: load_text(getattr(config, role), role).sha256 for role in ROLES}
+    device = pick_device(config.device)
+    shared = identity(weights_sha256(folder), folder, str(pick_dtype(config.dtype, device)), device.type, texts)
+    store, rows, begun, notes = Store(output), {}, set(), []
+    for cell in cells(config):
+        plugins = used_plugins(cell, sources)
+        key = cell_id(cell, config, shared | {"plugins": plugins})
+        try:
+            row = store.read(key)
+        except ConfigError as error:
+            row = Row(id=key, plugins=plugins, status="failed", error=str(error), **cell.model_dump())
+            notes.append(str(error))
+        if row:
+            rows[cell] = row
+        elif store.checkpoint(key).path.exists():
+            begun.add(cell)
+    measured = [row for row in rows.values() if row.status == "ok"] or _earlier_rows(output, shared)
+    return Stored(rows, frozenset(begun), measured), notes
+
+
+def _is_distant(text: str) -> bool:
+    return "/" in text and not text.startswith("builtin:") and not Path(text).exists()
+
+
+def _earlier_rows(output: Path, shared: Mapping[str, Any]) -> list[Row]:
+    """Returns the rows of the store's last results, if they are of the same model in the same number format."""
+    try:
+        results = Results.from_json(json.loads((output / "results.json").read_text("utf-8")))
+        model = results.model
+        of = (model["sha256"], f"torch.{model['dtype']}", model["device"].partition(":")[0])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    same = of == (shared["weights"], shared["dtype"], shared["device"])
+    return [row for row in results.rows if row.status == "ok"] if same else []
