@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ class Store:
             raise ConfigError(f"cannot write in {self.cells}: {error.strerror}. Give another --output.") from error
         try:
             for leftover in self.cells.glob(f".{key}.*"):
-                leftover.unlink(missing_ok=True)
+                with suppress(OSError):
+                    leftover.unlink()
             yield True
         finally:
             lock.release()

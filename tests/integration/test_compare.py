@@ -761,6 +761,15 @@ def test_an_ordinary_exception_of_a_plugin_fails_its_own_cell(installed, tmp_pat
     assert len(reason.splitlines()) == 1
 
 
+def test_verbose_shows_where_in_the_plugin_it_was(installed, tmp_path) -> None:
+    installed("initializer", "faulty", Initializer(explode))
+    run = grid(tmp_path, "--baselines", "faulty", "-v", base=FEW)
+    assert run.status == 1
+    assert "Traceback" in run.err
+    assert re.search(r"test_compare\.py., line \d+, in explode", run.err)
+    assert "and more of it" in run.err
+
+
 def test_an_ordinary_exception_of_a_granularity_is_one_line_that_names_it(installed, tmp_path) -> None:
     installed("granularity", "faulty", mock.Mock(groups=explode))
     refused(grid(tmp_path, "--granularity", "faulty", base=FEW), "faulty", BROKEN)

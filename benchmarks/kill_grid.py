@@ -1,0 +1,196 @@
+"""A grid that is killed again and again, compared with the same grid left alone, in every number.
+
+python benchmarks/kill_grid.py --output benchmarks/results/kill_grid.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polyprune_core.environment import environment
+
+# Between two checkpoints: shorter than what users get, so that searches of a second are killed in the middle of theirs.
+SECONDS_BETWEEN = 0.1
+PROGRAM = f"""
+from polyprune_core import resume
+from polyprune_core.cli import main
+resume.SECONDS_BETWEEN, resume.SHARE_OF_TIME = {SECONDS_BETWEEN}, 1.0
+main()
+"""
+ESTIMATORS, SPARSITIES = ("rloo", "reinforce", "antithetic"), (0.2, 0.3, 0.5)
+TEXTS = {"calibration": "the cat sat on the mat and thought of {} mice. ", "evaluation": "{} dogs went out. "}
+NOT_THE_RESULT = ("search_seconds", "peak_memory_mb")
+STEP = re.compile(r": step (\d+) of \d+, ")
+# What a run tells of work, not of rows that it reads: a step of a search, an evaluation.
+WORK = re.compile(r": step \d+ of \d+, |^perplexity of ")
+
+
+class Grid:
+    """One request, run by the command line in a process of its own."""
+
+    def __init__(self, folder: Path, seeds: int, steps: int) -> None:
+        self.folder, self.seeds, self.steps = folder, seeds, steps
+        for name, sentence in TEXTS.items():
+            folder.joinpath(name).write_text("".join(sentence.format(i) for i in range(600)), "utf-8")
+
+    def start(self, store: Path) -> subprocess.Popen[str]:
+        """Starts or resumes the grid in `store`."""
+        asked = {
+            "model": "tiny",
+            "estimators": ",".join(ESTIMATORS),
+            "baselines": "random,wanda",
+            "sparsity": ",".join(map(str, SPARSITIES)),
+            "seeds": ",".join(map(str, range(self.seeds))),
+            "steps": self.steps,
+            "batch-size": 2,
+            "seq-len": 32,
+            "eval-seq-len": 32,
+            "limit": 16,
+            "calibration-samples": 8,
+            "learning-rate": 0.05,
+            **{name: self.folder / name for name in TEXTS},
+            "output": store,
+            "format": "json",
+        }
+        options = [text for name, value in asked.items() for text in (f"--{name}", str(value))]
+        command = [sys.executable, "-c", PROGRAM, "compare", "--verbose", *options]
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )
+
+    def run(self, store: Path) -> tuple[list[dict[str, Any]], int]:
+        """Returns the rows of a run that nobody kills, and how many pieces of work it told."""
+        process = self.start(store)
+        watch = Watch(process)
+        out, _ = process.communicate()
+        watch.thread.join()
+        if process.returncode:
+            raise click.ClickException("\n".join(watch.lines[-3:]))
+        return json.loads(out)["rows"], watch.work
+
+
+class Watch:
+    """Reads what a run tells, and counts its pieces of work."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.lines: list[str] = []
+        self.work = 0
+        self.source, process.stderr = process.stderr, None
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        for line in self.source or ():
+            self.lines.append(line.rstrip("\n"))
+            self.work += bool(WORK.search(line))
+
+
+def kill(grid: Grid, store: Path, work: int, seconds: float) -> dict[str, Any]:
+    """Kills a run `seconds` after it told that many pieces of work and returns where that hit."""
+    process = grid.start(store)
+    watch = Watch(process)
+    while watch.work < work and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(seconds)
+    if process.poll() is not None:
+        raise click.ClickException("the grid was finished before it could be killed; give more --steps.")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    watch.thread.join()
+    within = STEP.search(watch.lines[-1])
+    cells = store / "cells"
+    return {
+        "after_work": work,
+        "and_seconds": round(seconds, 4),
+        "cells_finished": sum(not path.name.startswith(".") for path in cells.glob("*.json")),
+        "after_search_step": int(within[1]) if within else None,
+        "checkpoint": any(cells.glob("*.search.safetensors")),
+        "resumed": sum(line.startswith("the search goes on from ") for line in watch.lines),
+    }
+
+
+def traces(store: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns every step of every search, without its time, by file."""
+    found = {}
+    for path in store.glob("cells/*.trace.jsonl"):
+        steps = map(json.loads, path.read_text("utf-8").splitlines())
+        found[path.name] = [{name: value for name, value in step.items() if name != "seconds"} for step in steps]
+    return found
+
+
+def differences(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[str]:
+    """Returns what rows differ in besides time and memory."""
+    if [row["id"] for row in one] != [row["id"] for row in other]:
+        return ["the cells"]
+    return [
+        f"{a['id']} {name}: {a[name]!r}, {b[name]!r}"
+        for a, b in zip(one, other, strict=True)
+        for name in a
+        if name not in NOT_THE_RESULT and a[name] != b[name]
+    ]
+
+
+def measure(folder: Path, seeds: int, steps: int, kills: int, seed: int) -> dict[str, Any]:
+    """Runs the grid once unbroken and once with `kills` kills, and returns how the two compare."""
+    rng = random.Random(seed)
+    grid = Grid(folder, seeds, steps)
+    unbroken, work = grid.run(folder / "unbroken")
+    click.echo(f"{len(unbroken)} cells, {work} search steps and evaluations", err=True)
+    killed = []
+    for _ in range(kills):
+        killed.append(kill(grid, folder / "killed", rng.randrange(work // kills), rng.uniform(0, 0.1)))
+        click.echo(killed[-1], err=True)
+    resumed, _ = grid.run(folder / "killed")
+    left = [path.name for path in (folder / "killed" / "cells").iterdir() if path.suffix not in (".json", ".jsonl")]
+    return {
+        "cells": len(unbroken),
+        "search_steps": steps,
+        "seconds_between_checkpoints": SECONDS_BETWEEN,
+        "seed": seed,
+        "kills": killed,
+        "kills_within_a_search": sum(one["after_search_step"] is not None for one in killed),
+        "searches_resumed_from_a_checkpoint": sum(one["resumed"] for one in killed),
+        "different_numbers": differences(unbroken, resumed),
+        "different_traces": traces(folder / "unbroken") != traces(folder / "killed"),
+        "files_left_over": [name for name in left if not name.endswith(".lock")],
+    }
+
+
+@click.command()
+@click.option("--seeds", default=4, show_default=True)
+@click.option("--steps", default=60, show_default=True)
+@click.option("--kills", default=20, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(seeds: int, steps: int, kills: int, seed: int, output: Path | None) -> None:
+    """Kill a grid at random moments with SIGKILL, resume it, and compare it with the unbroken run."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = {"environment": environment(), **measure(Path(folder), seeds, steps, kills, seed)}
+    same = not (record["different_numbers"] or record["different_traces"] or record["files_left_over"])
+    click.echo(
+        f"{kills} kills, {record['kills_within_a_search']} within a search: {'the same' if same else 'DIFFERENT'}"
+    )
+    if output:
+        output.write_text(json.dumps(record, indent=1) + "\n")
+    sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()
