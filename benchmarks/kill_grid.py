@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,10 @@ def measure(folder: Path, seeds: int, steps: int, kills: int, seed: int) -> dict
     grid = Grid(folder, seeds, steps)
     unbroken, work = grid.run(folder / "unbroken")
     click.echo(f"{len(unbroken)} cells, {work} search steps and evaluations", err=True)
+    moments = sorted(rng.sample(range(int(0.9 * work)), kills))
     killed = []
-    for _ in range(kills):
-        killed.append(kill(grid, folder / "killed", rng.randrange(work // kills), rng.uniform(0, 0.1)))
+    for before, moment in pairwise([0, *moments]):
+        killed.append(kill(grid, folder / "killed", moment - before, rng.uniform(0, 0.1)))
         click.echo(killed[-1], err=True)
     resumed, _ = grid.run(folder / "killed")
     left = [path.name for path in (folder / "killed" / "cells").iterdir() if path.suffix not in (".json", ".jsonl")]

@@ -22,14 +22,14 @@ from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.policies import FAMILIES, Family, Start
 from polyprune_core.policy import scale
-from polyprune_core.progress import Reporter, Task
+from polyprune_core.progress import Reporter
 from polyprune_core.resume import Checkpoint
 from polyprune_core.scoring import Calibration
 from polyprune_core.search import SearchOptions, search
 from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
-from polyprune_core.types import Policy, Scores, Selection, StepRecord, Trace
+from polyprune_core.types import Policy, Scores, Selection, Trace
 
 START = {"probabilities", "sigma", "min_keep"}
 STEPPING = {"masks_per_step", "learning_rate", "precondition", "optimizer", "warmup", "averaging"}
@@ -190,8 +190,11 @@ class Harness:
                 search_batches(self.calibration_windows, settings.batch_size, seed),
                 options,
                 generator(seed, "masks"),
-                lambda record: _show(record, task),
+                lambda r: task.update(
+                    r.step, f"loss {r.mean_loss:.3f}, sparsity {r.expected_sparsity:.3f}", r.mean_loss
+                ),
                 checkpoint,
+                lambda records: task.resume([record.mean_loss for record in records]),
             )
         cost = Cost(
             trace.forward_passes, trace.forward_tokens, trace.backward_passes, trace.seconds, self.memory.megabytes()
@@ -211,11 +214,6 @@ class Harness:
         run = self.evaluator.dense if selection is None else self.evaluator.compare
         with self.reporter.task(f"perplexity of {label}", len(self.evaluator.batches)) as task:
             return run(self.loaded.model, lambda done, total: task.update(done))
-
-
-def _show(record: StepRecord, task: Task) -> None:
-    loss = sum(record.losses) / len(record.losses)
-    task.update(record.step, f"loss {loss:.3f}, sparsity {record.expected_sparsity:.3f}", loss)
 
 
 def _check_scores(values: Any, space: MaskSpace, metric: Any) -> None:

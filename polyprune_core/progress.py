@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -29,3 +29,6 @@ class Task:
 
     def update(self, done: float, note: str = "", loss: float | None = None) -> None:
         """`done` parts are finished; `loss` is the latest of a search, in nats per token."""
+
+    def resume(self, losses: Sequence[float]) -> None:
+        """A search goes on that has been through these losses, one a step."""

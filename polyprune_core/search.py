@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -97,6 +97,7 @@ def search(
     rng: torch.Generator,
     on_step: Callable[[StepRecord], None] = lambda record: None,
     checkpoint: Checkpoint | None = None,
+    on_resume: Callable[[Sequence[StepRecord]], None] = lambda records: None,
 ) -> tuple[Tensor, Trace]:
     """Returns the learned parameters of the family's policy and the trace of the search.
 
@@ -105,15 +106,15 @@ def search(
     finite loss met so far, at least that of a uniform guess over the vocabulary, and is reported.
 
     With `checkpoint` it goes on from the state that is kept there, to the same result bit for bit; `batches` are then
-    the same ones from the start again.
+    the same ones from the start again, and `on_resume` sees the steps that were done before.
     """
     state = SearchState(parameters, rng, worst=math.log(objective.vocabulary))
     if checkpoint:
         state = checkpoint.read(state.resumed) or state
     for _ in range(state.batches):
         next(batches)
-    for record in state.trace.steps:
-        on_step(record)
+    if state.step:
+        on_resume(state.trace.steps)
     clock = time.perf_counter() - state.trace.seconds
     while state.step < options.steps:
         on_step(_advance(state, family, objective, estimator, batches, options, clock))

@@ -125,6 +125,11 @@ class StepRecord:
     forward_tokens: int
     seconds: float
 
+    @property
+    def mean_loss(self) -> float:
+        """Mean over the step's masks, in nats per token."""
+        return sum(self.losses) / len(self.losses)
+
 
 @dataclass
 class Trace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -86,6 +86,9 @@ class _Bar(Task):
     def update(self, done: float, note: str = "", loss: float | None = None) -> None:
         self.progress.update(self.id, completed=done, note=note)
 
+    def resume(self, losses: Sequence[float]) -> None:
+        self.progress.update(self.id, completed=len(losses))
+
 
 class _Told(Task):
     """Says every step of a search besides."""
@@ -97,3 +100,7 @@ class _Told(Task):
         self.task.update(done, note, loss)
         if loss is not None:
             self.reporter.detail(f"{self.label}: step {done:g} of {self.total}, {note}")
+
+    def resume(self, losses: Sequence[float]) -> None:
+        self.task.resume(losses)
+        self.reporter.detail(f"{self.label}: {len(losses)} of {self.total} steps were done before")

@@ -64,6 +64,10 @@ class _Running(Task):
         if loss is not None:
             self.losses.append(loss)
 
+    def resume(self, losses: Sequence[float]) -> None:
+        self.done = len(losses)
+        self.losses.extend(losses)
+
     def __str__(self) -> str:
         if self.total < 2 or not self.pace:
             return f"{self.label}: {duration(time.monotonic() - self.start)}"
@@ -145,8 +149,9 @@ class GridView(PlainView):
 
     @contextmanager
     def _drawn(self, label: str, total: int) -> Iterator[Task]:
-        self.start = self.start or time.monotonic()
-        self.idle = False
+        if total:
+            self.start = self.start or time.monotonic()
+            self.idle = False
         self.running.append(_Running(label, total, time.monotonic()))
         try:
             yield self.running[-1]

@@ -144,6 +144,27 @@ def test_time_left_is_what_the_work_so_far_took_and_cells_that_are_read_take_non
     assert shown.seconds_left() == 0
 
 
+def test_a_search_that_goes_on_keeps_its_curve_and_tells_time_by_this_part_alone(clock) -> None:
+    shown = view()
+    with shown.task(LABEL, 10) as task:
+        task.resume([5.0, 4.0, 3.0, 2.0])
+        clock[0] += 100
+        task.update(5, "", 1.0)
+        clock[0] += 2
+        task.update(6, "", 1.0)
+        seen = [line.rstrip() for line in lines(shown)]
+    assert f"now   {LABEL}: 6 of 10, 8 s left" in seen
+    assert any(line.startswith("loss    5.000 █") for line in seen)
+
+
+def test_reading_the_model_is_no_work_of_a_cell(clock) -> None:
+    shown = view()
+    with shown.task("reading the model", 0):
+        clock[0] += 50
+    shown.row(row(GRID[0]))
+    assert shown.seconds_left() is None
+
+
 def test_every_finished_cell_is_a_line_and_a_quiet_view_tells_failed_ones_only() -> None:
     loud, quiet = view(kind=PlainView), view(kind=PlainView, quiet=True)
     for shown in (loud, quiet):

@@ -113,7 +113,11 @@ def batches() -> Iterator[torch.Tensor]:
         yield torch.randint(100, (2, 8), generator=rng)
 
 
-def run(space, estimator=None, checkpoint=None, dies=None, on_step=lambda record: None, **changes):
+def nothing(given: Any) -> None:
+    """What sees a step and does nothing."""
+
+
+def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_resume=nothing, **changes):
     return search(
         Probabilities(Start(space, torch.zeros(len(space)), 0.5)),
         torch.full((len(space),), 0.5),
@@ -124,6 +128,7 @@ def run(space, estimator=None, checkpoint=None, dies=None, on_step=lambda record
         torch.Generator().manual_seed(3),
         on_step,
         checkpoint,
+        on_resume,
     )
 
 
@@ -150,12 +155,19 @@ def test_a_search_ended_after_any_step_goes_on_to_the_same_result_bit_for_bit(sp
     else:
         run(space, estimator, Checkpoint(path, CELL, Told()))
     assert path.exists() == (done > 0)
-    objective_steps: list[int] = []
-    resumed = run(space, estimator, Checkpoint(path, CELL, told), on_step=lambda r: objective_steps.append(r.step))
+    before: list[int] = []
+    after: list[int] = []
+    resumed = run(
+        space,
+        estimator,
+        Checkpoint(path, CELL, told),
+        on_step=lambda record: after.append(record.step),
+        on_resume=lambda records: before.extend(record.step for record in records),
+    )
     assert same(resumed, run(space, estimator))
     assert told.warnings == []
     assert told.statuses == ([f"the search goes on from {path}"] if done else [])
-    assert objective_steps == list(range(1, STEPS + 1))
+    assert (before, after) == (list(range(1, done + 1)), list(range(done + 1, STEPS + 1)))
 
 
 @pytest.mark.usefixtures("at_every_step")
