@@ -55,6 +55,7 @@ class _Running(Task):
     total: int
     start: float
     done: float = 0.0
+    before: float = 0.0
     losses: list[float] = field(default_factory=list)
     pace: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=30))
 
@@ -65,7 +66,7 @@ class _Running(Task):
             self.losses.append(loss)
 
     def resume(self, losses: Sequence[float]) -> None:
-        self.done = len(losses)
+        self.done = self.before = len(losses)
         self.losses.extend(losses)
 
     def __str__(self) -> str:
@@ -141,7 +142,8 @@ class GridView(PlainView):
         """Takes in a finished cell; one that was read and not run says nothing about time."""
         before = sum(self.waiting.values())
         super().row(row)
-        self.worked += 0.0 if self.idle else before - sum(self.waiting.values())
+        part = 1 - self.search.before / self.search.total if self.search else float(not self.idle)
+        self.worked += part * (before - sum(self.waiting.values()))
         self.search, self.idle = None, True
         self.failed += row.status == "failed"
         if row.status == "ok" and row.sparsity is not None and (row.perplexity or math.inf) < self._best(row.sparsity):
@@ -191,12 +193,13 @@ class GridView(PlainView):
     def seconds_left(self) -> float | None:
         """Returns the time that the cells waiting will take at the pace so far, or None before there is one."""
         search = self._search()
-        part = search.done / search.total if search and search.total else 0.0
-        current = part * next(iter(self.waiting.values()), 0.0)
-        worked = self.worked + current
+        cell = next(iter(self.waiting.values()), 0.0)
+        done, here = (search.done, search.done - search.before) if search else (0.0, 0.0)
+        steps = search.total if search else 1
+        worked = self.worked + cell * here / steps
         if not worked or self.start is None:
             return None
-        return (time.monotonic() - self.start) / worked * (sum(self.waiting.values()) - current)
+        return (time.monotonic() - self.start) / worked * (sum(self.waiting.values()) - cell * done / steps)
 
     def _search(self) -> _Running | None:
         return next((task for task in self.running if task.losses), self.search)

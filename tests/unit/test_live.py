@@ -153,6 +153,9 @@ def test_a_search_that_goes_on_keeps_its_curve_and_tells_time_by_this_part_alone
         clock[0] += 2
         task.update(6, "", 1.0)
         seen = [line.rstrip() for line in lines(shown)]
+        assert shown.seconds_left() == pytest.approx(102 / 0.2 * (len(GRID) - 0.6))
+    shown.row(row(GRID[0]))
+    assert shown.seconds_left() == pytest.approx(102 / 0.6 * (len(GRID) - 1))
     assert f"now   {LABEL}: 6 of 10, 8 s left" in seen
     assert any(line.startswith("loss    5.000 █") for line in seen)
 
