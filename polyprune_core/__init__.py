@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 from polyprune_core.plugins.contracts import Exporter, GradientEstimator, Granularity, Initializer, Provider, State
 from polyprune_core.plugins.hookspecs import hookimpl
@@ -15,6 +16,7 @@ from polyprune_core.types import ExportReport, MaskBatch, Policy, Scores, Select
 
 if TYPE_CHECKING:
     from polyprune_core.artefact import PrunedModel
+    from polyprune_core.budget import Budget
     from polyprune_core.models.sources import LoadedModel
     from polyprune_core.scoring import Calibration
     from polyprune_core.space import MaskSpace
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Budget": "polyprune_core.budget",
     "Calibration": "polyprune_core.scoring",
     "LoadedModel": "polyprune_core.models.sources",
     "MaskSpace": "polyprune_core.space",
@@ -30,7 +33,9 @@ _LAZY = {
 
 __all__ = [
     "Axis",
+    "Budget",
     "Calibration",
+    "ConfigError",
     "Cut",
     "ExportReport",
     "Exporter",
@@ -41,6 +46,7 @@ __all__ = [
     "MaskBatch",
     "MaskSpace",
     "ModelLayout",
+    "PluginError",
     "Policy",
     "Provider",
     "PrunedModel",

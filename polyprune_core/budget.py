@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from scipy.optimize import brentq
@@ -24,6 +25,19 @@ SCOPES: dict[str, Callable[[MaskSpace], Tensor]] = {
     "global": lambda space: torch.zeros_like(space.kind),
     "layer": lambda space: space.peers,
 }
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a selection has to meet: the `sparsity` of each pool of `scope`, and `min_keep` units of every group."""
+
+    sparsity: float
+    scope: str = "kind"
+    min_keep: int = 1
+
+    def select(self, scores: Tensor, space: MaskSpace) -> Selection:
+        """Returns the units that scores (U,) keep under the budget, as `select` does; raises BudgetError."""
+        return select(scores, space, self.sparsity, self.scope, self.min_keep)
 
 
 def pools(space: MaskSpace, scope: str) -> list[Tensor]:

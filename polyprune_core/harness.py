@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from polyprune_core import budget
+from polyprune_core.budget import Budget
 from polyprune_core.config import Cell, Settings
 from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batches, token_windows
 from polyprune_core.errors import PluginError
@@ -31,7 +31,7 @@ from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
 from polyprune_core.types import Policy, Scores, Selection, Trace
 
-START = {"probabilities", "sigma", "min_keep"}
+STARTING = {"probabilities", "start_scale", "sigma"}
 STEPPING = {"masks_per_step", "learning_rate", "precondition", "optimizer", "warmup", "averaging"}
 
 
@@ -84,7 +84,7 @@ class Harness:
         self.memory = PeakMemory(loaded.model.device, self.weights_bytes)
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
-        self._scores: dict[tuple[str, str, int], tuple[Scores, Cost]] = {}
+        self._scores: dict[tuple[str, str, int, Budget | None], tuple[Scores, Cost]] = {}
 
     @property
     def weights_bytes(self) -> int:
@@ -118,30 +118,36 @@ class Harness:
         A search goes on from what `checkpoint` holds, and is kept there while it runs.
         """
         space = self.space(cell.granularity or "")
-        sparsity, scope = cell.sparsity or 0.0, cell.scope or "kind"
-        scores, cost = self.scores(space, cell.initializer or "", cell.seed or 0)
+        asked = Budget(cell.sparsity or 0.0, cell.scope or "kind", self.settings.min_keep)
+        made_for_it = self.registry.get("initializer", cell.initializer or "").provider.for_one_budget
+        scores, cost = self.scores(space, cell.initializer or "", cell.seed or 0, asked if made_for_it else None)
         if cell.kind == "baseline":
-            ranked = Scores(scale(scores.values, space, cell.scale or "raw"), scores.source)
-            selection = budget.select(ranked.values, space, sparsity, scope, self.settings.min_keep)
-            return Decision(selection, ranked, None, None, cost)
-        chosen = self.settings.model_dump(include=START) | {"scale": self.settings.start_scale}
-        family = FAMILIES[self.settings.policy](Start(space, scores.values, sparsity, scope, **chosen))
+            how = "raw" if made_for_it else cell.scale or "raw"
+            ranked = Scores(scale(scores.values, space, how), scores.source)
+            return Decision(asked.select(ranked.values, space), ranked, None, None, cost)
+        start = Start(
+            space, scores.values, asked, across_layers=made_for_it, **self.settings.model_dump(include=STARTING)
+        )
+        family = FAMILIES[self.settings.policy](start)
         parameters, trace = family.start(), None
         if cell.estimator:
             parameters, trace, spent = self._search(cell, space, family, parameters, checkpoint)
             cost = cost.plus(spent)
         learned = Scores(family.ranking(parameters), cell.estimator or scores.source)
-        selection = budget.select(learned.values, space, sparsity, scope, self.settings.min_keep)
-        return Decision(selection, learned, family.policy(parameters, sparsity), trace, cost)
+        policy = family.policy(parameters, asked.sparsity)
+        return Decision(asked.select(learned.values, space), learned, policy, trace, cost)
 
-    def scores(self, space: MaskSpace, spec: str, seed: int) -> tuple[Scores, Cost]:
-        """Returns a metric's scores and what they cost, computed once per space, metric and seed."""
-        key = (space.name, spec, seed)
+    def scores(self, space: MaskSpace, spec: str, seed: int, asked: Budget | None = None) -> tuple[Scores, Cost]:
+        """Returns a metric's scores and what they cost, computed once per space, metric, seed and budget.
+
+        `asked`: the budget, for a metric that needs it.
+        """
+        key = (space.name, spec, seed, asked)
         if key not in self._scores:
-            self._scores[key] = self._score(space, spec, seed)
+            self._scores[key] = self._score(space, spec, seed, asked)
         return self._scores[key]
 
-    def _score(self, space: MaskSpace, spec: str, seed: int) -> tuple[Scores, Cost]:
+    def _score(self, space: MaskSpace, spec: str, seed: int, asked: Budget | None) -> tuple[Scores, Cost]:
         sample = sample_windows(self.calibration_windows, self.settings.calibration_samples, seed)
         rng = generator(seed, f"initializer {spec}")
         with self.reporter.task(f"scores of {spec}", 1) as task:
@@ -153,6 +159,8 @@ class Harness:
                 self.settings.batch_size,
                 progress=lambda done, total: task.update(done / total),
                 compactor=self.compactor,
+                budget=asked,
+                registry=self.registry,
             )
             self.memory.restart()
             start = time.perf_counter()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from polyprune_core.budget import project
+from polyprune_core.budget import SCOPES, project
 from polyprune_core.space import MaskSpace
 from polyprune_core.types import Policy
 
@@ -32,40 +32,39 @@ def scale(values: Tensor, space: MaskSpace, how: str) -> Tensor:
     return SCALES[how](values, space)
 
 
-def _sigmoid_norm(values: Tensor, space: MaskSpace, keep: float) -> Tensor:
-    return _shift_to_mean(torch.sigmoid(_zscore(values, space.peers)), space, keep)
+def _sigmoid_norm(values: Tensor, labels: Tensor, keep: float) -> Tensor:
+    return _shift_to_mean(torch.sigmoid(_zscore(values, labels)), labels, keep)
 
 
-def _min_max_norm(values: Tensor, space: MaskSpace, keep: float) -> Tensor:
+def _min_max_norm(values: Tensor, labels: Tensor, keep: float) -> Tensor:
     probability = torch.empty_like(values)
-    for label in space.peers.unique():
-        where = space.peers == label
+    for label in labels.unique():
+        where = labels == label
         low, high = values[where].min(), values[where].max()
         probability[where] = (values[where] - low) / (high - low).clamp(min=1e-37)
-    return _shift_to_mean(probability, space, keep)
+    return _shift_to_mean(probability, labels, keep)
 
 
-def _const(values: Tensor, space: MaskSpace, keep: float, confidence: float = 0.9) -> Tensor:
+def _const(values: Tensor, labels: Tensor, keep: float, confidence: float = 0.9) -> Tensor:
     probability = torch.empty_like(values)
-    for label in space.peers.unique():
-        where = (space.peers == label).nonzero().flatten()
+    for label in labels.unique():
+        where = (labels == label).nonzero().flatten()
         best = values[where].argsort(descending=True, stable=True)[: round(keep * len(where))]
         probability[where] = 1 - confidence
         probability[where[best]] = confidence
     return probability
 
 
-def _uniform(values: Tensor, space: MaskSpace, keep: float) -> Tensor:
+def _uniform(values: Tensor, labels: Tensor, keep: float) -> Tensor:
     return torch.full_like(values, keep)
 
 
-def _shift_to_mean(probability: Tensor, space: MaskSpace, keep: float) -> Tensor:
-    labels = space.peers
+def _shift_to_mean(probability: Tensor, labels: Tensor, keep: float) -> Tensor:
     mean = torch.bincount(labels, probability.double()) / torch.bincount(labels).clamp(min=1)
     return (probability + (keep - mean[labels])).float()
 
 
-PROBABILITIES: dict[str, Callable[[Tensor, MaskSpace, float], Tensor]] = {
+PROBABILITIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "sigmoid-norm": _sigmoid_norm,
     "min-max-norm": _min_max_norm,
     "const": _const,
@@ -73,14 +72,24 @@ PROBABILITIES: dict[str, Callable[[Tensor, MaskSpace, float], Tensor]] = {
 }
 
 
-def from_scores(values: Tensor, space: MaskSpace, sparsity: float, scope: str, how: str = "sigmoid-norm") -> Policy:
+def from_scores(
+    values: Tensor,
+    space: MaskSpace,
+    sparsity: float,
+    scope: str,
+    how: str = "sigmoid-norm",
+    *,
+    across_layers: bool = False,
+) -> Policy:
     """Returns the policy a metric (U,) starts, projected onto the budget.
 
     `sigmoid-norm` (arXiv 2406.10576, released initialiser): sigmoid of the z-score within each layer and kind, shifted
     so that its mean is the keep rate. `min-max-norm`: min-max instead of the sigmoid. `const`: 0.9 for the units that
     the metric would keep in that layer, 0.1 for the others. `uniform`: the keep rate everywhere; the metric is unused.
+    With `across_layers`, for scores that say how much each layer gives, the same within each pool of `scope`.
     """
-    return Policy(project(PROBABILITIES[how](values, space, 1 - sparsity), space, sparsity, scope))
+    labels = SCOPES[scope](space) if across_layers else space.peers
+    return Policy(project(PROBABILITIES[how](values, labels, 1 - sparsity), space, sparsity, scope))
 
 
 def entropy(policy: Policy) -> float:

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from polyprune_core.budget import Budget
+from polyprune_core.errors import PluginError
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.objective import Objective, last_hidden, token_losses
+from polyprune_core.plugins.registry import Registry, load_registry
+from polyprune_core.policy import scale
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
 
@@ -40,14 +44,45 @@ class Calibration:
         batch_size: int = 8,
         progress: Callable[[int, int], None] = lambda done, total: None,
         compactor: Compactor | None = None,
+        budget: Budget | None = None,
+        registry: Registry | None = None,
     ) -> None:
-        """`compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time."""
+        """Takes what it holds and what it draws on.
+
+        `compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time.
+        `budget`: for a metric that needs it. `registry`: where `score` looks; the installed plugins unless given.
+        """
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
         self.batch_size, self.progress = batch_size, progress
-        self._compactor = compactor
+        self._compactor, self._budget, self._registry = compactor, budget, registry
         self.forward_passes = self.forward_tokens = self.backward_passes = 0
         self._inputs: dict[str, InputStatistics] | None = None
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+
+    @property
+    def budget(self) -> Budget:
+        """What the scores are selected under.
+
+        Raises:
+            PluginError: the metric does not say that it needs "budget", so its scores serve every sparsity.
+        """
+        if self._budget is None:
+            raise PluginError('scores made for one budget have to say so: put "budget" into the needs of the Provider.')
+        return self._budget
+
+    def score(self, spec: str, space: MaskSpace, how: str = "raw") -> Tensor:
+        """Returns (U,) scores of another metric on this calibration, which bears their cost.
+
+        `spec` is NAME or NAME:option=value…; `how` they are made comparable across layers: `raw`, `zscore` or
+        `per-parameter`.
+
+        Raises:
+            PluginError: there is no such metric or option.
+        """
+        registry = self._registry or load_registry()
+        values = registry.build("initializer", spec).score(self.model, space, self)
+        made = registry.get("initializer", spec).provider.for_one_budget
+        return scale(values.detach().cpu().float(), space, "raw" if made else how)
 
     def rand(self, *size: int) -> Tensor:
         """Returns uniform draws in [0, 1) from `rng`."""
@@ -70,7 +105,7 @@ class Calibration:
         """
         with ExitStack() as stack:
             compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
-            values = Objective(compactor, space).losses(masks, ids)
+            values = Objective(compactor, space).losses(masks, ids).clone()  # no inference tensor: it can be written
         self.forward_passes += len(masks)
         self.forward_tokens += len(masks) * ids.numel()
         return values

@@ -34,7 +34,8 @@ class Provider(Generic[T]):
         name: lower-case words joined by dashes; what users type.
         summary: one line for `polyprune plugins list`.
         factory: called with the options as keywords; its signature is the list of options.
-        needs: of "calibration" (text), "gradients" (back-propagation); shown in the table.
+        needs: of "calibration" (text), "gradients" (back-propagation), "budget" (a metric made for one sparsity and
+            scope, see `Initializer`); shown by `polyprune plugins show`.
         reference: paper and equation.
     """
 
@@ -43,6 +44,11 @@ class Provider(Generic[T]):
     factory: Callable[..., T]
     needs: frozenset[str] = field(default_factory=frozenset)
     reference: str = ""
+
+    @property
+    def for_one_budget(self) -> bool:
+        """Whether what it returns is made for one budget."""
+        return "budget" in self.needs
 
 
 class Granularity(Protocol):
@@ -53,7 +59,12 @@ class Granularity(Protocol):
 
 
 class Initializer(Protocol):
-    """How much each unit matters, before any search."""
+    """How much each unit matters, before any search.
+
+    A metric that needs "budget" is asked anew for every sparsity and scope, which `calibration.budget` holds, and is
+    taken at its word: its scores are compared across layers as they are, whatever scale the run asks for, so that what
+    `calibration.budget.select` gave it while it measured is what the run selects.
+    """
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         """Returns (U,) finite scores, higher = keep.

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from polyprune_core.budget import Budget
+from polyprune_core.policy import from_scores
 from polyprune_core.space import MaskSpace
 from polyprune_core.types import Policy
 
@@ -15,18 +17,26 @@ from polyprune_core.types import Policy
 class Start:
     """Where a policy starts: the units, a metric's scores (U,), and the budget.
 
-    `probabilities` says how scores become keep probabilities (`policy.PROBABILITIES`), `scale` how they are compared
-    across layers (`policy.SCALES`); `sigma` is the standard deviation of a Gaussian policy's noise.
+    `across_layers`: whether the scores already say how much each layer gives. `probabilities` says how scores become
+    keep probabilities (`policy.PROBABILITIES`); a Gaussian policy compares them across layers as `start_scale` says
+    (`policy.SCALES`), and `sigma` is the standard deviation of its noise.
     """
 
     space: MaskSpace
     scores: Tensor
-    sparsity: float
-    scope: str = "kind"
+    budget: Budget
+    across_layers: bool = False
     probabilities: str = "sigmoid-norm"
-    scale: str = "zscore"
+    start_scale: str = "zscore"
     sigma: float = 0.3
-    min_keep: int = 1
+
+    def keep_prob(self) -> Tensor:
+        """Returns (U,): the keep probabilities that the metric starts."""
+        sparsity, scope = self.budget.sparsity, self.budget.scope
+        policy = from_scores(
+            self.scores, self.space, sparsity, scope, self.probabilities, across_layers=self.across_layers
+        )
+        return policy.keep_prob
 
 
 class Family(Protocol):

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from polyprune_core.budget import EPS, select
+from polyprune_core.budget import EPS
 from polyprune_core.policies.family import Start
 from polyprune_core.policy import scale
 from polyprune_core.types import MaskBatch, Policy
@@ -69,14 +69,15 @@ class Gaussian:
         self.alone = (counts <= FEW)[space.group]
         label = torch.where(self.alone, len(counts) + torch.arange(len(space)), space.group)
         self.offset = len(space.kinds) + torch.unique(label, return_inverse=True)[1]
-        self.scores = scale(start.scores, space, start.scale)
+        self.scores = scale(start.scores, space, "raw" if start.across_layers else start.start_scale)
         self.base = torch.where(self.alone, 0.0, _normal_quantiles(self.scores, space.group))
 
     def start(self) -> Tensor:
-        given, space = self.given, self.given.space
-        # z-scores say nothing of one kind against another: each kind then starts with its own share.
-        scope = "kind" if given.scale == "zscore" and given.scope == "global" else given.scope
-        kept = select(self.scores, space, given.sparsity, scope, given.min_keep).keep
+        given, space, budget = self.given, self.given.space, self.given.budget
+        if given.start_scale == "zscore" and budget.scope == "global" and not given.across_layers:
+            # z-scores say nothing of one kind against another: each kind then starts with its own share.
+            budget = replace(budget, scope="kind")
+        kept = budget.select(self.scores, space).keep
         place = _normal_quantiles(self.scores, space.kind) + _normal_quantile_of_share(kept, space.kind)
         offset = torch.where(self.alone, place, _normal_quantile_of_share(kept, space.group))
         parameters = torch.zeros(int(self.offset.max()) + 1)
@@ -87,7 +88,7 @@ class Gaussian:
         given = self.given
 
         def mask_of(offsets: Tensor) -> Tensor:
-            return select(self.ranking(offsets), given.space, sparsity, given.scope, given.min_keep).keep
+            return replace(given.budget, sparsity=sparsity).select(self.ranking(offsets), given.space).keep
 
         values, kept = self.ranking(parameters), mask_of(parameters)
         edges = [

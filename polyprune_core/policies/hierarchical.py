@@ -11,7 +11,6 @@ from torch import Tensor
 
 from polyprune_core.budget import EPS, pool_labels, shift_logits
 from polyprune_core.policies.family import Start
-from polyprune_core.policy import from_scores
 from polyprune_core.types import Policy
 
 
@@ -20,14 +19,13 @@ class Hierarchical:
 
     def __init__(self, start: Start) -> None:
         self.given, self.space = start, start.space
-        self.pool = pool_labels(start.space, start.scope)
-        policy = from_scores(start.scores, start.space, start.sparsity, start.scope, start.probabilities)
-        self.metric = policy.keep_prob.logit()
+        self.pool = pool_labels(start.space, start.budget.scope)
+        self.metric = start.keep_prob().logit()
         self.sizes = (len(self.space.groups), len(self.space.kinds), len(self.space))
 
     def start(self) -> Tensor:
         groups, kinds, units = (torch.zeros(size) for size in self.sizes)
-        return self.project(torch.cat([groups, kinds + 1, units]), self.given.sparsity)
+        return self.project(torch.cat([groups, kinds + 1, units]), self.given.budget.sparsity)
 
     def policy(self, parameters: Tensor, sparsity: float) -> Policy:
         return Policy(torch.sigmoid(self.ranking(parameters)).clamp(EPS, 1 - EPS), self.space.group, self.pool)
@@ -42,7 +40,7 @@ class Hierarchical:
         return torch.cat([self._by(self.space.group, own, 0), self._by(self.space.kind, scale, 1), own])
 
     def project(self, parameters: Tensor, sparsity: float) -> Tensor:
-        shift = shift_logits(self.ranking(parameters), self.space, sparsity, self.given.scope)
+        shift = shift_logits(self.ranking(parameters), self.space, sparsity, self.given.budget.scope)
         shared = self._by(self.space.group, shift, 0) / torch.bincount(self.space.group)
         groups, rest = parameters[: self.sizes[0]], parameters[self.sizes[0] :]
         return torch.cat([groups - shared, rest])

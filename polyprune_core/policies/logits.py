@@ -7,7 +7,6 @@ from torch import Tensor
 
 from polyprune_core.budget import EPS, pool_labels, shift_logits
 from polyprune_core.policies.family import Start
-from polyprune_core.policy import from_scores
 from polyprune_core.types import Policy
 
 
@@ -16,12 +15,10 @@ class Logits:
 
     def __init__(self, start: Start) -> None:
         self.given = start
-        self.pool = pool_labels(start.space, start.scope)
+        self.pool = pool_labels(start.space, start.budget.scope)
 
     def start(self) -> Tensor:
-        given = self.given
-        policy = from_scores(given.scores, given.space, given.sparsity, given.scope, given.probabilities)
-        return policy.keep_prob.logit()
+        return self.given.keep_prob().logit()
 
     def policy(self, parameters: Tensor, sparsity: float) -> Policy:
         return Policy(torch.sigmoid(parameters).clamp(EPS, 1 - EPS), self.given.space.group, self.pool)
@@ -33,7 +30,7 @@ class Logits:
         return policy.keep_prob * (1 - policy.keep_prob)
 
     def project(self, parameters: Tensor, sparsity: float) -> Tensor:
-        return parameters - shift_logits(parameters, self.given.space, sparsity, self.given.scope)
+        return parameters - shift_logits(parameters, self.given.space, sparsity, self.given.budget.scope)
 
     def ranking(self, parameters: Tensor) -> Tensor:
         return parameters

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from polyprune_core.budget import pool_labels, project
 from polyprune_core.policies.family import Start
-from polyprune_core.policy import from_scores
 from polyprune_core.types import Policy
 
 
@@ -15,11 +14,10 @@ class Probabilities:
 
     def __init__(self, start: Start) -> None:
         self.given = start
-        self.pool = pool_labels(start.space, start.scope)
+        self.pool = pool_labels(start.space, start.budget.scope)
 
     def start(self) -> Tensor:
-        given = self.given
-        return from_scores(given.scores, given.space, given.sparsity, given.scope, given.probabilities).keep_prob
+        return self.given.keep_prob()
 
     def policy(self, parameters: Tensor, sparsity: float) -> Policy:
         return Policy(parameters, self.given.space.group, self.pool)
@@ -31,7 +29,7 @@ class Probabilities:
         return 1 / (policy.keep_prob * (1 - policy.keep_prob))
 
     def project(self, parameters: Tensor, sparsity: float) -> Tensor:
-        return project(parameters, self.given.space, sparsity, self.given.scope)
+        return project(parameters, self.given.space, sparsity, self.given.budget.scope)
 
     def ranking(self, parameters: Tensor) -> Tensor:
         return parameters

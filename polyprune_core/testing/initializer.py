@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyprune_core.budget import Budget
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.plugins.registry import Registered
 from polyprune_core.scoring import Calibration
@@ -37,9 +38,14 @@ def _score(
 ) -> Tensor:
     """Returns (U,) scores of a model's units."""
     space = tiny_space(model, units or _first(plugin))
-    scores: Any = made(plugin).score(model, space, calibration or tiny_calibration(model))
+    scores: Any = made(plugin).score(model, space, calibration or _calibration(plugin, model))
     ours: Tensor = scores.detach().clone() if isinstance(scores, Tensor) else scores
     return ours
+
+
+def _calibration(plugin: Registered, model: nn.Module, **how: Any) -> Calibration:
+    """Returns calibration with all that the plugin says it needs, and no budget unless it says so."""
+    return tiny_calibration(model, budget=Budget(0.3) if plugin.provider.for_one_budget else None, **how)
 
 
 def _accepted(plugin: Registered) -> Iterator[str]:
@@ -107,7 +113,7 @@ def scores_are_one_finite_number_a_unit(plugin: Registered) -> None:
 def needs_are_declared(plugin: Registered) -> None:
     """A metric that reads text declares `calibration`, one that back-propagates through it `gradients`."""
     model = tiny_model()
-    calibration = tiny_calibration(model)
+    calibration = _calibration(plugin, model)
     _score(plugin, model, calibration=calibration)
     for need, passes in (("calibration", calibration.forward_passes), ("gradients", calibration.backward_passes)):
         require(need in plugin.provider.needs or not passes, f"it made {passes} passes; add {need!r} to its needs")
@@ -147,7 +153,7 @@ def batch_size_does_not_matter(plugin: Registered) -> None:
     expected = _score(plugin, tiny_model())
     for batch_size in (1, 2):
         model = tiny_model()
-        found = _score(plugin, model, calibration=tiny_calibration(model, batch_size=batch_size))
+        found = _score(plugin, model, calibration=_calibration(plugin, model, batch_size=batch_size))
         require_close(found, expected, SUMMATION, f"scores with batches of {batch_size} windows and of all 5")
 
 
@@ -155,7 +161,7 @@ def batch_size_does_not_matter(plugin: Registered) -> None:
 def order_of_the_text_does_not_matter(plugin: Registered) -> None:
     """The same windows the other way round give the same scores, within rounding."""
     model = tiny_model()
-    found = _score(plugin, model, calibration=tiny_calibration(model, windows=tiny_windows().flip(0)))
+    found = _score(plugin, model, calibration=_calibration(plugin, model, windows=tiny_windows().flip(0)))
     require_close(found, _score(plugin, tiny_model()), SUMMATION, "scores with the windows the other way round")
 
 

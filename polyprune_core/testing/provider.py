@@ -12,7 +12,7 @@ from polyprune_core.plugins.options import build
 from polyprune_core.plugins.registry import NAME, Registered
 from polyprune_core.testing.checking import check, global_randomness_unused, made, require
 
-NEEDS = frozenset({"calibration", "gradients"})
+NEEDS = frozenset({"calibration", "gradients", "budget"})
 METHODS = {
     "granularity": ("groups",),
     "initializer": ("score",),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from polyprune_core.artefact import PrunedModel
+from polyprune_core.budget import Budget
 from polyprune_core.models.describe import describe
 from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.progress import quiet
@@ -107,11 +108,19 @@ def _groups(layout: ModelLayout, part: str) -> list[UnitGroup]:
 
 
 def tiny_calibration(
-    model: torch.nn.Module, *, windows: Tensor | None = None, seed: int = 0, batch_size: int = 8
+    model: torch.nn.Module,
+    *,
+    windows: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    budget: Budget | None = None,
 ) -> Calibration:
-    """Returns calibration on `windows` (N, T), by default `tiny_windows()`, with a generator made from `seed`."""
+    """Returns calibration on `windows` (N, T), by default `tiny_windows()`, with a generator made from `seed`.
+
+    `budget`: for a metric that needs it.
+    """
     text = tiny_windows() if windows is None else windows
-    return Calibration(model, describe(model), text, generator(seed, "tiny calibration"), batch_size)
+    return Calibration(model, describe(model), text, generator(seed, "tiny calibration"), batch_size, budget=budget)
 
 
 def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:

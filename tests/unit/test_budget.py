@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from polyprune_core.budget import EPS, SCOPES, pools, project, select
+from polyprune_core.budget import EPS, SCOPES, Budget, pools, project, select
 from polyprune_core.errors import BudgetError
 from polyprune_core.limits import check_sparsity
 
@@ -33,6 +33,13 @@ def mixed(make_space):
 def equal(make_space):
     """Four layers of 10 channels of one cost."""
     return make_space(*[("channel", layer, 10, 12) for layer in range(4)])
+
+
+@scopes
+def test_a_budget_selects_as_it_says(mixed, scope) -> None:
+    found, expected = Budget(0.3, scope, 2).select(draw(mixed, 0), mixed), select(draw(mixed, 0), mixed, 0.3, scope, 2)
+    assert torch.equal(found.keep, expected.keep)
+    assert (found.kept_cost, found.total_cost) == (expected.kept_cost, expected.total_cost)
 
 
 def draw(space, seed: int, spread: float = 1.0) -> torch.Tensor:

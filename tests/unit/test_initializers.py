@@ -10,8 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from polyprune_core import Provider
+from polyprune_core.budget import Budget
+from polyprune_core.errors import PluginError
 from polyprune_core.models.describe import describe
 from polyprune_core.objective import Objective
+from polyprune_core.plugins.registry import Registered, Registry, Source
+from polyprune_core.policy import scale
 from polyprune_core.scoring import Calibration
 from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
@@ -349,3 +354,45 @@ def test_losses_under_masks_are_the_masked_models_and_are_counted(llama, ids, sh
     assert torch.equal(found, expected)
     assert found.unique().numel() == 3
     assert (calibration.forward_passes, calibration.forward_tokens) == (3, 3 * ids[:2].numel())
+    found[0] = 0  # an ordinary tensor, which a metric may write into
+
+
+# A metric that builds on another, or decides under a budget.
+
+
+@pytest.mark.parametrize("how", ["raw", "zscore", "per-parameter"])
+@pytest.mark.parametrize("spec", ["wanda", "llm-pruner:taylor=vector"])
+def test_another_metric_scores_as_it_does_alone_and_is_paid_for(llama, space_of, ids, spec, how) -> None:
+    space = space_of(llama, Head(), Channel())
+    metric = LLMPruner("vector") if ":" in spec else Wanda()
+    alone, calibration = calibration_for(llama, ids, 2), calibration_for(llama, ids, 2)
+    expected = scale(metric.score(llama, space, alone), space, how)
+    assert torch.equal(calibration.score(spec, space, how), expected)
+    costs = ("forward_passes", "forward_tokens", "backward_passes")
+    assert [getattr(calibration, cost) for cost in costs] == [getattr(alone, cost) for cost in costs]
+
+
+def test_another_metric_is_looked_for_where_the_run_found_this_one(llama, space_of, ids) -> None:
+    space = space_of(llama, Channel())
+    known = [Registered("initializer", Provider("own", "made for a test", Wanda), Source("test", "1"))]
+    calibration = Calibration(llama, space.layout, ids, generator(0, "metric"), registry=Registry(known, ()))
+    assert torch.equal(calibration.score("own", space), scores(Wanda(), llama, space, ids))
+    with pytest.raises(PluginError, match="no initializer named 'wanda'"):
+        calibration.score("wanda", space)
+
+
+def test_scores_made_for_a_budget_are_not_rescaled_for_another_metric(llama, space_of, ids) -> None:
+    space = space_of(llama, Channel())
+    for needs, expected in ((frozenset(), "zscore"), (frozenset({"budget"}), "raw")):
+        known = [Registered("initializer", Provider("own", "made for a test", Magnitude, needs), Source("test", "1"))]
+        calibration = Calibration(llama, space.layout, ids, generator(0, "metric"), registry=Registry(known, ()))
+        plain = scores(Magnitude(), llama, space, ids)
+        assert torch.equal(calibration.score("own", space, "zscore"), scale(plain, space, expected))
+
+
+def test_a_budget_that_was_not_asked_for_is_not_given(llama, ids) -> None:
+    asked = Budget(0.3, "global", 2)
+    calibration = Calibration(llama, describe(llama), ids, generator(0, "metric"), budget=asked)
+    assert calibration.budget is asked
+    with pytest.raises(PluginError, match='put "budget" into the needs of the Provider'):
+        _ = calibration_for(llama, ids).budget

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyprune_core.budget import select
+from polyprune_core.budget import Budget, select
 from polyprune_core.errors import ConfigError
 from polyprune_core.limits import check_estimator
 from polyprune_core.optimizer import cosine, ramp, stepped
@@ -35,8 +35,8 @@ def scores(space, seed: int = 0) -> torch.Tensor:
     return torch.rand(len(space), generator=torch.Generator().manual_seed(seed)) + 0.1 * space.layer
 
 
-def family(name: str, space, sparsity: float = 0.4, **changes):
-    return FAMILIES[name](Start(space, scores(space), sparsity, **changes))
+def family(name: str, space, sparsity: float = 0.4, scope: str = "kind", **changes):
+    return FAMILIES[name](Start(space, scores(space), Budget(sparsity, scope), **changes))
 
 
 @bernoulli
@@ -80,7 +80,7 @@ def test_the_fisher_information_is_that_of_the_masks(space, name) -> None:
 @by_scope
 @pytest.mark.parametrize("scale", ["raw", "zscore", "per-parameter"])
 def test_a_gaussian_policy_starts_about_where_the_metric_alone_would_cut(space, scope, scale) -> None:
-    made = Gaussian(Start(space, scores(space), 0.4, scope, scale=scale))
+    made = Gaussian(Start(space, scores(space), Budget(0.4, scope), start_scale=scale))
     found = select(made.ranking(made.start()), space, 0.4, scope)
     own = "kind" if scale == "zscore" and scope == "global" else scope
     alone = select(scaled(scores(space), space, scale), space, 0.4, own)
@@ -89,7 +89,7 @@ def test_a_gaussian_policy_starts_about_where_the_metric_alone_would_cut(space, 
 
 @by_scope
 def test_every_mask_of_a_gaussian_policy_is_an_exact_selection(space, scope) -> None:
-    made = Gaussian(Start(space, scores(space), 0.4, scope))
+    made = Gaussian(Start(space, scores(space), Budget(0.4, scope)))
     policy = made.policy(made.start(), 0.4)
     masks = policy.sample(20, torch.Generator().manual_seed(4)).masks
     assert len(masks.unique(dim=0)) > 5
@@ -99,7 +99,7 @@ def test_every_mask_of_a_gaussian_policy_is_an_exact_selection(space, scope) -> 
 
 
 def test_within_a_group_the_metric_orders_and_small_groups_order_themselves(space) -> None:
-    made = Gaussian(Start(space, scores(space), 0.4))
+    made = Gaussian(Start(space, scores(space), Budget(0.4)))
     offsets = made.start() + torch.randn(len(made.start()), generator=torch.Generator().manual_seed(5))
     ranking = made.ranking(offsets)
     for where, group in zip(space.slices(), space.groups, strict=True):
@@ -109,7 +109,7 @@ def test_within_a_group_the_metric_orders_and_small_groups_order_themselves(spac
 
 
 def test_gaussian_antithetic_pairs_mirror_and_the_gradient_is_unbiased(space) -> None:
-    made = Gaussian(Start(space, scores(space), 0.4, "global"))
+    made = Gaussian(Start(space, scores(space), Budget(0.4, "global")))
     policy = made.policy(made.start(), 0.4)
     batch = Antithetic().sample(policy, 6, torch.Generator().manual_seed(6))
     assert torch.equal(batch.noise[0::2], -batch.noise[1::2])

@@ -40,13 +40,13 @@ def peers(space) -> list[torch.Tensor]:
 @pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm", "uniform"])
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
 def test_the_mean_of_every_layer_and_kind_is_the_keep_rate(space, scores, how, keep) -> None:
-    probability = PROBABILITIES[how](scores, space, keep)
+    probability = PROBABILITIES[how](scores, space.peers, keep)
     for where in peers(space):
         assert float(probability[where].double().mean()) == pytest.approx(keep, abs=1e-6)  # float32 values
 
 
 def test_sigmoid_norm_is_the_shifted_sigmoid_of_the_z_score(space, scores) -> None:
-    found = PROBABILITIES["sigmoid-norm"](scores, space, 0.7)
+    found = PROBABILITIES["sigmoid-norm"](scores, space.peers, 0.7)
     for where in peers(space):
         x = scores[where].double()
         p = torch.sigmoid((x - x.mean()) / x.std(correction=0))
@@ -54,7 +54,7 @@ def test_sigmoid_norm_is_the_shifted_sigmoid_of_the_z_score(space, scores) -> No
 
 
 def test_min_max_norm_is_the_shifted_position_between_least_and_greatest(space, scores) -> None:
-    found = PROBABILITIES["min-max-norm"](scores, space, 0.7)
+    found = PROBABILITIES["min-max-norm"](scores, space.peers, 0.7)
     for where in peers(space):
         x = scores[where].double()
         p = (x - x.min()) / (x.max() - x.min())
@@ -68,7 +68,7 @@ def test_min_max_norm_is_the_shifted_position_between_least_and_greatest(space, 
 def test_const_gives_every_unit_the_metric_would_keep_the_same_trust(
     space, scores, keep, of_eight, of_twenty, of_three
 ) -> None:
-    found = PROBABILITIES["const"](scores, space, keep)
+    found = PROBABILITIES["const"](scores, space.peers, keep)
     counts = {8: of_eight, 20: of_twenty, 3: of_three}
     for where in peers(space):
         best = scores[where].topk(counts[len(where)]).indices
@@ -78,7 +78,7 @@ def test_const_gives_every_unit_the_metric_would_keep_the_same_trust(
 
 
 def test_uniform_ignores_the_metric(space, scores) -> None:
-    assert torch.equal(PROBABILITIES["uniform"](scores, space, 0.3), torch.full((len(space),), 0.3))
+    assert torch.equal(PROBABILITIES["uniform"](scores, space.peers, 0.3), torch.full((len(space),), 0.3))
 
 
 @pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm", "const"])
@@ -120,8 +120,25 @@ def test_a_policy_is_strictly_between_0_and_1_and_within_the_budget(space, score
 
 @hows
 def test_a_policy_is_the_projection_of_its_probabilities(space, scores, how) -> None:
-    expected = project(PROBABILITIES[how](scores, space, 0.6), space, 1 - 0.6, "kind")
+    expected = project(PROBABILITIES[how](scores, space.peers, 0.6), space, 1 - 0.6, "kind")
     torch.testing.assert_close(from_scores(scores, space, 0.4, "kind", how).keep_prob, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm", "const"])
+@pytest.mark.parametrize("scope", ["kind", "global"])
+def test_scores_that_compare_layers_start_a_policy_that_does(space, scores, how, scope) -> None:
+    first = (space.layer == 0) & (space.kind == 0)
+    raised = scores + 1e4 * first
+    within, across = (from_scores(raised, space, 0.5, scope, how, across_layers=x).keep_prob for x in (False, True))
+    torch.testing.assert_close(within, from_scores(scores, space, 0.5, scope, how).keep_prob, rtol=0, atol=1e-2)
+    others = (space.layer != 0) & (space.kind == 0)
+    assert across[first].min() >= across[others].max()
+    assert across[first].mean() > across[others].mean() + 0.1
+
+
+def test_in_scope_layer_nothing_compares_layers(space, scores) -> None:
+    across = from_scores(scores, space, 0.5, "layer", across_layers=True)
+    assert torch.equal(across.keep_prob, from_scores(scores, space, 0.5, "layer").keep_prob)
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=87, max_size=87), st.sampled_from(sorted(PROBABILITIES)))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from polyprune_core import resume
+from polyprune_core.budget import Budget
 from polyprune_core.errors import PluginError
 from polyprune_core.policies import Start
 from polyprune_core.policies.probabilities import Probabilities
@@ -119,7 +120,7 @@ def nothing(given: Any) -> None:
 
 def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_resume=nothing, **changes):
     return search(
-        Probabilities(Start(space, torch.zeros(len(space)), 0.5)),
+        Probabilities(Start(space, torch.zeros(len(space)), Budget(0.5))),
         torch.full((len(space),), 0.5),
         FakeObjective(space, dies),
         estimator or Nested(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from polyprune_core.budget import pools, project, select
+from polyprune_core.budget import Budget, pools, project, select
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.limits import check_estimator
 from polyprune_core.policies import Start
@@ -72,7 +72,7 @@ def run(space, objective=None, estimator=None, seed: int = 0, policy=None, on_st
     scope = changes.pop("scope", "kind")
     options = replace(OPTIONS, **changes)
     learned, trace = search(
-        Probabilities(Start(space, torch.zeros(len(space)), options.sparsity, scope)),
+        Probabilities(Start(space, torch.zeros(len(space)), Budget(options.sparsity, scope))),
         (policy or uniform(space)).keep_prob,
         objective or planted(space),
         estimator or RLOO(),
