@@ -1,0 +1,4 @@
+import polyprune_evolution
+from polyprune_core.testing import conformance_tests
+
+test_conformance = conformance_tests(polyprune_evolution)
