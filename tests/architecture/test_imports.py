@@ -215,3 +215,19 @@ for name in {["polyprune_core", "polyprune_core.cli", *plugins]!r}:
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stderr
+
+
+DISTRIBUTIONS = sorted(PLUGINS.parent.glob("polyprune-*/polyprune_*/**/*.py"))
+
+
+@pytest.mark.parametrize("path", DISTRIBUTIONS, ids=[path.parent.name for path in DISTRIBUTIONS])
+def test_a_distribution_of_its_own_leans_on_public_names_alone(path) -> None:
+    for item in imports(path):
+        where, top = f"{path}:{item.line} imports {item.module}", item.module.split(".")[0]
+        if top == "polyprune_core":
+            assert (item.module, item.name in polyprune_core.__all__) == ("polyprune_core", True), where
+        assert item.in_function or top in {*sys.stdlib_module_names, "__future__", "polyprune_core"}, where
+
+
+def test_there_are_distributions_to_check() -> None:
+    assert {path.parent.name for path in DISTRIBUTIONS} == {"polyprune_example", "polyprune_evolution"}
