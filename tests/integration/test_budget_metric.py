@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from polyprune_core import Budget, Provider, Selection
+from polyprune_core import Budget, PluginError, Provider, Selection
 from polyprune_core.config import Cell, Comparison, cells
 from polyprune_core.harness import Harness
 from polyprune_core.pipeline import open_harness
@@ -105,5 +105,5 @@ def test_what_it_says_of_layers_is_where_a_search_starts(harness) -> None:
 
 
 def test_a_metric_that_does_not_say_so_is_told_to(harness) -> None:
-    with pytest.raises(Exception, match='put "budget" into the needs of the Provider'):
+    with pytest.raises(PluginError, match='put "budget" into the needs of the Provider'):
         harness.decide(grid(baselines=("peeking",))[0])

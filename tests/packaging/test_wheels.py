@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from collections.abc import Iterable
@@ -14,8 +15,6 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from packaging.requirements import Requirement
-
-from polyprune_core import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ROOT / "plugins"
@@ -27,6 +26,10 @@ PROJECTS = {
         PLUGINS / "polyprune-evolution",
         (PLUGINS / "polyprune-evolution" / "polyprune_evolution",),
     ),
+}
+VERSION = {
+    name: tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    for name, (project, _) in PROJECTS.items()
 }
 ADDED = {"ria": "polyprune-example", "evolution": "polyprune-evolution"}
 NEEDED = {
@@ -94,7 +97,7 @@ def test_a_wheel_holds_its_packages_whole_and_nothing_else(wheels, name) -> None
 @pytest.mark.parametrize("name", PROJECTS)
 def test_a_wheel_says_what_it_is(wheels, name) -> None:
     about = metadata(wheels[name])
-    assert (about.name, about.version) == (name, __version__)
+    assert (about.name, about.version) == (name, VERSION[name])
     assert about.metadata["License-Expression"] == "Apache-2.0"
     assert f"# {name}" in about.metadata.get_payload()
     assert {point.group for point in about.entry_points} <= {"polyprune", "console_scripts"}
@@ -156,14 +159,14 @@ def test_installed_plugins_are_listed_with_their_distributions(programs) -> None
     lines = succeeded(finished).splitlines()
     for name, source in (ADDED | {"wanda": "polyprune"}).items():
         (line,) = (line for line in lines if line.split()[:2] == ["initializer", name])
-        assert line.rstrip().endswith(f"{source} {__version__}")
+        assert line.rstrip().endswith(f"{source} {VERSION[source]}")
     assert finished.stderr == ""
 
 
 @pytest.mark.parametrize("name", ADDED)
 def test_installed_plugins_pass_the_kit(programs, name) -> None:
     said = succeeded(run(programs / "polyprune", "plugins", "check", name))
-    assert f"initializer {name} ({ADDED[name]} {__version__})" in said
+    assert f"initializer {name} ({ADDED[name]} {VERSION[ADDED[name]]})" in said
     assert ", 0 failed, 0 not run" in said
 
 
@@ -175,7 +178,7 @@ def test_they_stand_in_one_table_with_the_criteria_that_come_along(programs, tmp
     assert [row["initializer"] for row in rows] == [None, *metrics]
     assert {row["status"] for row in rows} == {"ok"}
     assert [row["plugins"]["initializer"] for row in rows[1:]] == [
-        f"{source} {__version__}" for source in ("polyprune", "polyprune-example", "polyprune-evolution")
+        f"{source} {VERSION[source]}" for source in ("polyprune", "polyprune-example", "polyprune-evolution")
     ]
     wanda, ria, evolution = (row["forward_tokens"] for row in rows[1:])
     assert wanda == ria < evolution

@@ -187,12 +187,19 @@ class UndeclaredGradients:
         return space.sum_weights(lambda name: (mean[name] * model.get_parameter(name)).abs())
 
 
+@dataclass(frozen=True)
+class UndeclaredBudget:
+    def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
+        return magnitude(model, space) ** calibration.budget.sparsity
+
+
 FAULTS = {
     NaNScore: "scores_are_one_finite_number_a_unit",
     WrongShape: "scores_are_one_finite_number_a_unit",
     WholeNumbers: "scores_are_one_finite_number_a_unit",
     AList: "scores_are_one_finite_number_a_unit",
     Crashes: "scores_are_one_finite_number_a_unit",
+    UndeclaredBudget: "scores_are_one_finite_number_a_unit",
     RefusesAll: "scores_are_one_finite_number_a_unit",
     LeakingHook: "no_hook_is_left_behind",
     LeakingGradientHook: "no_hook_is_left_behind",
