@@ -44,7 +44,7 @@ class MaskSpace:
 
     @cached_property
     def total_cost(self) -> int:
-        """Prunable parameters: what removing every unit would remove."""
+        """Prunable parameters, which is what removing every unit would remove."""
         return int(self.cost.sum())
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The four hooks. Each takes no argument and returns an iterable of `Provider`s."""
+"""The four hooks. Each takes no argument and returns an iterable of `Provider`."""
 
 from __future__ import annotations
 
