@@ -1,8 +1,8 @@
 """Runs every shell and Python example of these pages, page by page, each page in an empty folder of its own.
 
 A page's examples share one namespace and one folder. A block that begins with `# name.py` or `# name.toml` is written
-to that file instead of being run. A `text` block shows what the command before it printed: every word of it has to be in the
-real output; numbers are left alone, for they change with the versions and the machine.
+to that file instead of being run. A `text` block shows what the command before it printed: every word of it has to be
+in the real output; numbers are left alone, for they change with the versions and the machine.
 An example that cannot run here is marked `<!--- skip: next "why" -->`, and is reported as skipped.
 """
 
