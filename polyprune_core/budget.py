@@ -1,7 +1,8 @@
 """The sparsity budget: projection of probabilities onto it, and the exact hard selection under it.
 
 A scope says which units share a budget: `kind` (each kind its own pool over all layers at the same rate, the paper),
-`global` (one pool, units weighted by their parameters), `layer` (each layer and kind its own pool).
+`global` (one pool, units weighted by their price), `layer` (each layer and kind its own pool). Here `sparsity` is the
+fraction of the price of all units to remove: of parameters, unless the space is priced in another currency.
 """
 
 from __future__ import annotations
@@ -55,15 +56,17 @@ def pool_labels(space: MaskSpace, scope: str) -> Tensor:
 def project(values: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS) -> Tensor:
     """Returns the nearest keep probabilities within the budget.
 
-    Euclidean projection of `values` (U,) onto {eps <= s <= 1 - eps, sum(cost * s) <= (1 - sparsity) * sum(cost)} in
+    Euclidean projection of `values` (U,) onto {eps <= s <= 1 - eps, sum(price * s) <= (1 - sparsity) * sum(price)} in
     each pool (arXiv 2406.10576, the constraint set of eq. 4; algorithm of ProbMask, Zhou et al. 2021). It is
-    s = clip(values - v * cost, eps, 1 - eps) with the smallest v >= 0 that meets the budget. Probabilities stay off 0
-    and 1, where the score function vanishes and a unit could never return.
+    s = clip(values - v * price, eps, 1 - eps) with the smallest v >= 0 that meets the budget. Probabilities stay off 0
+    and 1, where the score function vanishes and a unit could never return. A unit without a price is kept, at 1 - eps.
     """
-    projected = values.double().clamp(eps, 1 - eps)
+    projected = torch.full_like(values, 1 - eps, dtype=torch.float64)
     for pool in pools(space, scope):
-        cost = space.cost[pool] / space.cost[pool].mean()
-        projected[pool] = _project_pool(values[pool].double(), cost, (1 - sparsity) * float(cost.sum()), eps)
+        pool = pool[space.price[pool] > 0]
+        if len(pool):
+            cost = space.price[pool] / space.price[pool].mean()
+            projected[pool] = _project_pool(values[pool].double(), cost, (1 - sparsity) * float(cost.sum()), eps)
     return projected.to(values.dtype)
 
 
@@ -87,27 +90,32 @@ def _project_pool(values: Tensor, cost: Tensor, budget: float, eps: float) -> Te
 
 
 def shift_logits(logits: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS) -> Tensor:
-    """Returns (U,): what to take from each logit so that the expected cost of the units kept is within the budget.
+    """Returns (U,): what to take from each logit so that the expected price of the units kept is within the budget.
 
-    In each pool it is v * cost (cost relative to the pool's mean) with the smallest v >= 0 that meets
-    sum(cost * s) <= (1 - sparsity) * sum(cost), s the sigmoid of the logits, kept within eps of 0 and 1.
+    In each pool it is v * price (relative to the pool's mean) with the smallest v >= 0 that meets
+    sum(price * s) <= (1 - sparsity) * sum(price), s the sigmoid of the logits, kept within eps of 0 and 1.
     """
     shift = torch.zeros_like(logits, dtype=torch.float64)
     for pool in pools(space, scope):
-        cost = space.cost[pool] / space.cost[pool].mean()
-        values, budget = logits[pool].double(), (1 - sparsity) * float(cost.sum())
-
-        def excess(v: float, values: Tensor = values, cost: Tensor = cost, budget: float = budget) -> float:
-            return float(cost @ torch.sigmoid(values - v * cost).clamp(eps, 1 - eps)) - budget
-
-        if excess(0.0) > 0:
-            top = float(((values - math.log(eps / (1 - eps))) / cost).max())
-            shift[pool] = (brentq(excess, 0.0, top, xtol=1e-12) if excess(top) < 0 else top) * cost
+        pool = pool[space.price[pool] > 0]
+        if len(pool):
+            price = space.price[pool] / space.price[pool].mean()
+            shift[pool] = _shift_of_pool(logits[pool].double(), price, (1 - sparsity) * float(price.sum()), eps)
     return shift.to(logits.dtype)
 
 
+def _shift_of_pool(logits: Tensor, price: Tensor, budget: float, eps: float) -> Tensor:
+    def excess(v: float) -> float:
+        return float(price @ torch.sigmoid(logits - v * price).clamp(eps, 1 - eps)) - budget
+
+    if excess(0.0) <= 0:
+        return torch.zeros_like(logits)
+    top = float(((logits - math.log(eps / (1 - eps))) / price).max())
+    return (brentq(excess, 0.0, top, xtol=1e-12) if excess(top) < 0 else top) * price
+
+
 def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_keep: int = 1) -> Selection:
-    """Returns the best units that fit the budget: never more parameters than asked for, whatever the ties.
+    """Returns the best units that fit the budget: never more than asked for, whatever the ties.
 
     Units are taken by descending score (U,), ties in unit order, as long as they fit. Each group of more than one
     unit first keeps its best `min_keep`. In scope `layer` every pool gets its whole units first; what is left over
@@ -122,14 +130,14 @@ def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_ke
     labels = SCOPES["kind" if scope == "layer" else scope](space)
     for label in labels.unique().tolist():
         pool = labels == label
-        budget = (1 - sparsity) * float(space.cost[pool].sum()) * (1 + 1e-12)
-        spent = float(space.cost[floor & pool].sum())
+        budget = (1 - sparsity) * float(space.price[pool].sum()) * (1 + 1e-12)
+        spent = float(space.price[floor & pool].sum())
         if spent > budget:
-            raise BudgetError(_floor_message(space, sparsity, min_keep, floor, labels))
+            raise BudgetError(_floor_message(space, sparsity, min_keep, _held(space, floor, labels)))
         waiting = order[pool[order] & ~floor[order]]
         if scope == "layer":
             waiting = _layers_first(waiting, floor, space, sparsity)
-        keep[_fitting(waiting, space.cost, budget - spent)] = True
+        keep[_fitting(waiting, space.price, budget - spent)] = True
     return Selection(keep, int(space.cost[keep].sum()), space.total_cost)
 
 
@@ -173,15 +181,22 @@ def _fitting(waiting: Tensor, cost: Tensor, budget: float) -> Tensor:
     return torch.cat(taken) if taken else waiting
 
 
-def _floor_message(space: MaskSpace, sparsity: float, min_keep: int, floor: Tensor, labels: Tensor) -> str:
-    held = [
-        float(space.cost[floor & (labels == pool)].sum() / space.cost[labels == pool].sum()) for pool in labels.unique()
-    ]
-    reachable = math.floor((1 - max(held)) * 1000) / 1000
-    way_out = (
-        f"Use sparsity {reachable:g} or less, or a lower --min-keep." if reachable > 0 else "Use a lower --min-keep."
-    )
+def reachable(space: MaskSpace, scope: str, min_keep: int) -> float:
+    """Returns the largest sparsity that leaves every group its floor; 0 where no unit has a price."""
+    labels = SCOPES["kind" if scope == "layer" else scope](space)
+    return 1 - _held(space, _floor(torch.arange(len(space)), space, min_keep), labels)
+
+
+def _held(space: MaskSpace, floor: Tensor, labels: Tensor) -> float:
+    """Returns the largest fraction of a pool's price that the floor holds."""
+    parts = [(space.price[labels == label], floor[labels == label]) for label in labels.unique()]
+    return max((float(price[kept].sum() / price.sum()) for price, kept in parts if price.any()), default=1.0)
+
+
+def _floor_message(space: MaskSpace, sparsity: float, min_keep: int, held: float) -> str:
+    limit = math.floor((1 - held) * 1000) / 1000
+    way_out = f"Use sparsity {limit:g} or less, or a lower --min-keep." if limit > 0 else "Use a lower --min-keep."
     return (
         f"sparsity {sparsity:g} cannot be met: {min_keep} unit(s) kept in every group of {space.name or 'this space'} "
-        f"already hold {max(held):.1%} of a pool. {way_out}"
+        f"already hold {held:.1%} of a pool. {way_out}"
     )

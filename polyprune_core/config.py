@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from polyprune_core.errors import ConfigError, unknown_name
+from polyprune_core.errors import BudgetError, ConfigError, unknown_name
+from polyprune_core.target import Target
 
 Spec = Annotated[str, AfterValidator(lambda spec: _normal(spec))]
 Positive = Annotated[int, Field(gt=0)]
@@ -103,6 +104,7 @@ class Settings(BaseModel):
 
 Scope = Literal["kind", "global", "layer"]
 Scale = Literal["raw", "zscore", "per-parameter"]
+Budget = Annotated[str, AfterValidator(lambda text: str(Target.parse(text)))]
 
 
 class Comparison(Settings):
@@ -112,10 +114,23 @@ class Comparison(Settings):
     initializers: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ("wanda",)
     baselines: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ("random", "magnitude", "wanda")
     estimators: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ()
-    sparsity: Annotated[tuple[float, ...], Field(min_length=1), Distinct, ManyOrOne] = (0.2,)
+    sparsity: Annotated[tuple[float, ...], Distinct, ManyOrOne] = (0.2,)
+    budget: Annotated[tuple[Budget, ...], Distinct, ManyOrOne] = ()
     seeds: Annotated[tuple[int, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
     scope: Annotated[tuple[Scope, ...], Field(min_length=1), Distinct, ManyOrOne] = ("kind",)
     scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct, ManyOrOne] = ("zscore",)
+
+    @model_validator(mode="after")
+    def _one_spelling(self) -> Comparison:
+        """A budget that is a sparsity becomes one; the default sparsity gives way to a budget."""
+        asked = self.sparsity if "sparsity" in self.model_fields_set or not self.budget else ()
+        targets = {text: Target.parse(text).sparsity for text in self.budget}
+        asked += tuple(sparsity for sparsity in targets.values() if sparsity is not None)
+        object.__setattr__(self, "sparsity", tuple(dict.fromkeys(asked)))
+        object.__setattr__(self, "budget", tuple(text for text, sparsity in targets.items() if sparsity is None))
+        if not self.sparsity and not self.budget:
+            raise BudgetError("there is nothing to remove; give --sparsity or --budget.")
+        return self
 
 
 class Pruning(Settings):
@@ -125,6 +140,7 @@ class Pruning(Settings):
     estimator: Annotated[str | None, BeforeValidator(lambda name: None if name == "none" else name)] = None
     granularity: str = "head+channel"
     sparsity: float | None = None
+    budget: Budget | None = None
     seed: int = 0
     scope: Scope = "kind"
     scale: Scale = "zscore"
@@ -135,7 +151,7 @@ class Pruning(Settings):
         """Returns the grid of one cell that this is."""
         shared: dict[str, Any] = self.model_dump(include=set(Settings.model_fields))
         lists: dict[str, Any] = {name: (getattr(self, name),) for name in ("granularity", "scope", "scale")}
-        lists |= {"seeds": (self.seed,), "sparsity": (0.2 if self.sparsity is None else self.sparsity,)}
+        lists |= {"seeds": (self.seed,), **self._asked()}
         searches: dict[str, Any] = {
             "initializers": (self.initializer,),
             "estimators": (self.estimator,),
@@ -143,6 +159,16 @@ class Pruning(Settings):
         }
         alone: dict[str, Any] = {"baselines": (self.initializer,)}
         return Comparison(**shared, **lists, **(searches if self.estimator else alone))
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Pruning:
+        if self.sparsity is not None and self.budget is not None:
+            raise BudgetError(f"sparsity {self.sparsity:g} and budget {self.budget} were both given; give one of them.")
+        return self
+
+    def _asked(self) -> dict[str, Any]:
+        given = {"sparsity": self.sparsity, "budget": self.budget}
+        return {name: (value,) for name, value in given.items() if value is not None}
 
 
 class Cell(BaseModel):
@@ -155,9 +181,20 @@ class Cell(BaseModel):
     initializer: str | None = None
     estimator: str | None = None
     sparsity: float | None = None
+    budget: str | None = None
     seed: int | None = None
     scope: Scope | None = None
     scale: Scale | None = None
+
+    @property
+    def target(self) -> Target:
+        """The budget; a sparsity is one in parameters."""
+        return Target.parse(self.budget) if self.budget else Target.of_sparsity(self.sparsity or 0.0)
+
+    @property
+    def asked(self) -> str:
+        """The budget as the user gave it."""
+        return f"budget {self.budget}" if self.budget else f"sparsity {self.sparsity}"
 
 
 # Names of what the identity of a cell holds itself: settings of a preset, weights, texts, number format and device.
@@ -203,8 +240,9 @@ def cells(config: Comparison) -> list[Cell]:
     """Returns the grid's cells in table order: dense, then metrics alone, starting points and searches."""
     grid: list[Cell] = [Cell(kind="dense")]
     for granularity in config.granularity:
-        for sparsity in config.sparsity:
-            shared: dict[str, Any] = {"granularity": granularity, "sparsity": sparsity}
+        sparsities: list[dict[str, Any]] = [{"sparsity": value} for value in config.sparsity]
+        for asked in [*sparsities, *({"budget": text} for text in config.budget)]:
+            shared: dict[str, Any] = {"granularity": granularity, **asked}
             grid += [
                 Cell(kind="baseline", initializer=metric, scope=scope, scale=scale, seed=seed, **shared)
                 for metric in config.baselines

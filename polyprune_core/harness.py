@@ -9,11 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+from polyprune_core.artefact import PrunedModel
 from polyprune_core.budget import Budget
+from polyprune_core.compact import build_compact
 from polyprune_core.config import Cell, Settings
+from polyprune_core.currencies import Terms, agree
 from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batches, token_windows
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluate import Evaluation, Evaluator
+from polyprune_core.latency import Load, Seconds, ratios, take_turns
 from polyprune_core.memory import PeakMemory
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
@@ -65,6 +69,7 @@ class Decision:
     policy: Policy | None
     trace: Trace | None
     cost: Cost
+    terms: Terms
 
 
 class Harness:
@@ -85,11 +90,46 @@ class Harness:
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
         self._scores: dict[tuple[str, str, int, Budget | None], tuple[Scores, Cost]] = {}
+        self._terms: dict[tuple[str, str, str], Terms] = {}
 
     @property
     def weights_bytes(self) -> int:
         """Size of the dense model's weights in memory."""
         return sum(p.numel() * p.element_size() for p in self.loaded.model.parameters())
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number in the model's dtype."""
+        return self.loaded.model.dtype.itemsize
+
+    def latency(self, space: MaskSpace, selection: Selection) -> float:
+        """Returns the smaller model's time for one request as a fraction of the dense model's, measured in turns.
+
+        A request is one prompt of `seq_len` tokens read and some tokens written; the ratio is a median.
+        """
+        load = Load(prompt_tokens=self.settings.seq_len)
+
+        def total(seconds: Seconds) -> float:
+            return seconds.prefill + load.new_tokens * seconds.decode
+
+        with self.compactor.paused() as dense:
+            scores = Scores(selection.keep.float(), "latency")
+            compact = build_compact(PrunedModel(self.loaded, space, selection, scores))
+            ours, theirs = take_turns([compact, dense], load)
+        return ratios(ours, theirs, total).median
+
+    def terms(self, cell: Cell) -> Terms:
+        """Returns what the cell's budget means for its units and scope, found once.
+
+        Raises:
+            BudgetError: it cannot be met.
+        """
+        key = (cell.granularity or "", cell.scope or "kind", str(cell.target))
+        if key not in self._terms:
+            space = self.space(key[0])
+            with self.reporter.task(f"what {cell.asked} means for {space.name}", 1):
+                self._terms[key] = agree(cell.target, space, key[1], self.settings.min_keep, self)
+        return self._terms[key]
 
     @cached_property
     def dense(self) -> Evaluation:
@@ -117,25 +157,25 @@ class Harness:
 
         A search goes on from what `checkpoint` holds, and is kept there while it runs.
         """
-        space = self.space(cell.granularity or "")
-        asked = Budget(cell.sparsity or 0.0, cell.scope or "kind", self.settings.min_keep)
+        terms = self.terms(cell)
+        space, asked = terms.space, Budget(terms.sparsity, cell.scope or "kind", self.settings.min_keep)
         made_for_it = self.registry.get("initializer", cell.initializer or "").provider.for_one_budget
         scores, cost = self.scores(space, cell.initializer or "", cell.seed or 0, asked if made_for_it else None)
         if cell.kind == "baseline":
             how = "raw" if made_for_it else cell.scale or "raw"
             ranked = Scores(scale(scores.values, space, how), scores.source)
-            return Decision(asked.select(ranked.values, space), ranked, None, None, cost)
+            return Decision(asked.select(ranked.values, space), ranked, None, None, cost, terms)
         start = Start(
             space, scores.values, asked, across_layers=made_for_it, **self.settings.model_dump(include=STARTING)
         )
         family = FAMILIES[self.settings.policy](start)
         parameters, trace = family.start(), None
         if cell.estimator:
-            parameters, trace, spent = self._search(cell, space, family, parameters, checkpoint)
+            parameters, trace, spent = self._search(cell, terms, family, parameters, checkpoint)
             cost = cost.plus(spent)
         learned = Scores(family.ranking(parameters), cell.estimator or scores.source)
         policy = family.policy(parameters, asked.sparsity)
-        return Decision(asked.select(learned.values, space), learned, policy, trace, cost)
+        return Decision(asked.select(learned.values, space), learned, policy, trace, cost, terms)
 
     def scores(self, space: MaskSpace, spec: str, seed: int, asked: Budget | None = None) -> tuple[Scores, Cost]:
         """Returns a metric's scores and what they cost, computed once per space, metric, seed and budget.
@@ -177,23 +217,23 @@ class Harness:
         return Scores(values.detach().cpu().float(), spec), cost
 
     def _search(
-        self, cell: Cell, space: MaskSpace, family: Family, parameters: Tensor, checkpoint: Checkpoint | None
+        self, cell: Cell, terms: Terms, family: Family, parameters: Tensor, checkpoint: Checkpoint | None
     ) -> tuple[Tensor, Trace, Cost]:
         estimator = self.registry.build("estimator", cell.estimator or "")
         settings, seed = self.settings, cell.seed or 0
         options = SearchOptions(
             steps=settings.steps_for(extra_passes(estimator)),
-            sparsity=cell.sparsity or 0.0,
+            sparsity=terms.sparsity,
             **settings.model_dump(include=STEPPING),
         )
         self.memory.restart()
         with self.reporter.task(
-            f"{cell.initializer} → {cell.estimator}, sparsity {cell.sparsity}, seed {seed}", options.steps
+            f"{cell.initializer} → {cell.estimator}, {cell.asked}, seed {seed}", options.steps
         ) as task:
             learned, trace = search(
                 family,
                 parameters,
-                Objective(self.compactor, space),
+                Objective(self.compactor, terms.space),
                 estimator,
                 search_batches(self.calibration_windows, settings.batch_size, seed),
                 options,

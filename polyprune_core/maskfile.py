@@ -7,6 +7,7 @@ policy `keep_prob` (U,) float32. A dense model that was read from a folder is fo
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from polyprune_core import budget
 from polyprune_core.artefact import PrunedModel
+from polyprune_core.currencies import Terms
 from polyprune_core.errors import ConfigError, ModelError, PluginError
 from polyprune_core.exporting import local_path, provenance
 from polyprune_core.limits import check_sparsity
@@ -25,6 +27,8 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.space import MaskSpace
 from polyprune_core.types import Policy, Scores, Selection, UnitGroup
+
+Agreed = Callable[[MaskSpace, str, int], Terms]
 
 HEADER, TENSORS = "masks.json", "masks.safetensors"
 DTYPES = {"scores": torch.float32, "keep": torch.uint8, "keep_prob": torch.float32}
@@ -82,12 +86,14 @@ class MaskFile:
             return str(self.folder / self.base.folder)
         return self.base.name
 
-    def apply(self, base: LoadedModel, sparsity: float | None = None) -> PrunedModel:
-        """Returns the pruned model: as stored, or selected from the stored scores at another sparsity.
+    def apply(self, base: LoadedModel, sparsity: float | None = None, agreed: Agreed | None = None) -> PrunedModel:
+        """Returns the pruned model: as stored, or selected from the stored scores at another sparsity or budget.
+
+        `agreed` gives the terms of a budget for the masks' units, scope and min_keep.
 
         Raises:
             ModelError: `base` is not the model that the masks are for.
-            BudgetError: the sparsity cannot be met.
+            BudgetError: the sparsity or budget cannot be met.
         """
         if base.sha256 != self.base.sha256:
             raise ModelError(
@@ -95,18 +101,20 @@ class MaskFile:
                 f"but {base.name} has {base.sha256}. Give the model that they were made from."
             )
         space = self._space(base)
-        if sparsity is None:
+        if sparsity is None and agreed is None:
             selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
             return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe)
-        check_sparsity(sparsity)
         scope, min_keep = self.recipe.get("scope", "kind"), self.recipe.get("min_keep", 1)
         if scope not in budget.SCOPES or not isinstance(min_keep, int):
             raise ModelError(
                 f"the recipe of the masks in {self.folder} has scope {scope!r} and min_keep {min_keep!r}; a scope of "
                 f"{', '.join(budget.SCOPES)} and a whole number are needed. Export the masks again."
             )
-        selection = budget.select(self.scores.values, space, sparsity, scope, min_keep)
-        return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe | {"sparsity": sparsity})
+        terms = agreed(space, scope, min_keep) if agreed else None
+        priced, share = (terms.space, terms.sparsity) if terms else (space, check_sparsity(sparsity or 0.0))
+        selection = budget.select(self.scores.values, priced, share, scope, min_keep)
+        asked = {"sparsity": sparsity, "budget": str(terms.target) if terms else None}
+        return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe | asked)
 
     def _space(self, base: LoadedModel) -> MaskSpace:
         try:

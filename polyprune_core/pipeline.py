@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from polyprune_core import __version__, budget
+from polyprune_core import __version__
 from polyprune_core.config import Cell, Comparison, cell_id, cells
 from polyprune_core.data import ROLES, Text, load_text
 from polyprune_core.environment import environment
@@ -69,7 +66,7 @@ def compare(
 
 
 def open_harness(config: Comparison, registry: Registry, reporter: Reporter, budgets: bool = True) -> Harness:
-    """Loads the texts and the model of a comparison, and with `budgets` checks that every sparsity can be met.
+    """Loads the texts and the model of a comparison, and with `budgets` checks that every budget can be met.
 
     Raises:
         PolypruneError: anything asked for cannot be had; nothing has been run yet.
@@ -90,10 +87,9 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
         )
     with reporter.task("cutting the texts into tokens", 0):
         harness = Harness(loaded, texts, config, registry, reporter)
-    for granularity in config.granularity if budgets else ():
-        space = harness.space(granularity)
-        for sparsity, scope in itertools.product(config.sparsity, config.scope):
-            budget.select(torch.zeros(len(space)), space, sparsity, scope, config.min_keep)
+    for cell in cells(config) if budgets else ():
+        if cell.kind != "dense":
+            harness.terms(cell)
     return harness
 
 
@@ -141,6 +137,7 @@ def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation, harness: 
     return dataclasses.replace(
         blank,
         sparsity_achieved=selection.sparsity,
+        budget_achieved=decision.terms.spent(selection) if blank.budget else None,
         parameters_kept=kept,
         parameters_kept_fraction=kept / total,
         forward_passes=cost.forward_passes,
@@ -177,7 +174,7 @@ def _measured(evaluation: Evaluation) -> dict[str, Any]:
 
 def _label(cell: Cell) -> str:
     name = f"{cell.initializer} → {cell.estimator}" if cell.estimator else cell.initializer
-    return f"{name}, sparsity {cell.sparsity}, seed {cell.seed}"
+    return f"{name}, {cell.asked}, seed {cell.seed}"
 
 
 def _identity(harness: Harness) -> dict[str, Any]:

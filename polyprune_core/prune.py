@@ -10,6 +10,7 @@ from typing import Any
 from polyprune_core import __version__
 from polyprune_core.artefact import PrunedModel
 from polyprune_core.config import Comparison, Pruning, cells
+from polyprune_core.currencies import Terms, agree
 from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluate import Evaluation, Evaluator
@@ -20,7 +21,9 @@ from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter
 from polyprune_core.request import check_plugins
+from polyprune_core.space import MaskSpace
 from polyprune_core.store import write_json
+from polyprune_core.target import Target
 from polyprune_core.types import ExportReport
 
 
@@ -30,6 +33,8 @@ class Outcome:
 
     report: ExportReport
     sparsity: float
+    budget: str | None
+    budget_achieved: float | None
     dense: Evaluation
     in_memory: Evaluation
     reloaded: Evaluation
@@ -42,6 +47,7 @@ class Outcome:
         report, cost = self.report, self.cost
         perplexities = f"{self.reloaded.perplexity:.4f} read back from disk, {self.in_memory.perplexity:.4f} in memory"
         rows = {
+            **self._budget_line(),
             "sparsity": f"{self.sparsity:.4f} of the prunable parameters removed",
             "parameters": f"{report.parameters:,} of {self.dense_parameters:,}",
             "on disk": f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB",
@@ -50,6 +56,11 @@ class Outcome:
         }
         lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows.items())]
         return [*lines, "", *report.reload.strip().replace("(DIR", f"({str(report.path)!r}").splitlines()]
+
+    def _budget_line(self) -> dict[str, str]:
+        if self.budget is None or self.budget_achieved is None:
+            return {}
+        return {"budget": f"{self.budget} asked, {Target.parse(self.budget).words(self.budget_achieved)} achieved"}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the outcome for scripts; no path of this machine."""
@@ -75,7 +86,9 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     output = check_output(output, overwrite)
     harness = open_harness(config, registry, reporter, budgets=masks is None)
     with harness.compactor:
-        pruned, cost = (masks.apply(harness.loaded, request.sparsity), Cost()) if masks else _decide(config, harness)
+        pruned, cost, terms = _apply(masks, request, harness) if masks else _decide(config, harness)
+        budget = str(terms.target) if terms and terms.target.sparsity is None else None
+        achieved = terms.spent(pruned.selection) if terms and budget else None
         in_memory = harness.evaluate("the model cut in memory", pruned.space, pruned.selection)
         dense = harness.dense
     loaded = harness.loaded
@@ -91,6 +104,8 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
         outcome = Outcome(
             report=dataclasses.replace(report, path=output),
             sparsity=pruned.selection.sparsity,
+            budget=budget,
+            budget_achieved=achieved,
             dense=dense,
             in_memory=in_memory,
             reloaded=evaluation,
@@ -112,11 +127,23 @@ def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
     return request if "model" in request.model_fields_set else request.model_copy(update={"model": masks.base_name})
 
 
-def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost]:
+def _apply(masks: MaskFile, request: Pruning, harness: Harness) -> tuple[PrunedModel, Cost, Terms | None]:
+    if request.budget is None:
+        return masks.apply(harness.loaded, request.sparsity), Cost(), None
+    target, agreed = Target.parse(request.budget), []
+
+    def terms(space: MaskSpace, scope: str, min_keep: int) -> Terms:
+        agreed.append(agree(target, space, scope, min_keep, harness))
+        return agreed[0]
+
+    return masks.apply(harness.loaded, agreed=terms), Cost(), agreed[0]
+
+
+def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost, Terms]:
     cell = cells(config)[-1]
     decision = harness.decide(cell)
     texts = {role: text.sha256 for role, text in harness.texts.items()}
     recipe = cell.model_dump(mode="json") | {"min_keep": config.min_keep, "revision": config.revision, "texts": texts}
     space = harness.space(cell.granularity or "")
     pruned = PrunedModel(harness.loaded, space, decision.selection, decision.scores, decision.policy, recipe)
-    return pruned, decision.cost
+    return pruned, decision.cost, decision.terms

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from polyprune_core.errors import ConfigError
 from polyprune_core.results import Results, Row, Summary
+from polyprune_core.target import Target
 
 FORMATS = ("table", "json", "csv", "markdown")
 PIPED_WIDTH = 160
@@ -61,9 +62,18 @@ def _versus(summary: Summary) -> str:
 
 def _sparsity(summary: Summary) -> str:
     row = summary.row
-    if row.sparsity is None:
+    if row.kind == "dense":
         return ""
-    return f"{row.sparsity:g} → {'?' if row.sparsity_achieved is None else f'{row.sparsity_achieved:.3f}'}"
+    achieved = "?" if row.sparsity_achieved is None else f"{row.sparsity_achieved:.3f}"
+    return achieved if row.sparsity is None else f"{row.sparsity:g} → {achieved}"
+
+
+def _budget(summary: Summary) -> str:
+    row = summary.row
+    if row.budget is None:
+        return ""
+    achieved = "?" if row.budget_achieved is None else Target.parse(row.budget).words(row.budget_achieved)
+    return f"{row.budget} → {achieved}"
 
 
 def _passes(summary: Summary) -> str:
@@ -77,6 +87,7 @@ def _short(count: int | None) -> str:
 
 
 COLUMNS = (
+    Column("budget asked → got", _budget),
     Column("sparsity asked → got", _sparsity),
     Column("perplexity", _perplexity),
     Column("against its start", _versus),
@@ -110,7 +121,8 @@ def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
 
 def line(row: Row) -> str:
     """Returns one finished cell as one line of console markup."""
-    where = "" if row.kind == "dense" else f", sparsity {row.sparsity:g}, seed {row.seed}"
+    asked = f"budget {row.budget}" if row.sparsity is None else f"sparsity {row.sparsity:g}"
+    where = "" if row.kind == "dense" else f", {asked}, seed {row.seed}"
     outcome = (
         f"perplexity {number(row.perplexity)}" if row.status == "ok" else f"[red]failed:[/] {escape(row.error or '')}"
     )
@@ -170,8 +182,8 @@ def _grid(summaries: list[Summary], differs: frozenset[str], columns: list[Colum
     return grid
 
 
-def _section(summary: Summary) -> tuple[str | None, float | None]:
-    return (summary.row.granularity, summary.row.sparsity)
+def _section(summary: Summary) -> tuple[str | None, float | None, str | None]:
+    return (summary.row.granularity, summary.row.sparsity, summary.row.budget)
 
 
 def markdown(results: Results, titles: Sequence[str] | None = None) -> str:

@@ -17,7 +17,9 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One measured cell. Perplexity over `eval_tokens` predicted tokens; nll and kl_to_dense in nats per token."""
+    """One measured cell; `budget` is asked instead of `sparsity`, and `budget_achieved` is in the same terms.
+
+    Perplexity over `eval_tokens` predicted tokens; nll and kl_to_dense in nats per token."""
 
     id: str
     kind: str
@@ -25,10 +27,12 @@ class Row:
     initializer: str | None = None
     estimator: str | None = None
     sparsity: float | None = None
+    budget: str | None = None
     seed: int | None = None
     scope: str | None = None
     scale: str | None = None
     sparsity_achieved: float | None = None
+    budget_achieved: float | None = None
     parameters_kept: int | None = None
     parameters_kept_fraction: float | None = None
     perplexity: float | None = None
@@ -119,11 +123,12 @@ def finite(value: Any) -> Any:
 
 
 def _without_seed(row: Row) -> tuple[Any, ...]:
-    return (row.kind, row.granularity, row.sparsity, row.initializer, row.estimator, row.scope, row.scale)
+    asked = (row.sparsity, row.budget)
+    return (row.kind, row.granularity, asked, row.initializer, row.estimator, row.scope, row.scale)
 
 
 def _start_of(row: Row) -> tuple[Any, ...]:
-    return ("start", row.granularity, row.sparsity, row.initializer, None, row.scope, None)
+    return ("start", row.granularity, (row.sparsity, row.budget), row.initializer, None, row.scope, None)
 
 
 def _summarise(rows: list[Row], everything: Iterable[Row]) -> Summary:
@@ -147,7 +152,7 @@ def _mean_row(rows: list[Row]) -> Row:
     """The first row with what varies over seeds averaged; peak memory is the highest."""
     means = {
         name: sum(values) / len(values)
-        for name in ("kl_to_dense", "top1_agreement", "search_seconds")
+        for name in ("sparsity_achieved", "budget_achieved", "kl_to_dense", "top1_agreement", "search_seconds")
         if (values := [value for row in rows if (value := getattr(row, name)) is not None])
     }
     peaks = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
@@ -162,6 +167,7 @@ def _summary_json(summary: Summary) -> dict[str, Any]:
         "initializer": row.initializer,
         "estimator": row.estimator,
         "sparsity": row.sparsity,
+        "budget": row.budget,
         "scope": row.scope,
         "scale": row.scale,
         "n": len(summary.seeds) or int(row.kind == "dense"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -18,6 +19,7 @@ class MaskSpace:
 
     Attributes:
         cost: (U,) float64, parameters removed with each unit.
+        price: (U,) float64, what a budget counts of each unit: its cost, unless `priced` in another currency.
         group: (U,) int64, index into `groups`.
         kind: (U,) int64, index into `kinds`.
         layer: (U,) int64, decoder layer.
@@ -38,6 +40,7 @@ class MaskSpace:
         alone = (counts == 1)[self.group]
         self.peers = torch.where(alone, len(self.groups) + self.kind, self.group)
         self.cost = torch.cat([_unit_costs(layout, group) for group in self.groups])
+        self.price = self.cost
 
     def __len__(self) -> int:
         return len(self.group)
@@ -51,6 +54,12 @@ class MaskSpace:
     def axes(self) -> tuple[str, ...]:
         """Names of the axes that the units own, in unit order."""
         return tuple(name for group in self.groups for name, _ in group.spans)
+
+    def priced(self, price: Tensor) -> MaskSpace:
+        """Returns the same units with another price (U,), zero for a unit that a budget does not limit."""
+        other = copy.copy(self)
+        other.price = price.double()
+        return other
 
     def slices(self) -> list[slice]:
         """Where each group's units lie in a (U,) vector."""
@@ -75,6 +84,11 @@ class MaskSpace:
                 total.index_add_(0, owner, values[axis].to("cpu", torch.float64))
             parts.append(total)
         return torch.cat(parts).float()
+
+    def cached_values(self) -> Tensor:
+        """Returns (U,) float32: the numbers each unit adds to the KV cache for every token."""
+        axes = [self.layout.axis[name] for name in self.axes]
+        return self.sum_entries({axis.name: torch.full((axis.size,), float(axis.cached_values)) for axis in axes})
 
     def sum_weights(self, importance: Callable[[str], Tensor]) -> Tensor:
         """Returns (U,) float32: importance summed over every weight that a unit cuts.

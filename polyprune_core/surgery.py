@@ -65,6 +65,7 @@ class Compactor:
         self.model, self.layout = model, layout
         self._sublayers = [_Sublayer(model, axis) for axis in layout.axes]
         self._buffers: dict[Any, Tensor] = {}
+        self._active = False
 
     def __enter__(self) -> Compactor:
         try:
@@ -73,9 +74,11 @@ class Compactor:
         except BaseException:
             self.__exit__()
             raise
+        self._active = True
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._active = False
         for sublayer in self._sublayers:
             sublayer.detach()
         self._buffers.clear()
@@ -90,6 +93,18 @@ class Compactor:
         finally:
             for sublayer in self._sublayers:
                 sublayer.keep(None)
+
+    @contextmanager
+    def paused(self) -> Iterator[nn.Module]:
+        """Runs the block with the untouched model, for instance to time it; also outside of the context."""
+        active = self._active
+        if active:
+            self.__exit__()
+        try:
+            yield self.model
+        finally:
+            if active:
+                self.__enter__()
 
     def _buffer(self, slot: str, like: Tensor) -> Tensor:
         key = (slot, like.shape[1:], like.dtype)

@@ -60,6 +60,12 @@ GRID = [
     _option(
         "--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed. [0.2]"
     ),
+    _option(
+        "--budget",
+        type=CommaList(),
+        metavar="LIST",
+        help="Instead: what may be kept, as bytes=200MB, kv-cache=0.7, latency=0.7 or parameters=0.8.",
+    ),
     _option("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks. [0]"),
     _option(
         "--scope",

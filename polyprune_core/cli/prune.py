@@ -29,6 +29,11 @@ ONE = [
         help="What a unit is. [head+channel]",
     ),
     _option("--sparsity", "-s", type=float, metavar="X", help="Fraction of prunable parameters removed. [0.2]"),
+    _option(
+        "--budget",
+        metavar="X",
+        help="Instead: what may be kept, as bytes=200MB, kv-cache=0.7, latency=0.7 or parameters=0.8.",
+    ),
     _option("--seed", type=int, metavar="N", help="Calibration sample and masks. [0]"),
     _option(
         "--scope",

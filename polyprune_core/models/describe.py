@@ -97,6 +97,7 @@ def _axis(model: Any, prefix: str, layer: int, pattern: dict[str, Any], model_ty
         module_parameters=inside - entry_parameters * size + _numel(model, shared),
         outputs=pattern["outputs"],
         config_counts=tuple((field, rows[name] // width // size) for field, name in pattern["config"].items()),
+        cached_values=sum(rows[name] for name in pattern["cache"]) // size,
     )
 
 

@@ -21,6 +21,7 @@ class Axis:
 
     `cuts` end with the reader's weight (dim 1). `entry_parameters` is what one entry costs; `module_parameters` is what
     goes besides when the whole sublayer goes (its norm). `config_counts` are (configuration field, count per entry).
+    `cached_values` is how many numbers one entry adds to the KV cache for every token.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Axis:
     module_parameters: int
     outputs: int
     config_counts: tuple[tuple[str, int], ...]
+    cached_values: int = 0
 
     @property
     def reader_width(self) -> int:
@@ -56,6 +58,11 @@ class ModelLayout:
     def axis(self) -> dict[str, Axis]:
         """Axes by name."""
         return {axis.name: axis for axis in self.axes}
+
+    @property
+    def cached_values(self) -> int:
+        """Numbers in the KV cache for every token and sequence."""
+        return sum(axis.size * axis.cached_values for axis in self.axes)
 
     def of_kind(self, *kinds: str) -> list[Axis]:
         """Axes of the given sublayer kinds, in layer order."""

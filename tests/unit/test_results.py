@@ -169,8 +169,8 @@ def test_a_summary_of_failures_only_has_no_numbers() -> None:
 def test_the_summary_in_json_has_the_fields_that_are_promised() -> None:
     rows = [row("dense"), *(row(kind, seed=seed, nll=3 + seed / 7) for kind in ("start", "search") for seed in (0, 1))]
     dense, start, search = results(*rows).to_json()["summary"]
-    fields = ["kind", "granularity", "initializer", "estimator", "sparsity", "scope", "scale", "n", "failed"]
-    assert list(search) == [*fields, "perplexity_mean", "perplexity_sd", "ci95", "versus"]
+    cell = ["kind", "granularity", "initializer", "estimator", "sparsity", "budget", "scope", "scale"]
+    assert list(search) == [*cell, "n", "failed", "perplexity_mean", "perplexity_sd", "ci95", "versus"]
     assert (dense["n"], start["n"], search["n"]) == (1, 2, 2)
     assert (dense["versus"], start["versus"]) == (None, None)
     assert search["versus"] == {

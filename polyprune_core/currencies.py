@@ -1,0 +1,142 @@
+"""What a target means for a space: each unit's price in the target's currency, and how much of it has to go.
+
+Parameters, bytes and KV cache add up over units, so a target is a price vector and a sparsity for the projection and
+the selection. Latency does not: its sparsity, of parameters, is found by timing smaller models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from polyprune_core.budget import reachable, select
+from polyprune_core.errors import BudgetError
+from polyprune_core.models.layout import ModelLayout
+from polyprune_core.space import MaskSpace
+from polyprune_core.target import Target
+from polyprune_core.types import Selection
+
+LATENCY_STEP = 0.01
+
+
+class Gauge(Protocol):
+    """What only the loaded model can tell."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+
+    def latency(self, space: MaskSpace, selection: Selection) -> float:
+        """The smaller model's time as a fraction of the dense model's, measured on this device."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A target on one space and scope: remove `sparsity` of the prices in `space`.
+
+    `spent` says what a selection comes to, in the target's own terms (a fraction or an amount).
+    """
+
+    target: Target
+    space: MaskSpace
+    sparsity: float
+    spent: Callable[[Selection], float]
+
+
+@dataclass(frozen=True)
+class Currency:
+    """A currency that adds up: each unit's price (U,), and the price of the whole dense model.
+
+    `of_prunable`: a fraction is one of what can be pruned, not of the whole model.
+    """
+
+    price: Callable[[MaskSpace, int], Tensor]
+    whole: Callable[[ModelLayout, int], float]
+    of_prunable: bool = False
+
+
+ADDITIVE = {
+    "parameters": Currency(lambda space, _: space.cost, lambda layout, _: layout.total_parameters, of_prunable=True),
+    "bytes": Currency(
+        lambda space, itemsize: space.cost * itemsize, lambda layout, itemsize: layout.total_parameters * itemsize
+    ),
+    "kv-cache": Currency(
+        lambda space, itemsize: space.cached_values() * itemsize,
+        lambda layout, itemsize: layout.cached_values * itemsize,
+    ),
+}
+
+
+def agree(target: Target, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge) -> Terms:
+    """Returns what `target` means for `space`, every group of units keeping `min_keep`.
+
+    Raises:
+        BudgetError: the model already meets it, or nothing that may be removed can.
+    """
+    if target.currency in ADDITIVE:
+        return _priced(target, ADDITIVE[target.currency], space, scope, min_keep, gauge.itemsize)
+    return _timed(target, space, scope, min_keep, gauge)
+
+
+def _priced(target: Target, currency: Currency, space: MaskSpace, scope: str, min_keep: int, itemsize: int) -> Terms:
+    price = currency.price(space, itemsize).double()
+    priced, prunable, whole = space.priced(price), float(price.sum()), float(currency.whole(space.layout, itemsize))
+    if target.relative:
+        whole = prunable if currency.of_prunable else whole
+        unit = whole
+    else:
+        unit = 1.0
+
+    def left(sparsity: float) -> float:
+        return (whole - sparsity * prunable) / unit if unit else 0.0
+
+    if target.amount >= left(0.0):
+        raise BudgetError(f"budget {target} removes nothing: the dense model has {target.words(left(0.0))}. Give less.")
+    most = reachable(priced, scope, min_keep)
+    if target.sparsity is not None:
+        sparsity = target.sparsity
+    elif target.amount < left(most) * (1 - 1e-12):
+        raise _out_of_reach(target, left(most), space, min_keep)
+    else:
+        sparsity = min(most, (whole - target.amount * unit) / prunable)
+    select(torch.zeros(len(space)), priced, sparsity, scope, min_keep)
+
+    def spent(selection: Selection) -> float:
+        return (whole - float(price[~selection.keep].sum())) / unit
+
+    return Terms(target, priced, sparsity, spent)
+
+
+def _timed(target: Target, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge) -> Terms:
+    """Finds the least sparsity, in steps of one percent, at which a model cut evenly in every layer is fast enough.
+
+    All criteria share what was found, so that their rows stay comparable; each row's own time is measured again.
+    """
+
+    def fraction(steps: int) -> float:
+        return gauge.latency(space, select(torch.zeros(len(space)), space, steps * LATENCY_STEP, "layer", min_keep))
+
+    enough = int(min(reachable(space, scope, min_keep), reachable(space, "layer", min_keep)) / LATENCY_STEP)
+    fastest = fraction(enough) if enough else 1.0
+    if fastest > target.amount:
+        raise _out_of_reach(target, fastest, space, min_keep)
+    too_slow = 0
+    while enough - too_slow > 1:
+        middle = (too_slow + enough) // 2
+        if fraction(middle) > target.amount:
+            too_slow = middle
+        else:
+            enough = middle
+    return Terms(target, space, enough * LATENCY_STEP, lambda selection: gauge.latency(space, selection))
+
+
+def _out_of_reach(target: Target, least: float, space: MaskSpace, min_keep: int) -> BudgetError:
+    advice = "" if target.relative and least > 0.999 else f"{target.at_least(least)} or more, "
+    return BudgetError(
+        f"budget {target} cannot be met: with {min_keep} unit(s) kept in every group of {space.name or 'this space'}, "
+        f"{target.words(least)} is left at least. Use {advice}another --granularity or a lower --min-keep."
+    )
