@@ -107,7 +107,25 @@ Scale = Literal["raw", "zscore", "per-parameter"]
 Budget = Annotated[str, AfterValidator(lambda text: str(Target.parse(text)))]
 
 
-class Comparison(Settings):
+class TaskSettings(BaseModel):
+    """Zero-shot tasks; `tasks_limit` is a number of items of each."""
+
+    tasks: Annotated[tuple[str, ...], Distinct, ManyOrOne] = ()
+    include_path: Path | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    tasks_limit: Positive | None = None
+
+    @model_validator(mode="after")
+    def _for_something(self) -> TaskSettings:
+        alone = [name for name in TaskSettings.model_fields if name != "tasks" and getattr(self, name) is not None]
+        if alone and not self.tasks:
+            raise ConfigError(
+                f"--{alone[0].replace('_', '-')} is about --tasks, of which there are none; give --tasks."
+            )
+        return self
+
+
+class Comparison(Settings, TaskSettings):
     """A grid: every combination of these lists is one or more rows."""
 
     granularity: Annotated[tuple[Spec, ...], Field(min_length=1), Distinct, ManyOrOne] = ("head+channel",)
@@ -169,6 +187,30 @@ class Pruning(Settings):
     def _asked(self) -> dict[str, Any]:
         given = {"sparsity": self.sparsity, "budget": self.budget}
         return {name: (value,) for name, value in given.items() if value is not None}
+
+
+class Examination(TaskSettings):
+    """What `evaluate` is asked to find out about one model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    target: str
+    model: str | None = None
+    reference: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    evaluation: str = "builtin:pydocs"
+    eval_seq_len: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Distinct, ManyOrOne] = (128,)
+    limit: Positive | None = None
+    batch_size: Positive = 8
+    generate: Annotated[tuple[str, ...], ManyOrOne] = ()
+    new_tokens: Positive = 32
+    latency: bool = False
+    latency_batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1), Distinct, ManyOrOne] = (1, 8)
+    prompt_tokens: Annotated[int, Field(ge=8)] = 128
+    turns: Annotated[int, Field(ge=2)] = 5
 
 
 class Cell(BaseModel):
@@ -268,7 +310,7 @@ def cells(config: Comparison) -> list[Cell]:
     return grid
 
 
-def parse(model: type[Settings], values: dict[str, Any]) -> Any:
+def parse(model: type[BaseModel], values: dict[str, Any]) -> Any:
     """Returns `model(**values)`.
 
     Raises:
@@ -283,7 +325,7 @@ def parse(model: type[Settings], values: dict[str, Any]) -> Any:
         raise ConfigError(" ".join(told)) from error
 
 
-def _explain(fault: Any, model: type[Settings]) -> str:
+def _explain(fault: Any, model: type[BaseModel]) -> str:
     name = str(fault["loc"][0]).replace("_", "-")
     if fault["type"] == "extra_forbidden":
         return unknown_name("option", name, [field.replace("_", "-") for field in model.model_fields])

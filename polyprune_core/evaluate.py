@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyprune_core.objective import last_hidden, losses_from_hidden
 from polyprune_core.statistics import exp
@@ -42,18 +42,19 @@ class Evaluator:
     def __init__(self, windows: Tensor, batch_tokens: int = 2048) -> None:
         self.batches = windows.split(max(1, batch_tokens // windows.shape[1]))
         self.dense_hidden: list[Tensor] = []
+        self.dense_head: Any = None
 
-    def dense(self, model: nn.Module, progress: Progress = lambda done, total: None) -> Evaluation:
+    def dense(self, model: Any, progress: Progress = lambda done, total: None) -> Evaluation:
         """Evaluates the dense model and remembers what it predicts."""
-        self.dense_hidden = []
+        self.dense_hidden, self.dense_head = [], model.get_output_embeddings()
         return self._run(model, self.dense_hidden.append, progress)
 
-    def compare(self, model: nn.Module, progress: Progress = lambda done, total: None) -> Evaluation:
-        """Evaluates a pruned model; the language-model head must be the dense model's."""
+    def compare(self, model: Any, progress: Progress = lambda done, total: None) -> Evaluation:
+        """Evaluates a pruned model of the same vocabulary."""
         return self._run(model, None, progress)
 
     @torch.inference_mode()
-    def _run(self, model: nn.Module, remember: Callable[[Tensor], None] | None, progress: Progress) -> Evaluation:
+    def _run(self, model: Any, remember: Callable[[Tensor], None] | None, progress: Progress) -> Evaluation:
         nll = kl = agree = 0.0
         tokens = 0
         for done, ids in enumerate(self.batches):
@@ -64,7 +65,8 @@ class Evaluator:
             if remember:
                 remember(hidden)
             elif self.dense_hidden:
-                divergence, same = _agreement(model, self.dense_hidden[done], hidden)
+                heads = (self.dense_head, model.get_output_embeddings())
+                divergence, same = _agreement(heads, self.dense_hidden[done], hidden)
                 kl, agree = kl + divergence, agree + same
             progress(done + 1, len(self.batches))
         if remember or not self.dense_hidden:
@@ -72,9 +74,8 @@ class Evaluator:
         return Evaluation(nll / tokens, tokens, kl / tokens, agree / tokens)
 
 
-def _agreement(model: Any, dense: Tensor, pruned: Tensor) -> tuple[float, float]:
+def _agreement(heads: tuple[Any, Any], dense: Tensor, pruned: Tensor) -> tuple[float, float]:
     """Returns the summed KL(dense || pruned) in nats and the number of equal top-1 predictions."""
-    head = model.get_output_embeddings()
     pairs = zip(
         dense[:, :-1].flatten(0, 1).split(AGREEMENT_ROWS),
         pruned[:, :-1].flatten(0, 1).split(AGREEMENT_ROWS),
@@ -82,7 +83,7 @@ def _agreement(model: Any, dense: Tensor, pruned: Tensor) -> tuple[float, float]
     )
     kl = same = 0.0
     for rows in pairs:
-        p, q = (torch.log_softmax(head(r), dim=-1, dtype=torch.float32) for r in rows)
+        p, q = (torch.log_softmax(head(r), dim=-1, dtype=torch.float32) for head, r in zip(heads, rows, strict=True))
         kl += float((p.exp() * (p - q)).sum(dtype=torch.float64))
         same += float((p.argmax(-1) == q.argmax(-1)).sum())
     return kl, same

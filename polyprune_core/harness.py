@@ -33,6 +33,7 @@ from polyprune_core.search import SearchOptions, search
 from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
+from polyprune_core.tasks import Tasks, TaskScores
 from polyprune_core.types import Policy, Scores, Selection, Trace
 
 STARTING = {"probabilities", "start_scale", "sigma"}
@@ -76,8 +77,15 @@ class Harness:
     """The model under `compactor`, its texts and its plugins; use inside `with harness.compactor`."""
 
     def __init__(
-        self, loaded: LoadedModel, texts: dict[str, Text], settings: Settings, registry: Registry, reporter: Reporter
+        self,
+        loaded: LoadedModel,
+        texts: dict[str, Text],
+        settings: Settings,
+        registry: Registry,
+        reporter: Reporter,
+        tasks: Tasks | None = None,
     ) -> None:
+        self.tasks = tasks
         self.loaded, self.settings, self.registry = loaded, settings, registry
         self.reporter = reporter
         self.layout = describe(loaded.model)
@@ -86,7 +94,7 @@ class Harness:
         self.calibration_windows = self._windows("calibration", settings.seq_len)
         self.evaluation_windows = evenly_spaced(self._windows("evaluation", settings.eval_seq_len), settings.limit)
         self.evaluator = Evaluator(self.evaluation_windows)
-        self.memory = PeakMemory(loaded.model.device, self.weights_bytes)
+        self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
         self._scores: dict[tuple[str, str, int, Budget | None], tuple[Scores, Cost]] = {}
@@ -113,9 +121,7 @@ class Harness:
             return seconds.prefill + load.new_tokens * seconds.decode
 
         with self.compactor.paused() as dense:
-            scores = Scores(selection.keep.float(), "latency")
-            compact = build_compact(PrunedModel(self.loaded, space, selection, scores))
-            ours, theirs = take_turns([compact, dense], load)
+            ours, theirs = take_turns([self._built(space, selection), dense], load)
         return ratios(ours, theirs, total).median
 
     def terms(self, cell: Cell) -> Terms:
@@ -144,6 +150,24 @@ class Harness:
         _ = self.dense
         with self.compactor.applied(space.axis_keep(selection.keep)):
             return self._evaluate(label, selection)
+
+    def task_scores(self, label: str, space: MaskSpace | None = None, selection: Selection | None = None) -> TaskScores:
+        """Returns the scores of the model that a selection leaves, built as an exporter would, or of the dense one."""
+        if self.tasks is None:
+            return {}
+        with self.reporter.task(f"tasks of {label}", 1), self.compactor.paused() as dense:
+            model = self._built(space, selection) if space and selection else dense
+            scores = self.tasks.run(model, self.loaded.tokenizer, self.settings.batch_size)
+            del model
+            # What the libraries of the tasks keep is no memory of the cells to come.
+            self.memory = self._peak_memory()
+        return scores
+
+    def _peak_memory(self) -> PeakMemory:
+        return PeakMemory(self.loaded.model.device, self.weights_bytes)
+
+    def _built(self, space: MaskSpace, selection: Selection) -> Any:
+        return build_compact(PrunedModel(self.loaded, space, selection, Scores(selection.keep.float(), "selection")))
 
     def space(self, granularity: str) -> MaskSpace:
         """Returns the units of "head+channel" and the like: the units of all its parts."""

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from polyprune_core import __version__
-from polyprune_core.config import Cell
+from polyprune_core.config import Cell, Comparison
 from polyprune_core.models.checkpoint import settings_sha256
 
 Sources = Mapping[str, Mapping[str, str]]
 
 
-def identity(weights: str, folder: Path | None, dtype: str, device: str, texts: Mapping[str, str]) -> dict[str, Any]:
+def identity(
+    config: Comparison, weights: str, folder: Path | None, dtype: str, device: str, texts: Mapping[str, str]
+) -> dict[str, Any]:
     """Returns what all cells of one model on its texts share.
 
     `weights` and `texts` (by role) are SHA-256, `folder` is where the model's configuration and tokenizer lie, `dtype`
@@ -26,7 +28,16 @@ def identity(weights: str, folder: Path | None, dtype: str, device: str, texts: 
         "dtype": dtype,
         "device": device,
         **texts,
+        **_tasks(config),
     }
+
+
+def _tasks(config: Comparison) -> dict[str, Any]:
+    if not config.tasks:
+        return {}
+    from polyprune_core import tasks
+
+    return {"tasks": tasks.identity(config.tasks, config.include_path, config.num_fewshot, config.tasks_limit)}
 
 
 def used_plugins(cell: Cell, sources: Sources) -> dict[str, str]:

@@ -21,6 +21,7 @@ from polyprune_core.progress import Reporter
 from polyprune_core.request import check_plugins
 from polyprune_core.results import Results, Row
 from polyprune_core.store import Store, write_json
+from polyprune_core.tasks import Tasks
 
 
 def compare(
@@ -37,7 +38,7 @@ def compare(
     """
     sources = check_plugins(config, registry)
     harness = open_harness(config, registry, reporter)
-    shared = _identity(harness)
+    shared = _identity(harness, config)
     grid = cells(config)
     plugins = {cell: used_plugins(cell, sources) for cell in grid}
     keys = {cell: cell_id(cell, config, shared | {"plugins": plugins[cell]}) for cell in grid}
@@ -76,6 +77,9 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
         reporter.warn(
             f"{config.evaluation} is used both to calibrate and to evaluate: its perplexities flatter every row"
         )
+    tasks = None
+    if config.tasks:
+        tasks = Tasks(config.tasks, config.include_path, config.num_fewshot, config.tasks_limit)
     with reporter.task(f"reading {config.model}", 0):
         loaded = load_model(
             config.model,
@@ -86,7 +90,7 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
             status=reporter.status,
         )
     with reporter.task("cutting the texts into tokens", 0):
-        harness = Harness(loaded, texts, config, registry, reporter)
+        harness = Harness(loaded, texts, config, registry, reporter, tasks)
     for cell in cells(config) if budgets else ():
         if cell.kind != "dense":
             harness.terms(cell)
@@ -115,7 +119,9 @@ def _run(harness: Harness, cell: Cell, blank: Row, store: Store) -> Row:
             row, trace = _dense_row(blank, harness), None
         else:
             decision = harness.decide(cell, checkpoint)
-            evaluation = harness.evaluate(_label(cell), harness.space(cell.granularity or ""), decision.selection)
+            label, space = _label(cell), harness.space(cell.granularity or "")
+            evaluation = harness.evaluate(label, space, decision.selection)
+            blank = dataclasses.replace(blank, tasks=harness.task_scores(label, space, decision.selection))
             row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
     except PolypruneError as error:
         checkpoint.remove()
@@ -158,6 +164,7 @@ def _dense_row(blank: Row, harness: Harness) -> Row:
         parameters_kept=total,
         parameters_kept_fraction=1.0,
         peak_memory_mb=harness.dense_peak_mb,
+        tasks=harness.task_scores("dense model"),
         **measured,
     )
 
@@ -177,10 +184,10 @@ def _label(cell: Cell) -> str:
     return f"{name}, {cell.asked}, seed {cell.seed}"
 
 
-def _identity(harness: Harness) -> dict[str, Any]:
-    loaded = harness.loaded
+def _identity(harness: Harness, config: Comparison) -> dict[str, Any]:
+    loaded, device = harness.loaded, harness.loaded.model.device.type
     texts = {role: text.sha256 for role, text in harness.texts.items()}
-    return identity(loaded.sha256, loaded.path, str(loaded.model.dtype), loaded.model.device.type, texts)
+    return identity(config, loaded.sha256, loaded.path, str(loaded.model.dtype), device, texts)
 
 
 def _model(harness: Harness) -> dict[str, Any]:

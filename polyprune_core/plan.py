@@ -127,7 +127,7 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
 
     texts: dict[str, str] = {role: load_text(getattr(config, role), role).sha256 for role in ROLES}
     device = pick_device(config.device)
-    shared = identity(weights_sha256(folder), folder, str(pick_dtype(config.dtype, device)), device.type, texts)
+    shared = identity(config, weights_sha256(folder), folder, str(pick_dtype(config.dtype, device)), device.type, texts)
     store, rows, begun, notes = Store(output), {}, set(), []
     for cell in cells(config):
         plugins = used_plugins(cell, sources)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -105,6 +106,23 @@ COLUMNS = (
 )
 
 
+def columns(summaries: Sequence[Summary]) -> list[Column]:
+    """Returns the columns there are: those that every comparison has, and one for each task."""
+    tasks = dict.fromkeys(task for summary in summaries for task in summary.row.tasks)
+    return [*COLUMNS, *(Column(task, functools.partial(_accuracy, task=task)) for task in tasks)]
+
+
+def _accuracy(summary: Summary, task: str) -> str:
+    scores = summary.row.tasks.get(task)
+    return accuracy(scores, next(iter(scores))) if scores else ""
+
+
+def accuracy(scores: Mapping[str, float], metric: str) -> str:
+    """Returns a task's metric with its standard error over items."""
+    stderr = scores.get(f"{metric}_stderr")
+    return f"{scores[metric]:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
+
+
 def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
     """Returns what a row is called; `varied` names the settings that tell rows of this table apart."""
     if row.kind == "dense":
@@ -142,6 +160,7 @@ def caption(results: Results) -> str:
         f"Mean ± sd over n seeds. Against its start: perplexity ratio to the same metric without search, paired "
         f"by seed, with the wider side of its 95 % t interval: ✓ better, ✗ worse, ~ no difference shown. "
         f"∇: needs back-propagation."
+        + (" Tasks: score ± standard error over items." if any(row.tasks for row in results.rows) else "")
     )
 
 
@@ -157,7 +176,7 @@ def varied(results: Results) -> frozenset[str]:
 def table(results: Results, width: int) -> Table:
     """Returns the summary as a rich table; optional columns go, the last first, until `width` columns are enough."""
     summaries, differs = results.summaries(), varied(results)
-    filled = [column for column in COLUMNS if any(map(column.text, summaries))]
+    filled = [column for column in columns(summaries) if any(map(column.text, summaries))]
     optional = [column for column in filled if column.optional]
     for left_out in range(len(optional) + 1):
         shown = [column for column in filled if column not in optional[len(optional) - left_out :]]
@@ -189,19 +208,23 @@ def _section(summary: Summary) -> tuple[str | None, float | None, str | None]:
 def markdown(results: Results, titles: Sequence[str] | None = None) -> str:
     """Returns the summary as a Markdown table with its conditions below; of the columns `titles`, or of all."""
     summaries, differs = results.summaries(), varied(results)
-    chosen = [column for column in COLUMNS if titles is None or column.title in titles]
+    chosen = [column for column in columns(summaries) if titles is None or column.title in titles]
     lines = ["| criterion | " + " | ".join(c.title for c in chosen) + " |", "|---" + "|---:" * len(chosen) + "|"]
     lines += [f"| {label(s.row, differs)} | " + " | ".join(c.text(s) for c in chosen) + " |" for s in summaries]
     return "\n".join([*lines, "", caption(results)])
 
 
 def to_csv(results: Results) -> str:
-    """Returns one line a measured row, every field of the results schema but the plugins."""
-    names = [field.name for field in dataclasses.fields(Row) if field.name != "plugins"]
+    """Returns one line a measured row: the results schema but the plugins, and every metric of every task."""
+    names = [field.name for field in dataclasses.fields(Row) if field.name not in ("plugins", "tasks")]
+    scores = dict.fromkeys((task, metric) for row in results.rows for task in row.tasks for metric in row.tasks[task])
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in results.rows)
+    writer.writerow([*names, *(f"{task} {metric}" for task, metric in scores)])
+    writer.writerows(
+        [*(getattr(row, name) for name in names), *(row.tasks.get(task, {}).get(metric) for task, metric in scores)]
+        for row in results.rows
+    )
     return out.getvalue()
 
 

@@ -19,6 +19,8 @@ SCHEMA = 1
 class Row:
     """One measured cell; `budget` is asked instead of `sparsity`, and `budget_achieved` is in the same terms.
 
+    `tasks` are the metrics of each task with their standard errors over its items, METRIC_stderr.
+
     Perplexity over `eval_tokens` predicted tokens; nll and kl_to_dense in nats per token."""
 
     id: str
@@ -48,6 +50,7 @@ class Row:
     non_finite_losses: int = 0
     status: str = "ok"
     error: str | None = None
+    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
 
 
@@ -155,8 +158,13 @@ def _mean_row(rows: list[Row]) -> Row:
         for name in ("sparsity_achieved", "budget_achieved", "kl_to_dense", "top1_agreement", "search_seconds")
         if (values := [value for row in rows if (value := getattr(row, name)) is not None])
     }
+    tasks = {task: _mean_scores([row.tasks[task] for row in rows if task in row.tasks]) for task in rows[0].tasks}
     peaks = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
-    return dataclasses.replace(rows[0], peak_memory_mb=max(peaks, default=None), **means)
+    return dataclasses.replace(rows[0], peak_memory_mb=max(peaks, default=None), tasks=tasks, **means)
+
+
+def _mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
+    return {metric: sum(one[metric] for one in scores) / len(scores) for metric in scores[0]}
 
 
 def _summary_json(summary: Summary) -> dict[str, Any]:
@@ -175,6 +183,7 @@ def _summary_json(summary: Summary) -> dict[str, Any]:
         "perplexity_mean": perplexity and perplexity.mean,
         "perplexity_sd": perplexity and perplexity.sd,
         "ci95": perplexity and perplexity.ci95,
+        "tasks": row.tasks,
         "versus": versus
         and {"row": "start", "ratio": versus.ratio, "ci95": versus.ci95, "p": versus.p, "verdict": versus.verdict},
     }

@@ -12,6 +12,7 @@ from polyprune_core.cli.options import (
     MODEL,
     OUTPUT,
     SEARCH,
+    TASKS,
     TEXT,
     CommaList,
     _option,
@@ -85,7 +86,7 @@ GRID = [
 
 
 @click.command()
-@options(GRID, MODEL, TEXT, SEARCH, OUTPUT)
+@options(GRID, MODEL, TEXT, TASKS, SEARCH, OUTPUT)
 @click.option(
     "--output",
     "-o",

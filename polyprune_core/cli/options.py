@@ -81,14 +81,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(*names, default=None, **settings)
 
 
-MODEL = [
-    _option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        shell_complete=complete_model,
-        help="Catalogue name, hub id, folder or .gguf file. [smollm2-135m]",
-    ),
+LOADING = [
     _option("--revision", metavar="REV", help="Revision of a hub id."),
     _option("--trust-remote-code", is_flag=True, help="Run modelling code that a checkpoint brings along."),
     _option(
@@ -100,6 +93,27 @@ MODEL = [
     _option(
         "--device", metavar="NAME", shell_complete=words("auto", "cpu", "cuda"), help="auto, cpu or cuda[:i]. [auto]"
     ),
+]
+MODEL = [
+    _option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        shell_complete=complete_model,
+        help="Catalogue name, hub id, folder or .gguf file. [smollm2-135m]",
+    ),
+    *LOADING,
+]
+TASKS = [
+    _option("--tasks", "-t", type=CommaList(), metavar="LIST", help="Tasks of lm-evaluation-harness. [none]"),
+    _option(
+        "--include-path",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder of task files of your own, where paths in them start.",
+    ),
+    _option("--num-fewshot", "-f", type=int, metavar="N", help="Solved items before each one. [as the task says]"),
+    _option("--tasks-limit", type=int, metavar="N", help="Items of each task. [all]"),
 ]
 TEXT = [
     _option(

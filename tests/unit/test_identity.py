@@ -136,8 +136,8 @@ def test_where_a_model_comes_from_and_how_it_was_stored_is_not_what_it_is(folder
 
 def test_the_identity_of_a_model_in_memory_has_no_files() -> None:
     texts = {"calibration": "c", "evaluation": "e"}
-    assert identity("w", None, "torch.float32", "cpu", texts)["settings"] is None
-    assert identity("w", TINY, "torch.float32", "cpu", texts)["settings"] == settings_sha256(TINY)
+    assert identity(Comparison(), "w", None, "torch.float32", "cpu", texts)["settings"] is None
+    assert identity(Comparison(), "w", TINY, "torch.float32", "cpu", texts)["settings"] == settings_sha256(TINY)
 
 
 def test_weights_are_counted_from_the_files_header() -> None:

@@ -252,7 +252,7 @@ def test_markdown_of_chosen_columns_has_those_only() -> None:
 def test_csv_has_every_field_of_every_row_and_reads_back() -> None:
     found = grid(2)
     rows = list(csv.DictReader(io.StringIO(report.to_csv(found))))
-    assert list(rows[0]) == [field.name for field in dataclasses.fields(Row) if field.name != "plugins"]
+    assert list(rows[0]) == [field.name for field in dataclasses.fields(Row) if field.name not in ("plugins", "tasks")]
     assert [r["perplexity"] for r in rows] == [str(r.perplexity) for r in found.rows]
     assert [r["estimator"] for r in rows] == [r.estimator or "" for r in found.rows]
 
@@ -302,3 +302,30 @@ def test_the_mark_beside_a_ratio_is_the_verdict_of_its_interval() -> None:
         assert mark in lines_that_begin_with(printed(found, 160), "wanda → rloo")[0]
     alone = printed(results(row("start"), row("search", estimator="rloo")), 160)
     assert not set("✓✗~") & set(lines_that_begin_with(alone, "wanda → rloo")[0])
+
+
+def with_scores(seed: int, accuracy: float) -> Row:
+    scores = {"facts": {"acc": accuracy, "acc_stderr": 0.05, "items": 60.0}}
+    return dataclasses.replace(row("baseline", seed=seed), tasks=scores)
+
+
+def test_a_task_is_a_column_with_the_mean_over_seeds_and_the_error_over_items() -> None:
+    found = results(row("dense"), with_scores(0, 0.5), with_scores(1, 0.6))
+    text = report.markdown(found)
+    assert "| facts |" in text
+    assert "0.550 ± 0.050" in text
+    assert "standard error over items" in text
+    assert "standard error over items" not in report.markdown(results(row("dense")))
+
+
+def test_csv_has_a_column_for_every_metric_of_a_task() -> None:
+    rows = list(csv.DictReader(io.StringIO(report.to_csv(results(row("dense"), with_scores(0, 0.5))))))
+    assert [r["facts acc"] for r in rows] == ["", "0.5"]
+    assert [r["facts items"] for r in rows] == ["", "60.0"]
+
+
+def test_a_budget_has_a_column_with_what_was_asked_and_what_came_of_it() -> None:
+    pruned = dataclasses.replace(row("baseline"), sparsity=None, budget="bytes=200MB", budget_achieved=198.7e6)
+    text = report.markdown(results(row("dense"), pruned))
+    assert "| bytes=200MB → 198.7MB |" in text
+    assert report.line(pruned).count("budget bytes=200MB") == 1

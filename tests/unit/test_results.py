@@ -170,7 +170,7 @@ def test_the_summary_in_json_has_the_fields_that_are_promised() -> None:
     rows = [row("dense"), *(row(kind, seed=seed, nll=3 + seed / 7) for kind in ("start", "search") for seed in (0, 1))]
     dense, start, search = results(*rows).to_json()["summary"]
     cell = ["kind", "granularity", "initializer", "estimator", "sparsity", "budget", "scope", "scale"]
-    assert list(search) == [*cell, "n", "failed", "perplexity_mean", "perplexity_sd", "ci95", "versus"]
+    assert list(search) == [*cell, "n", "failed", "perplexity_mean", "perplexity_sd", "ci95", "tasks", "versus"]
     assert (dense["n"], start["n"], search["n"]) == (1, 2, 2)
     assert (dense["versus"], start["versus"]) == (None, None)
     assert search["versus"] == {

@@ -1,0 +1,59 @@
+"""`polyprune evaluate`: one model, beside the model it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from polyprune_core.cli.options import LOADING, OUTPUT, TASKS, CommaList, _option, given, options
+
+WHAT = [
+    _option("--model", "-m", metavar="NAME", help="Dense model of a mask file. [the one it names]"),
+    _option("--reference", metavar="NAME", help="Model to compare with; none for none. [the dense model, if known]"),
+]
+TEXT = [
+    _option("--evaluation", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset. [builtin:pydocs]"),
+    _option("--eval-seq-len", type=CommaList(int), metavar="LIST", help="Tokens of an evaluation window. [128]"),
+    _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced. [all]"),
+    _option("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks. [8]"),
+]
+MORE = [
+    click.option("--generate", multiple=True, metavar="PROMPT", help="Show what follows this text; can be repeated."),
+    _option("--new-tokens", type=int, metavar="N", help="Tokens written by --generate and --latency. [32]"),
+    _option("--latency", is_flag=True, help="Time reading a prompt and writing tokens, beside the reference."),
+    _option("--latency-batch-sizes", type=CommaList(int), metavar="LIST", help="Prompts at a time. [1,8]"),
+    _option("--prompt-tokens", type=int, metavar="N", help="Tokens of a prompt; also for MACs and peak memory. [128]"),
+    _option("--turns", type=int, metavar="N", help="Timed turns of each model. [5]"),
+]
+
+
+@click.command()
+@click.argument("target")
+@options(WHAT, LOADING, TEXT, TASKS, MORE, OUTPUT)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+    help="What stdout gets.",
+)
+def evaluate(target: str, config: Path | None, form: str, quiet: bool, **values: Any) -> None:
+    """Evaluate TARGET: a model's name or folder, a pruned model's folder, or a folder of masks.
+
+    Perplexity, agreement with the dense model, size, and what else is asked for.
+    """
+    from polyprune_core.cli.console import TerminalReporter, stderr
+    from polyprune_core.config import Examination, parse
+
+    values["generate"] = values["generate"] or None
+    request = parse(Examination, given(values | {"target": target}, config))
+    reporter = TerminalReporter(stderr(), quiet)
+    reporter.status("loading torch and transformers")
+
+    from polyprune_core import findings
+    from polyprune_core.examine import examine
+
+    findings.write(examine(request, reporter), form, request.generate)

@@ -1,0 +1,142 @@
+"""One model, and beside it the model it was made from: how good, how large, how fast."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from polyprune_core.config import Examination
+from polyprune_core.data import Text, evenly_spaced, load_text, token_windows
+from polyprune_core.environment import environment
+from polyprune_core.errors import ConfigError
+from polyprune_core.evaluate import Evaluation, Evaluator, Progress
+from polyprune_core.findings import Findings, Side, Timing
+from polyprune_core.footprint import footprint
+from polyprune_core.latency import Load, Seconds, Spread, ratios, take_turns
+from polyprune_core.models.progress import quiet
+from polyprune_core.models.sources import LoadedModel
+from polyprune_core.progress import Reporter, Task
+from polyprune_core.subject import Subject, open_reference, open_subject
+from polyprune_core.tasks import Tasks
+
+
+def examine(request: Examination, reporter: Reporter) -> Findings:
+    """Measures what is asked for of `request.target`, and of its reference where there is one.
+
+    Raises:
+        PolypruneError: the model, its reference, a text or a task cannot be had.
+    """
+    tasks = None
+    if request.tasks:
+        tasks = Tasks(request.tasks, request.include_path, request.num_fewshot, request.tasks_limit)
+    text = load_text(request.evaluation, "evaluation")
+    subject = open_subject(request.target, request, reporter, request.model)
+    sides, loaded = [_weighed(subject, request)], [subject.loaded]
+    reference = open_reference(request, subject, reporter)
+    if reference:
+        sides.append(_weighed(reference, request))
+        loaded.append(reference.loaded)
+    sides, windows = _evaluated(sides, loaded, text, request, reporter)
+    if tasks:
+        sides = [
+            dataclasses.replace(side, tasks=_asked(tasks, one, request, reporter))
+            for side, one in zip(sides, loaded, strict=True)
+        ]
+    sides = [
+        dataclasses.replace(
+            side, samples=tuple(_continued(one, prompt, request.new_tokens) for prompt in request.generate)
+        )
+        for side, one in zip(sides, loaded, strict=True)
+    ]
+    load = Load(1, request.prompt_tokens, request.new_tokens, request.turns)
+    sides, compared = _timed(sides, loaded, load, request, reporter) if request.latency else (sides, {})
+    model = subject.loaded.model
+    return Findings(
+        environment=environment(),
+        conditions={
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "text": text.name,
+            "text_sha256": text.sha256,
+            "windows": windows,
+        },
+        load=load,
+        model=sides[0],
+        reference=sides[1] if reference else None,
+        ratios=compared,
+    )
+
+
+def _weighed(subject: Subject, request: Examination) -> Side:
+    loaded = subject.loaded
+    return Side(loaded.name, loaded.sha256, footprint(loaded.model, subject.files, request.prompt_tokens))
+
+
+def _evaluated(
+    sides: list[Side], loaded: list[LoadedModel], text: Text, request: Examination, reporter: Reporter
+) -> tuple[list[Side], str]:
+    """Evaluates the reference first, so that the model is compared with what it predicted."""
+    found: list[dict[int, Evaluation]] = [{} for _ in sides]
+    told = []
+    for seq_len in request.eval_seq_len:
+        windows = evenly_spaced(token_windows(text, loaded[0].tokenizer, seq_len), request.limit)
+        told.append(f"{len(windows)} windows of {seq_len}")
+        evaluator = Evaluator(windows)
+        for index in reversed(range(len(sides))):
+            run = evaluator.dense if index == len(sides) - 1 else evaluator.compare
+            with reporter.task(f"perplexity of {sides[index].name}, {seq_len} tokens", len(evaluator.batches)) as task:
+                found[index][seq_len] = run(loaded[index].model, _shown(task))
+    sides = [dataclasses.replace(side, evaluations=one) for side, one in zip(sides, found, strict=True)]
+    return sides, ", ".join(told)
+
+
+def _shown(task: Task) -> Progress:
+    return lambda done, total: task.update(done)
+
+
+def _asked(tasks: Tasks, loaded: LoadedModel, request: Examination, reporter: Reporter) -> dict[str, dict[str, float]]:
+    with reporter.task(f"tasks of {loaded.name}", 1):
+        return tasks.run(loaded.model, loaded.tokenizer, request.batch_size)
+
+
+@torch.inference_mode()
+def _continued(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
+    """Returns what the model writes after the prompt, taking the likeliest token each time."""
+    inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device)
+    ids = inputs["input_ids"]
+    if not ids.shape[1]:
+        raise ConfigError(f"the prompt {prompt!r} has no token; give --generate some text.")
+    model = loaded.model
+    with quiet():
+        written = model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, use_cache=True
+        )
+    return str(loaded.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _timed(
+    sides: list[Side], loaded: list[LoadedModel], load: Load, request: Examination, reporter: Reporter
+) -> tuple[list[Side], dict[int, Timing]]:
+    times: list[dict[int, Timing]] = [{} for _ in sides]
+    compared: dict[int, Timing] = {}
+    models = [one.model for one in loaded]
+    for batch_size in request.latency_batch_sizes:
+        with reporter.task(f"latency, batch {batch_size}", 1):
+            turns = take_turns(models, dataclasses.replace(load, batch_size=batch_size))
+        for index, own in enumerate(turns):
+            times[index][batch_size] = Timing(
+                Spread.of([one.prefill for one in own]), Spread.of([one.decode for one in own])
+            )
+        if len(turns) > 1:
+            ours, theirs = turns
+            compared[batch_size] = Timing(ratios(ours, theirs, _prefill), ratios(ours, theirs, _decode))
+    return [dataclasses.replace(side, latency=own) for side, own in zip(sides, times, strict=True)], compared
+
+
+def _prefill(seconds: Seconds) -> float:
+    return seconds.prefill
+
+
+def _decode(seconds: Seconds) -> float:
+    return seconds.decode

@@ -1,0 +1,212 @@
+"""What an evaluation found, and how it reads: a table, Markdown, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from polyprune_core import __version__
+from polyprune_core.evaluate import Evaluation
+from polyprune_core.footprint import Footprint
+from polyprune_core.latency import Load, Spread
+from polyprune_core.report import PIPED_WIDTH, accuracy, number
+from polyprune_core.results import finite
+from polyprune_core.tasks import TaskScores
+
+SCHEMA = 1
+PHASES = ("prefill", "decode")
+Fact = tuple[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one batch: `prefill` of the whole prompt, `decode` of one token."""
+
+    prefill: Spread
+    decode: Spread
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model: evaluations by window length, times by batch size, one sample of text a prompt."""
+
+    name: str
+    sha256: str
+    footprint: Footprint
+    evaluations: dict[int, Evaluation] = field(default_factory=dict)
+    tasks: TaskScores = field(default_factory=dict)
+    samples: tuple[str, ...] = ()
+    latency: dict[int, Timing] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A model, its reference if there is one, and the conditions that both share.
+
+    `ratios` are the model's times as a multiple of the reference's, turn by turn, by batch size.
+    """
+
+    environment: dict[str, Any]
+    conditions: dict[str, Any]
+    load: Load
+    model: Side
+    reference: Side | None = None
+    ratios: dict[int, Timing] = field(default_factory=dict)
+
+    @property
+    def sides(self) -> list[Side]:
+        """The model, then the reference."""
+        return [self.model, *([self.reference] if self.reference else [])]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values; a number that is not finite becomes null."""
+        record = dataclasses.asdict(self)
+        for name, side in zip(("model", "reference"), self.sides, strict=False):
+            record[name]["evaluations"] = {length: _evaluation(e) for length, e in side.evaluations.items()}
+        found: dict[str, Any] = finite({"schema": SCHEMA, "polyprune": __version__, **record})
+        return found
+
+    def facts(self) -> list[Fact]:
+        """Returns (what, its value for each side) in table order."""
+        return [*self._quality(), *self._tasks(), *self._weight(), *self._times()]
+
+    def notes(self) -> list[str]:
+        """Returns the conditions, and a plain line for every time that is not shorter than the reference's."""
+        where = self.conditions
+        chip, threads = self.environment["gpu"] or self.environment["cpu"], self.environment["threads"]
+        lines = [
+            f"{where['device']} ({chip}), {where['dtype']}, {threads} thread{'s' * (threads != 1)}, "
+            f"torch {self.environment['torch']}."
+        ]
+        lines.append(f"Perplexity on {where['text']}: {where['windows']}.")
+        if self.model.latency:
+            load = self.load
+            lines.append(
+                f"Times: median (quartiles) of {load.turns} turns after {load.warm_up} to warm up; prompts of "
+                f"{load.prompt_tokens} tokens, {load.new_tokens} tokens written."
+            )
+        return lines + [self._verdict(batch, phase) for batch in self.ratios for phase in PHASES]
+
+    def _quality(self) -> Iterator[Fact]:
+        for length in self.model.evaluations:
+            found = [side.evaluations[length] for side in self.sides]
+            yield f"perplexity, {length} tokens", [number(e.perplexity) for e in found]
+            if self.reference:
+                kl, same = self.model.evaluations[length].kl_to_dense, self.model.evaluations[length].top1_agreement
+                yield f"KL to the reference, {length} tokens", [number(kl, 4), ""]
+                yield f"same top-1, {length} tokens", ["" if same is None else f"{same:.1%}", ""]
+
+    def _tasks(self) -> Iterator[Fact]:
+        for task, scores in self.model.tasks.items():
+            for metric in scores:
+                if "stderr" not in metric and metric != "items":
+                    yield f"{task}, {metric}", [accuracy(side.tasks[task], metric) for side in self.sides]
+
+    def _weight(self) -> Iterator[Fact]:
+        prints = [side.footprint for side in self.sides]
+        yield "parameters", [f"{p.parameters:,}" for p in prints]
+        yield "MB in memory", [number(p.bytes_in_memory / 1e6) for p in prints]
+        yield "MB on disk", [number(None if p.bytes_on_disk is None else p.bytes_on_disk / 1e6) for p in prints]
+        yield "KV-cache bytes per token", [f"{p.kv_cache_bytes_per_token:,.0f}" for p in prints]
+        tokens = prints[0].pass_tokens
+        yield f"MACs, {tokens} tokens", [f"{p.macs / 1e9:.4g} G" for p in prints]
+        yield f"peak MB, {tokens} tokens", [number(p.peak_memory_mb, 1) for p in prints]
+
+    def _times(self) -> Iterator[Fact]:
+        for batch in self.model.latency:
+            for phase, unit in (("prefill", "ms"), ("decode", "ms a token")):
+                spreads = [getattr(side.latency[batch], phase) for side in self.sides]
+                yield f"{phase}, batch {batch}, {unit}", [_milliseconds(spread) for spread in spreads]
+
+    def _verdict(self, batch: int, phase: str) -> str:
+        spread: Spread = getattr(self.ratios[batch], phase)
+        low, high = spread.quartiles
+        outcome = "faster" if high < 1 else "not faster"
+        name = self.reference.name if self.reference else ""
+        return (
+            f"{phase}, batch {batch}: {outcome}, {spread.median:.2f} ({low:.2f} to {high:.2f}) of the time of {name}."
+        )
+
+
+def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    names = ("perplexity", "nll", "tokens", "kl_to_dense", "top1_agreement")
+    return {name: getattr(evaluation, name) for name in names}
+
+
+def _milliseconds(spread: Spread) -> str:
+    low, high = spread.quartiles
+    return f"{spread.median * 1e3:.4g} ({low * 1e3:.4g} to {high * 1e3:.4g})"
+
+
+def write(findings: Findings, form: str, prompts: tuple[str, ...]) -> None:
+    """Prints the findings to stdout as a table, Markdown, CSV or JSON; a table in a pipe is not cut to 80 columns."""
+    console = Console(highlight=False)
+    if form == "table":
+        if not console.is_terminal:
+            console = Console(file=console.file, width=PIPED_WIDTH, highlight=False)
+        console.print(_table(findings))
+        for line in _below(findings, prompts):
+            console.print(escape(line), soft_wrap=True)
+        return
+    texts = {"json": _json, "csv": _csv, "markdown": lambda found: _markdown(found, prompts)}
+    console.file.write(texts[form](findings))
+
+
+def _table(findings: Findings) -> Table:
+    grid = Table(header_style="bold", pad_edge=False, box=SIMPLE_HEAD)
+    grid.add_column("", no_wrap=True)
+    for side in findings.sides:
+        grid.add_column(escape(side.name), justify="right", overflow="fold")
+    for what, values in findings.facts():
+        grid.add_row(escape(what), *map(escape, values))
+    return grid
+
+
+def _below(findings: Findings, prompts: tuple[str, ...]) -> list[str]:
+    lines = findings.notes()
+    for index, prompt in enumerate(prompts):
+        lines += ["", f"> {prompt}"]
+        lines += [f"{side.name}: {side.samples[index]}" for side in findings.sides]
+    return lines
+
+
+def _markdown(findings: Findings, prompts: tuple[str, ...]) -> str:
+    names = [side.name for side in findings.sides]
+    lines = ["| | " + " | ".join(names) + " |", "|---" + "|---:" * len(names) + "|"]
+    lines += [f"| {what} | {' | '.join(values)} |" for what, values in findings.facts()]
+    return "\n".join([*lines, "", "\n\n".join(_below(findings, prompts))]) + "\n"
+
+
+def _csv(findings: Findings) -> str:
+    """One line a number, by its path in the JSON form, with a column for each model."""
+    record = findings.to_json()
+    sides = [dict(_flat(record[name])) for name in ("model", "reference") if record[name]]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["measure", "model", "reference"][: 1 + len(sides)])
+    writer.writerows([path, *(side.get(path) for side in sides)] for path in sides[0])
+    return out.getvalue()
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        yield from _flat(dict(enumerate(value)), path)
+    else:
+        yield path, value
+
+
+def _json(findings: Findings) -> str:
+    return json.dumps(findings.to_json(), indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,76 @@
+"""What a model weighs: parameters, bytes, KV cache, multiply-accumulates, peak memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyprune_core.memory import PeakMemory
+from polyprune_core.seeds import generator
+
+CACHE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """`macs` and `peak_memory_mb` (10^6 bytes) are those of one pass over `pass_tokens` tokens of one sequence.
+
+    `bytes_on_disk` are those of the files that hold the weights or masks; None for a model made in memory.
+    """
+
+    parameters: int
+    bytes_in_memory: int
+    bytes_on_disk: int | None
+    kv_cache_bytes_per_token: float
+    pass_tokens: int
+    macs: int
+    peak_memory_mb: float
+
+
+def footprint(model: Any, files: list[Path], pass_tokens: int) -> Footprint:
+    """Measures a model that is loaded; `files` are what it was read from."""
+    parameters = list(model.parameters())
+    weight_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    ids = torch.randint(int(model.config.vocab_size), (1, pass_tokens), generator=generator(0, "footprint tokens"))
+    macs = _macs(model, ids)
+    memory = PeakMemory(model.device, weight_bytes)
+    memory.restart()
+    with torch.inference_mode():
+        model(input_ids=ids.to(model.device), use_cache=False)
+    peak = memory.megabytes()
+    return Footprint(
+        parameters=sum(p.numel() for p in parameters),
+        bytes_in_memory=weight_bytes,
+        bytes_on_disk=sum(path.stat().st_size for path in files) if files else None,
+        kv_cache_bytes_per_token=_cached_bytes(model, ids[:, :CACHE_TOKENS].to(model.device)),
+        pass_tokens=pass_tokens,
+        macs=macs,
+        peak_memory_mb=peak,
+    )
+
+
+@torch.inference_mode()
+def _cached_bytes(model: Any, ids: Tensor) -> float:
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    held_bytes: int = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    return held_bytes / ids.numel()
+
+
+@torch.inference_mode()
+def _macs(model: Any, ids: Tensor) -> int:
+    """Counts with plain attention: the counter does not see every device's fused kernels."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=ids.to(model.device), use_cache=False)
+    finally:
+        model.set_attn_implementation(usual)
+    return int(counter.get_total_flops() // 2)

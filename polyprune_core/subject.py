@@ -1,0 +1,118 @@
+"""What a name given to `evaluate` stands for: a model, a pruned model's folder, or masks with their dense model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyprune_core.compact import build_compact
+from polyprune_core.config import Examination
+from polyprune_core.errors import ConfigError, ModelError
+from polyprune_core.maskfile import HEADER, TENSORS, MaskFile
+from polyprune_core.models.checkpoint import read_config, weight_files
+from polyprune_core.models.owncode import is_own_code
+from polyprune_core.models.sources import LoadedModel, catalogue, load_model
+from polyprune_core.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to be measured; `files` are what it was read from.
+
+    Its dense model: `dense` where it is loaded already, otherwise what its folder says of it (`origin`: name, sha256).
+    """
+
+    loaded: LoadedModel
+    files: list[Path]
+    dense: LoadedModel | None = None
+    origin: dict[str, Any] | None = None
+
+
+def open_subject(name: str, request: Examination, reporter: Reporter, dense: str | None = None) -> Subject:
+    """Loads what `name` stands for; `dense` is the dense model of a mask file, if not the one that it names.
+
+    Raises:
+        ConfigError: `dense` was given for something that is no mask file.
+        ModelError: it cannot be found or read.
+    """
+    path = Path(os.path.expanduser(name))
+    folder = path.parent if path.name in (HEADER, TENSORS) else path
+    if name not in catalogue() and (folder / HEADER).is_file():
+        return _from_masks(name, folder, dense, request, reporter)
+    if dense is not None:
+        raise ConfigError(
+            f"--model {dense} names the dense model of a mask file, but {name} is no folder of masks. To compare the "
+            "two, give --reference."
+        )
+    trust = request.trust_remote_code or (path.is_dir() and is_own_code(path))
+    loaded = _load(name, request, reporter, request.revision if name == request.target else None, trust)
+    made = read_config(loaded.path).get("polyprune") if loaded.path else None
+    origin = made.get("base") if isinstance(made, dict) else None
+    return Subject(loaded, _files(loaded), origin=origin if isinstance(origin, dict) else None)
+
+
+def open_reference(request: Examination, subject: Subject, reporter: Reporter) -> Subject | None:
+    """Returns the model to compare with: the one asked for, or else the dense model where it can be had.
+
+    Raises:
+        ConfigError: it has another vocabulary.
+    """
+    if request.reference == "none":
+        return None
+    if request.reference is not None:
+        found = open_subject(request.reference, request, reporter)
+    else:
+        dense = subject.dense or (_origin(subject.origin, request, reporter) if subject.origin else None)
+        if dense is None:
+            return None
+        found = Subject(dense, _files(dense))
+    theirs, ours = found.loaded.model.config.vocab_size, subject.loaded.model.config.vocab_size
+    if theirs != ours:
+        raise ConfigError(
+            f"{found.loaded.name} has a vocabulary of {theirs}, {subject.loaded.name} one of {ours}: they cannot be "
+            "compared. Give the dense model as --reference, or none."
+        )
+    return found
+
+
+def _from_masks(name: str, folder: Path, dense: str | None, request: Examination, reporter: Reporter) -> Subject:
+    masks = MaskFile.read(folder)
+    revision = masks.recipe.get("revision") if dense is None else request.revision
+    base = _load(dense or masks.base_name, request, reporter, revision, request.trust_remote_code)
+    pruned = masks.apply(base)
+    model = build_compact(pruned)
+    model.config.use_cache = False
+    identity = hashlib.sha256(base.sha256.encode() + bytes(pruned.selection.keep.tolist())).hexdigest()
+    loaded = LoadedModel(name, model, base.tokenizer, identity, base.path)
+    return Subject(loaded, [folder / HEADER, folder / TENSORS], dense=base)
+
+
+def _origin(origin: dict[str, Any], request: Examination, reporter: Reporter) -> LoadedModel | None:
+    name = str(origin.get("name"))
+    try:
+        found = _load(name, request, reporter, None, request.trust_remote_code)
+    except ModelError as error:
+        reporter.status(f"nothing to compare with: {error} Give the dense model as --reference.")
+        return None
+    if found.sha256 != origin.get("sha256"):
+        reporter.warn(f"{name} here has other weights than those that were pruned; give the right ones as --reference")
+        return None
+    return found
+
+
+def _load(name: str, request: Examination, reporter: Reporter, revision: str | None, trust: bool) -> LoadedModel:
+    return load_model(
+        name,
+        dtype=request.dtype,
+        device=request.device,
+        revision=revision,
+        trust_remote_code=trust,
+        status=reporter.status,
+    )
+
+
+def _files(loaded: LoadedModel) -> list[Path]:
+    return weight_files(loaded.path) if loaded.path else []
