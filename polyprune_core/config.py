@@ -15,6 +15,7 @@ from polyprune_core.target import Target
 
 Spec = Annotated[str, AfterValidator(lambda spec: _normal(spec))]
 Positive = Annotated[int, Field(gt=0)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 ManyOrOne = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
 
@@ -49,7 +50,7 @@ class Settings(BaseModel):
     model: str = "smollm2-135m"
     revision: str | None = None
     trust_remote_code: bool = False
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     device: str = "auto"
     calibration: str = "builtin:pydocs"
     evaluation: str = "builtin:pydocs"
@@ -199,7 +200,7 @@ class Examination(TaskSettings):
     reference: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     device: str = "auto"
     evaluation: str = "builtin:pydocs"
     eval_seq_len: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Distinct, ManyOrOne] = (128,)
@@ -211,6 +212,21 @@ class Examination(TaskSettings):
     latency_batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1), Distinct, ManyOrOne] = (1, 8)
     prompt_tokens: Annotated[int, Field(ge=8)] = 128
     turns: Annotated[int, Field(ge=2)] = 5
+
+
+class Export(BaseModel):
+    """A decision to write out: `source` is a folder of masks, a results store or a cell's file in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    source: Path
+    exporter: str = "huggingface"
+    cell: str | None = None
+    model: str | None = None
+    trust_remote_code: bool = False
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    verify: bool = False
 
 
 class Cell(BaseModel):

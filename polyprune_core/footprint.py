@@ -12,20 +12,19 @@ from torch import Tensor
 from polyprune_core.memory import PeakMemory
 from polyprune_core.seeds import generator
 
-CACHE_TOKENS = 8
-
 
 @dataclass(frozen=True)
 class Footprint:
     """`macs` and `peak_memory_mb` (10^6 bytes) are those of one pass over `pass_tokens` tokens of one sequence.
 
-    `bytes_on_disk` are those of the files that hold the weights or masks; None for a model made in memory.
+    `kv_cache_bytes_per_token` is what one token adds, as long as no sliding window is full. `bytes_on_disk` are those
+    of the files that hold the weights or masks; None for a model made in memory.
     """
 
     parameters: int
     bytes_in_memory: int
     bytes_on_disk: int | None
-    kv_cache_bytes_per_token: float
+    kv_cache_bytes_per_token: int
     pass_tokens: int
     macs: int
     peak_memory_mb: float
@@ -46,7 +45,7 @@ def footprint(model: Any, files: list[Path], pass_tokens: int) -> Footprint:
         parameters=sum(p.numel() for p in parameters),
         bytes_in_memory=weight_bytes,
         bytes_on_disk=sum(path.stat().st_size for path in files) if files else None,
-        kv_cache_bytes_per_token=_cached_bytes(model, ids[:, :CACHE_TOKENS].to(model.device)),
+        kv_cache_bytes_per_token=_cached_bytes(model, ids[:, :1].to(model.device)),
         pass_tokens=pass_tokens,
         macs=macs,
         peak_memory_mb=peak,
@@ -54,11 +53,10 @@ def footprint(model: Any, files: list[Path], pass_tokens: int) -> Footprint:
 
 
 @torch.inference_mode()
-def _cached_bytes(model: Any, ids: Tensor) -> float:
+def _cached_bytes(model: Any, ids: Tensor) -> int:
     cache = model(input_ids=ids, use_cache=True).past_key_values
     held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    held_bytes: int = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    return held_bytes / ids.numel()
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from polyprune_core import __version__
 from polyprune_core.cli.compare import compare
 from polyprune_core.cli.completion import completion
 from polyprune_core.cli.evaluate import evaluate
+from polyprune_core.cli.export import export
 from polyprune_core.cli.plugins import plugins
 from polyprune_core.cli.prune import prune
 from polyprune_core.errors import PolypruneError
@@ -27,7 +28,7 @@ def cli() -> None:
     """Structural pruning of language models: every criterion through one harness."""
 
 
-for command in (compare, prune, evaluate, plugins, completion):
+for command in (compare, prune, evaluate, export, plugins, completion):
     cli.add_command(command)
 
 

@@ -81,8 +81,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(*names, default=None, **settings)
 
 
-LOADING = [
-    _option("--revision", metavar="REV", help="Revision of a hub id."),
+LOADING_LOCAL = [
     _option("--trust-remote-code", is_flag=True, help="Run modelling code that a checkpoint brings along."),
     _option(
         "--dtype",
@@ -93,6 +92,10 @@ LOADING = [
     _option(
         "--device", metavar="NAME", shell_complete=words("auto", "cpu", "cuda"), help="auto, cpu or cuda[:i]. [auto]"
     ),
+]
+LOADING = [
+    _option("--revision", metavar="REV", help="Revision of a hub id."),
+    *LOADING_LOCAL,
 ]
 MODEL = [
     _option(

@@ -108,7 +108,10 @@ sys.exit(f"loaded: {sorted(heavy & sys.modules.keys())}")
 """
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "compare --help", "prune --help", "plugins list"])
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "--version", "compare --help", "prune --help", "evaluate --help", "export --help", "plugins list"],
+)
 def test_no_heavy_library_is_loaded_for(command: str) -> None:
     run = piped(*command.split(), program=WATCHED)
     assert run.stderr == "loaded: []\n"
@@ -120,7 +123,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert polyprune("--version") == (0, f"polyprune, version {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["compare"], ["prune"], ["plugins"]])
+@pytest.mark.parametrize("command", [[], ["compare"], ["prune"], ["evaluate"], ["export"], ["plugins"]])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_is_on_stdout_and_is_not_cut(command: list[str], flag: str) -> None:
     status, out, err = polyprune(*command, flag)

@@ -1,0 +1,47 @@
+"""`polyprune export`: what was decided before, in another format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from polyprune_core.cli.options import LOADING_LOCAL, OUTPUT, _option, given, options
+
+WHAT = [
+    _option("--exporter", metavar="NAME", help="What to write: an exporter of plugins list. [huggingface]"),
+    _option("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do."),
+    _option("--verify", is_flag=True, help="Read it back and compare its logits with the model in memory."),
+    _option("--model", "-m", metavar="NAME", help="Dense model. [the one that the masks or the store name]"),
+]
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@options(WHAT, LOADING_LOCAL, OUTPUT)
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="New folder for the pruned model.")
+@click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Stdout."
+)
+def export(
+    source: Path, config: Path | None, output: Path, overwrite: bool, form: str, quiet: bool, **values: Any
+) -> None:
+    """Write what SOURCE decided: a folder of masks, a results store with --cell, or the file of one cell."""
+    from polyprune_core.cli.console import TerminalReporter, show_problems, stderr
+    from polyprune_core.config import Export, parse
+    from polyprune_core.plugins.registry import load_registry
+
+    console = stderr()
+    request = parse(Export, given(values | {"source": source}, config))
+    registry = load_registry()
+    show_problems(registry, console)
+    reporter = TerminalReporter(console, quiet)
+    reporter.status("loading torch and transformers")
+
+    from polyprune_core.export import export as run
+
+    exported = run(request, registry, output, overwrite, reporter)
+    click.echo(json.dumps(exported.to_json(), indent=1) if form == "json" else "\n".join(exported.lines()))

@@ -1,0 +1,146 @@
+"""A decision that was made before, written out: masks or a finished cell, in any exporter's format."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyprune_core import __version__
+from polyprune_core.artefact import PrunedModel
+from polyprune_core.compact import build_compact
+from polyprune_core.config import Export
+from polyprune_core.data import load_text, token_windows
+from polyprune_core.environment import environment
+from polyprune_core.errors import ModelError
+from polyprune_core.finished import FinishedCell, find_cell
+from polyprune_core.folder import RECORD, check_output, whole_folder
+from polyprune_core.maskfile import HEADER, TENSORS, MaskFile
+from polyprune_core.models.sources import LoadedModel, load_model
+from polyprune_core.plugins.registry import Registry
+from polyprune_core.progress import Reporter
+from polyprune_core.store import write_json
+from polyprune_core.types import ExportReport
+
+WINDOWS, WINDOW = 4, 64
+# Kept slices may be laid out in memory otherwise than they were, so that sums are rounded in another order.
+ROUNDINGS = 16
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The logits of the model read back beside those of the model in memory, over `tokens` positions."""
+
+    tokens: int
+    largest_difference: float
+    largest_logit: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written; `verification` where it was asked for."""
+
+    report: ExportReport
+    verification: Verification | None
+
+    def lines(self) -> list[str]:
+        """Returns it for people."""
+        report, seen = self.report, self.verification
+        lines = [f"{report.path} ({report.format})", f"  parameters  {report.parameters:,}"]
+        lines.append(f"  on disk     {report.bytes / 1e6:.1f} MB")
+        if seen:
+            lines.append(
+                f"  read back   largest difference of a logit {seen.largest_difference:.3g} (largest logit "
+                f"{seen.largest_logit:.3g}), same top-1 {seen.top1_agreement:.1%} of {seen.tokens} positions"
+            )
+        return [*lines, "", *report.reload.strip().replace("(DIR", f"({str(report.path)!r}").splitlines()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it for scripts; no path of this machine."""
+        record = dataclasses.asdict(self)
+        record["report"]["path"] = self.report.path.name
+        return {"polyprune": __version__, "environment": environment(), **record}
+
+
+def export(request: Export, registry: Registry, output: Path, overwrite: bool, reporter: Reporter) -> Exported:
+    """Writes what `request.source` decided to `output`, which appears whole or not at all.
+
+    Raises:
+        PolypruneError: there is no such decision or model, the folder cannot be written, or what is read back from it
+            is not the model that was written.
+    """
+    source = _source(request)
+    exporter = registry.build("exporter", request.exporter)
+    output = check_output(output, overwrite)
+    if isinstance(source, FinishedCell):
+        base = _dense(request, source.model, source.revision, reporter)
+        pruned = source.apply(base, registry)
+    else:
+        base = _dense(request, source.base_name, source.recipe.get("revision"), reporter)
+        pruned = source.apply(base)
+    with whole_folder(output) as folder:
+        report = exporter.export(pruned, folder)
+        verification = None
+        if request.verify:
+            again = exporter.load(folder, dtype=_dtype(base), device=str(base.model.device))
+            verification = verify(pruned, again)
+        exported = Exported(dataclasses.replace(report, path=output), verification)
+        write_json(folder / RECORD, exported.to_json())
+    return exported
+
+
+@torch.inference_mode()
+def verify(pruned: PrunedModel, again: LoadedModel) -> Verification:
+    """Compares the logits of the model in memory and of the one read back on a little text.
+
+    Raises:
+        ModelError: they differ by more than rounding in their dtype explains.
+    """
+    text = load_text("builtin:pydocs", "evaluation")
+    ids = token_windows(text, pruned.base.tokenizer, WINDOW)[:WINDOWS].to(pruned.base.model.device)
+    ours, theirs = (
+        model(input_ids=ids, use_cache=False).logits.float() for model in (build_compact(pruned), again.model)
+    )
+    if ours.shape != theirs.shape:
+        raise ModelError(f"the model read back gives logits of shape {tuple(theirs.shape)}, not {tuple(ours.shape)}.")
+    found = Verification(
+        tokens=ids.numel(),
+        largest_difference=float((ours - theirs).abs().max()),
+        largest_logit=float(ours.abs().max()),
+        top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
+    )
+    allowed = ROUNDINGS * torch.finfo(pruned.base.model.dtype).eps * found.largest_logit
+    if not found.largest_difference <= allowed:
+        raise ModelError(
+            f"the model read back is another one: a logit differs by {found.largest_difference:.3g}, where rounding "
+            f"explains {allowed:.3g} (same top-1 at {found.top1_agreement:.1%}). Nothing was written; report this to "
+            "the exporter's author."
+        )
+    return found
+
+
+def _source(request: Export) -> MaskFile | FinishedCell:
+    path = request.source
+    folder = path.parent if path.name in (HEADER, TENSORS) else path
+    if (folder / HEADER).is_file():
+        return MaskFile.read(folder)
+    return find_cell(path, request.cell)
+
+
+def _dense(request: Export, name: str, revision: str | None, reporter: Reporter) -> LoadedModel:
+    return load_model(
+        request.model or name,
+        dtype=request.dtype,
+        device=request.device,
+        revision=None if request.model else revision,
+        trust_remote_code=request.trust_remote_code,
+        status=reporter.status,
+    )
+
+
+def _dtype(loaded: LoadedModel) -> str:
+    return str(loaded.model.dtype).removeprefix("torch.")

@@ -1,0 +1,131 @@
+"""A finished cell of a results store as a decision: which units of which model stay.
+
+CELL.json holds the row; CELL.safetensors beside it `keep`, one bit a unit, `scores` (U,) float32, and in its header
+`run`, the comparison that made it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyprune_core.artefact import PrunedModel
+from polyprune_core.errors import ConfigError, ModelError
+from polyprune_core.models.describe import describe
+from polyprune_core.models.sources import LoadedModel
+from polyprune_core.plugins.registry import Registry
+from polyprune_core.report import label
+from polyprune_core.results import Row
+from polyprune_core.space import MaskSpace
+from polyprune_core.store import Store
+from polyprune_core.types import Scores, Selection
+
+RECIPE = ("granularity", "initializer", "estimator", "sparsity", "budget", "seed", "scope", "scale")
+LISTED = 8
+
+
+@dataclass(frozen=True)
+class FinishedCell:
+    """A row and what it kept of the units (U,); `config` is that of its comparison, `sha256` of its dense weights."""
+
+    row: Row
+    keep: Tensor
+    scores: Tensor
+    config: dict[str, Any]
+    sha256: str
+
+    @property
+    def model(self) -> str:
+        """What to load the dense model by."""
+        return str(self.config["model"])
+
+    @property
+    def revision(self) -> str | None:
+        """The dense model's revision on the hub, if one was asked for."""
+        return self.config.get("revision")
+
+    def apply(self, base: LoadedModel, registry: Registry) -> PrunedModel:
+        """Returns the pruned model.
+
+        Raises:
+            ModelError: `base` is not the model that the cell is of, or its units are not those of the cell.
+        """
+        if base.sha256 != self.sha256:
+            raise ModelError(
+                f"cell {self.row.id} is of {self.model} with weights sha256 {self.sha256}, but {base.name} has "
+                f"{base.sha256}. Give the model that it was made from as --model."
+            )
+        layout, granularity = describe(base.model), self.row.granularity or ""
+        parts = [registry.build("granularity", part).groups(layout) for part in granularity.split("+")]
+        space = MaskSpace(layout, [group for groups in parts for group in groups], granularity)
+        if len(space) != len(self.keep):
+            raise ModelError(
+                f"cell {self.row.id} decided about {len(self.keep)} units, but {granularity} finds {len(space)} in "
+                f"{base.name}: the plugin has changed since. Run the comparison again."
+            )
+        selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
+        source = self.row.estimator or self.row.initializer or ""
+        recipe = {name: getattr(self.row, name) for name in RECIPE}
+        recipe |= {"revision": self.revision, "min_keep": self.config.get("min_keep", 1)}
+        return PrunedModel(base, space, selection, Scores(self.scores, source), None, recipe)
+
+
+def find_cell(path: Path, cell: str | None) -> FinishedCell:
+    """Returns the cell of a store that `cell`, the beginning of its id, names; `path` is the store or a cell's file.
+
+    Raises:
+        ConfigError: there is no such store or cell, more than one, or it holds no decision.
+    """
+    if path.suffix == ".json" and path.parent.name == "cells":
+        path, cell = path.parent.parent, path.stem
+    if not (path / "cells").is_dir():
+        raise ConfigError(f"{path} is no folder of masks and no results store; give one of the two, or a cell's file.")
+    store = Store(path)
+    rows = [store.read(file.stem) for file in sorted(store.cells.glob("*.json"))]
+    pruned = [row for row in rows if row and row.kind != "dense" and row.status == "ok"]
+    found = [row for row in pruned if row.id.startswith(cell or "")]
+    if len(found) != 1:
+        which = f"{path} has {len(pruned)} pruned cells"
+        if cell:
+            which = f"{len(found)} cells of {path} begin with {cell!r}"
+        listed = [_told(row) for row in found or pruned]
+        shown = ", ".join(listed[:LISTED]) + (f" and {len(listed) - LISTED} more" if len(listed) > LISTED else "")
+        raise ConfigError(f"{which}; give one with --cell: {shown or 'there is none'}.")
+    return _read(store, found[0])
+
+
+def _told(row: Row) -> str:
+    asked = row.budget or f"sparsity {row.sparsity:g}"
+    return f"{row.id} ({label(row, frozenset({'granularity', 'scope', 'scale'}))}, {asked}, seed {row.seed})"
+
+
+def _read(store: Store, row: Row) -> FinishedCell:
+    from safetensors import SafetensorError, safe_open
+
+    path = store.cells / f"{row.id}.safetensors"
+    try:
+        with safe_open(path, "np") as file:
+            run: dict[str, Any] = json.loads((file.metadata() or {})["run"])
+            scores, bits = file.get_tensor("scores"), file.get_tensor("keep")
+        return FinishedCell(
+            row=row,
+            keep=torch.from_numpy(np.unpackbits(bits, count=len(scores))).bool(),
+            scores=torch.from_numpy(scores),
+            config=run["config"],
+            sha256=str(run["model"]["sha256"]),
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"cell {row.id} of {store.folder} holds no decision; delete {row.id}.json and run it again."
+        ) from error
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(
+            f"{path} does not hold what was decided ({reason}). Delete it and run the cell again."
+        ) from error

@@ -1,0 +1,166 @@
+"""`polyprune export`: masks and finished cells in another format, proved by reading back, refused where they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from commandline import Run, polyprune
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+
+from polyprune_core.maskfile import MaskFile
+from polyprune_core.models.sources import load_model
+from polyprune_core.pydocs import calibration_text, evaluation_text
+from polyprune_plugins.exporters.huggingface import HuggingFace
+
+SMALL = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
+SMALL += ("--batch-size", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_short_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("texts"))
+        Path("learn.txt").write_text(calibration_text()[:20_000], "utf-8")
+        Path("test.txt").write_text(evaluation_text()[:20_000], "utf-8")
+        yield
+
+
+@pytest.fixture(scope="module")
+def masks() -> Path:
+    run = polyprune("prune", *SMALL, "-s", "0.3", "--scope", "global", "--exporter", "masks", "-o", "masks")
+    assert run.status == 0, run.err
+    return Path("masks").resolve()
+
+
+@pytest.fixture(scope="module")
+def store(masks) -> Path:
+    """A store of two cells of which one holds what it decided: what the masks did."""
+    grid = ("--baselines", "wanda,magnitude", "-s", "0.3", "--scope", "global")
+    run = polyprune("compare", *SMALL, *grid, "-o", "runs", "--format", "json")
+    assert run.status == 0, run.err
+    _, wanda, _ = run.rows
+    decided = MaskFile.read(masks)
+    record: dict[str, Any] = json.loads(run.out)
+    save_file(
+        {"scores": decided.scores.values.numpy(), "keep": np.packbits(decided.keep.numpy())},
+        Path("runs") / "cells" / f"{wanda['id']}.safetensors",
+        {"run": json.dumps({"config": record["config"], "model": record["model"]})},
+    )
+    return Path("runs").resolve()
+
+
+def export(source: object, output: object, *more: object) -> Run:
+    return polyprune("export", source, "-o", output, *more, "-q")
+
+
+def refused(run: Run, output: Path, *parts: str) -> None:
+    assert run.status == 2, run.err
+    assert run.out == ""
+    assert not output.exists()
+    (complaint,) = [line for line in run.err.splitlines() if line.startswith("polyprune: ")]
+    for part in parts:
+        assert part in complaint
+
+
+def wanda_cell(store: Path) -> str:
+    (path,) = (store / "cells").glob("*.safetensors")
+    return path.stem
+
+
+def test_masks_become_the_model_that_prune_would_have_written(masks, tmp_path) -> None:
+    run = export(masks, tmp_path / "new", "--verify")
+    assert run.status == 0, run.err
+    assert "same top-1 100.0% of 256 positions" in run.out
+    whole = polyprune("prune", *SMALL, "-s", "0.3", "--scope", "global", "-o", tmp_path / "whole")
+    assert whole.status == 0
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("new", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize("how", ["the beginning of its id", "its file"])
+def test_a_finished_cell_becomes_a_model(masks, store, tmp_path, how) -> None:
+    cell = wanda_cell(store)
+    source = (store, "--cell", cell[:6]) if how != "its file" else (store / "cells" / f"{cell}.json",)
+    run = export(source[0], tmp_path / "new", *source[1:], "--verify", "--format", "json")
+    assert run.status == 0, run.err
+    assert json.loads(run.out)["verification"]["top1_agreement"] == 1.0
+    assert export(masks, tmp_path / "same").status == 0
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("new", "same"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_cell_goes_to_masks_and_those_to_another_budget(store, tmp_path) -> None:
+    cell = wanda_cell(store)
+    assert export(store, tmp_path / "masks", "--cell", cell, "--exporter", "masks", "--verify").status == 0
+    more = ("--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--evaluation", "test.txt")
+    run = polyprune(
+        *("prune", "--from-masks", tmp_path / "masks", *more, "--calibration", "learn.txt"),
+        *("--budget", "kv-cache=0.5", "-o", tmp_path / "half"),
+    )
+    assert run.status == 0, run.err
+    assert "kv-cache=0.5 asked, 0.5 achieved" in run.out
+    found = json.loads((tmp_path / "half" / "polyprune.json").read_text("utf-8"))
+    assert (found["budget"], found["budget_achieved"]) == ("kv-cache=0.5", 0.5)
+
+
+def test_a_model_that_reads_back_as_another_is_not_left_behind(masks, tmp_path) -> None:
+    real = HuggingFace.load
+
+    def broken(self, path, **settings):
+        loaded = real(self, path, **settings)
+        next(loaded.model.parameters()).data.mul_(1.5)
+        return loaded
+
+    with mock.patch.object(HuggingFace, "load", broken):
+        refused(export(masks, tmp_path / "new", "--verify"), tmp_path / "new", "is another one", "a logit differs by")
+        assert export(masks, tmp_path / "unseen").status == 0
+
+
+def test_a_folder_with_something_in_it_is_replaced_only_when_told_to(masks, tmp_path) -> None:
+    assert export(masks, tmp_path / "new").status == 0
+    assert export(masks, tmp_path / "new").status == 2
+    assert export(masks, tmp_path / "new", "--exporter", "masks", "--overwrite").status == 0
+    assert (tmp_path / "new" / "masks.json").is_file()
+
+
+def test_what_cannot_be_exported_is_refused(masks, store, tmp_path, tiny) -> None:
+    new, wanda = tmp_path / "new", wanda_cell(store)
+    (other,) = {path.stem for path in (store / "cells").glob("*.json")} - {wanda} - _dense(store)
+    refused(export(tmp_path, new), new, "no folder of masks and no results store")
+    refused(export(store, new), new, "has 2 pruned cells", "--cell", wanda, "magnitude")
+    refused(export(store, new, "--cell", "zzz"), new, "0 cells", "begin with 'zzz'", wanda)
+    refused(export(store, new, "--cell", other), new, "holds no decision", "run it again")
+    refused(export(masks, new, "--exporter", "gold"), new, "no exporter named 'gold'")
+    tiny("llama").save_pretrained(tmp_path / "another")
+    tokenizer = load_model("tiny").path / "tokenizer.json"
+    (tmp_path / "another" / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    run = export(store, new, "--cell", wanda, "--model", tmp_path / "another")
+    assert run.status == 2
+    assert not new.exists()
+
+
+def _dense(store: Path) -> set[str]:
+    cells = (store / "cells").glob("*.json")
+    return {path.stem for path in cells if json.loads(path.read_text("utf-8"))["row"]["kind"] == "dense"}
+
+
+def test_a_decision_that_is_cut_short_is_refused(store, tmp_path) -> None:
+    path = store / "cells" / f"{wanda_cell(store)}.safetensors"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[: len(whole) // 2])
+        refused(
+            export(store, tmp_path / "new", "--cell", path.stem), tmp_path / "new", "does not hold what was decided"
+        )
+    finally:
+        path.write_bytes(whole)
