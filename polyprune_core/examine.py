@@ -79,7 +79,10 @@ def _evaluated(
     """Evaluates the reference first, so that the model is compared with what it predicted."""
     found: list[dict[int, Evaluation]] = [{} for _ in sides]
     told = []
+    longest = getattr(loaded[0].model.config, "max_position_embeddings", None)
     for seq_len in request.eval_seq_len:
+        if longest and seq_len > longest:
+            reporter.warn(f"windows of {seq_len} tokens are longer than the {longest} that the model was made for")
         windows = evenly_spaced(token_windows(text, loaded[0].tokenizer, seq_len), request.limit)
         told.append(f"{len(windows)} windows of {seq_len}")
         evaluator = Evaluator(windows)

@@ -15,7 +15,7 @@ MEGABYTE = 1_000_000
 class PeakMemory:
     """Measures from `restart()` on: device memory on a GPU, else resident memory of the process.
 
-    Of resident memory, what the process held besides the `model_bytes` of the loaded model when this was made (the
+    What was held besides the `model_bytes` of the loaded model when this was made (another model; on a CPU also the
     interpreter, its libraries, the tokenized texts) is subtracted. A Linux kernel lets a process restart its own
     high-water mark; elsewhere the mark is that of the whole process.
     """
@@ -23,7 +23,9 @@ class PeakMemory:
     def __init__(self, device: torch.device, model_bytes: int) -> None:
         self.device = device
         _trim()
-        self.baseline = psutil.Process().memory_info().rss - model_bytes
+        on_gpu = device.type == "cuda"
+        held = torch.cuda.memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
+        self.baseline = held - model_bytes
 
     def restart(self) -> None:
         """Forgets earlier peaks, and hands freed memory that the allocator still holds back to the system."""
@@ -36,9 +38,9 @@ class PeakMemory:
 
     def megabytes(self) -> float:
         """Returns the peak since `restart()` in MB (10^6 bytes)."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / MEGABYTE
-        return float(max(0, _resident_peak() - self.baseline)) / MEGABYTE
+        on_gpu = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) if on_gpu else _resident_peak()
+        return float(max(0, peak - self.baseline)) / MEGABYTE
 
 
 def _trim() -> None:

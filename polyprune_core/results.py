@@ -17,11 +17,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One measured cell; `budget` is asked instead of `sparsity`, and `budget_achieved` is in the same terms.
+    """One measured cell. Perplexity over `eval_tokens` predicted tokens; nll and kl_to_dense in nats per token.
 
-    `tasks` are the metrics of each task with their standard errors over its items, METRIC_stderr.
-
-    Perplexity over `eval_tokens` predicted tokens; nll and kl_to_dense in nats per token."""
+    `budget` is asked instead of `sparsity`, and `budget_achieved` is in the same terms. `tasks` holds the metrics of
+    each task, and their standard errors over its items as METRIC_stderr.
+    """
 
     id: str
     kind: str

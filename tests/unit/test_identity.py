@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from polyprune_core.config import Cell, Settings, cell_id
+from polyprune_core.config import Cell, Comparison, Settings, cell_id
 from polyprune_core.errors import ModelError
 from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.catalogue import catalogue
