@@ -190,45 +190,6 @@ class Pruning(Settings):
         return {name: (value,) for name, value in given.items() if value is not None}
 
 
-class Examination(TaskSettings):
-    """What `evaluate` is asked to find out about one model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    target: str
-    model: str | None = None
-    reference: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
-    dtype: Dtype = "auto"
-    device: str = "auto"
-    evaluation: str = "builtin:pydocs"
-    eval_seq_len: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Distinct, ManyOrOne] = (128,)
-    limit: Positive | None = None
-    batch_size: Positive = 8
-    generate: Annotated[tuple[str, ...], ManyOrOne] = ()
-    new_tokens: Positive = 32
-    latency: bool = False
-    latency_batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1), Distinct, ManyOrOne] = (1, 8)
-    prompt_tokens: Annotated[int, Field(ge=8)] = 128
-    turns: Annotated[int, Field(ge=2)] = 5
-
-
-class Export(BaseModel):
-    """A decision to write out: `source` is a folder of masks, a results store or a cell's file in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    source: Path
-    exporter: str = "huggingface"
-    cell: str | None = None
-    model: str | None = None
-    trust_remote_code: bool = False
-    dtype: Dtype = "auto"
-    device: str = "auto"
-    verify: bool = False
-
-
 class Cell(BaseModel):
     """One row to be: `search` learns from `initializer`; `start` is its starting policy; `baseline` a metric alone."""
 

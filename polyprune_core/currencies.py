@@ -85,14 +85,11 @@ def agree(target: Target, space: MaskSpace, scope: str, min_keep: int, gauge: Ga
 def _priced(target: Target, currency: Currency, space: MaskSpace, scope: str, min_keep: int, itemsize: int) -> Terms:
     price = currency.price(space, itemsize).double()
     priced, prunable, whole = space.priced(price), float(price.sum()), float(currency.whole(space.layout, itemsize))
-    if target.relative:
-        whole = prunable if currency.of_prunable else whole
-        unit = whole
-    else:
-        unit = 1.0
+    base = prunable if currency.of_prunable and target.relative else whole
+    unit = base if target.relative else 1.0
 
     def left(sparsity: float) -> float:
-        return (whole - sparsity * prunable) / unit if unit else 0.0
+        return (base - sparsity * prunable) / unit if unit else 0.0
 
     if target.amount >= left(0.0):
         raise BudgetError(f"budget {target} removes nothing: the dense model has {target.words(left(0.0))}. Give less.")
@@ -102,11 +99,11 @@ def _priced(target: Target, currency: Currency, space: MaskSpace, scope: str, mi
     elif target.amount < left(most) * (1 - 1e-12):
         raise _out_of_reach(target, left(most), space, min_keep)
     else:
-        sparsity = min(most, (whole - target.amount * unit) / prunable)
+        sparsity = min(most, (base - target.amount * unit) / prunable)
     select(torch.zeros(len(space)), priced, sparsity, scope, min_keep)
 
     def spent(selection: Selection) -> float:
-        return (whole - float(price[~selection.keep].sum())) / unit
+        return (base - float(price[~selection.keep].sum())) / unit
 
     return Terms(target, priced, sparsity, spent)
 

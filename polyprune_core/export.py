@@ -12,7 +12,6 @@ import torch
 from polyprune_core import __version__
 from polyprune_core.artefact import PrunedModel
 from polyprune_core.compact import build_compact
-from polyprune_core.config import Export
 from polyprune_core.data import load_text, token_windows
 from polyprune_core.environment import environment
 from polyprune_core.errors import ModelError
@@ -22,6 +21,7 @@ from polyprune_core.maskfile import HEADER, TENSORS, MaskFile
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter
+from polyprune_core.requests import Export
 from polyprune_core.store import write_json
 from polyprune_core.types import ExportReport
 

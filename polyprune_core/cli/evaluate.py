@@ -46,7 +46,8 @@ def evaluate(target: str, config: Path | None, form: str, quiet: bool, **values:
     Perplexity, agreement with the dense model, size, and what else is asked for.
     """
     from polyprune_core.cli.console import TerminalReporter, stderr
-    from polyprune_core.config import Examination, parse
+    from polyprune_core.config import parse
+    from polyprune_core.requests import Examination
 
     values["generate"] = values["generate"] or None
     request = parse(Examination, given(values | {"target": target}, config))

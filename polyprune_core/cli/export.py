@@ -31,8 +31,9 @@ def export(
 ) -> None:
     """Write what SOURCE decided: a folder of masks, a results store with --cell, or the file of one cell."""
     from polyprune_core.cli.console import TerminalReporter, show_problems, stderr
-    from polyprune_core.config import Export, parse
+    from polyprune_core.config import parse
     from polyprune_core.plugins.registry import load_registry
+    from polyprune_core.requests import Export
 
     console = stderr()
     request = parse(Export, given(values | {"source": source}, config))

@@ -275,6 +275,22 @@ def test_the_weights_are_whole_again_as_soon_as_a_pass_has_ended(llama, space_of
         assert all(torch.equal(parameter, before[name]) for name, parameter in llama.named_parameters())
 
 
+def test_while_paused_the_model_is_what_it_was_and_goes_on_compact(llama, space_of, ids) -> None:
+    space = space_of(llama, Head(), Channel())
+    keep, before = random_keep(space, 2), snapshot(llama)
+    compactor = Compactor(llama, space.layout)
+    with compactor.paused() as untouched:
+        assert_restored(untouched, before)
+    assert_restored(llama, before)
+    with compactor:
+        with compactor.paused():
+            assert_restored(llama, before)
+        with compactor.applied(space.axis_keep(keep)):
+            found = logits(llama, ids)
+    assert_rounding_apart(found, gate(llama, space, keep, ids))
+    assert_restored(llama, before)
+
+
 @pytest.mark.parametrize("where", ["before any pass", "inside a sublayer", "in a gated block"])
 def test_an_exception_leaves_the_model_restored(model, space_of, ids, where) -> None:
     space, before = space_of(model, Head(), Channel()), snapshot(model)
