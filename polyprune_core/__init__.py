@@ -17,6 +17,7 @@ from polyprune_core.types import ExportReport, MaskBatch, Policy, Scores, Select
 if TYPE_CHECKING:
     from polyprune_core.artefact import PrunedModel
     from polyprune_core.budget import Budget
+    from polyprune_core.exact_size import ExactSize
     from polyprune_core.models.sources import LoadedModel
     from polyprune_core.scoring import Calibration
     from polyprune_core.space import MaskSpace
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Budget": "polyprune_core.budget",
     "Calibration": "polyprune_core.scoring",
+    "ExactSize": "polyprune_core.exact_size",
     "LoadedModel": "polyprune_core.models.sources",
     "MaskSpace": "polyprune_core.space",
     "PrunedModel": "polyprune_core.artefact",
@@ -37,6 +39,7 @@ __all__ = [
     "Calibration",
     "ConfigError",
     "Cut",
+    "ExactSize",
     "ExportReport",
     "Exporter",
     "GradientEstimator",

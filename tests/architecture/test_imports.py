@@ -32,7 +32,7 @@ LAYERS = [
         "plugins.hookspecs",
         "statistics",
     },
-    {"models", "plugins", "space", "pydocs", "resume"},
+    {"models", "plugins", "space", "pydocs", "resume", "exact_size"},
     {"seeds", "surgery", "masking", "budget", "currencies"},
     {"policy", "objective", "scoring", "data", "optimizer", "latency"},
     {"policies"},

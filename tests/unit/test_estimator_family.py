@@ -8,6 +8,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
+from polyprune_core.exact_size import ExactSize
 from polyprune_core.types import MaskBatch, Policy
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.arm import ARM
@@ -15,7 +16,6 @@ from polyprune_plugins.estimators.arms import ARMS
 from polyprune_plugins.estimators.complement import Complement
 from polyprune_plugins.estimators.conditional_bernoulli import ConditionalBernoulli
 from polyprune_plugins.estimators.control_variate import ControlVariate
-from polyprune_plugins.estimators.exact_size import ExactSize
 from polyprune_plugins.estimators.hard_concrete import HardConcrete
 from polyprune_plugins.estimators.residual import Residual
 from polyprune_plugins.estimators.rloo import RLOO

@@ -17,7 +17,7 @@ from polyprune_core import GradientEstimator, MaskBatch, Policy, Provider, State
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from polyprune_plugins.estimators.exact_size import ExactSize
+    from polyprune_core import ExactSize
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ConditionalBernoulli:
 def _laws(policy: Policy) -> Iterator[tuple[Tensor, ExactSize]]:
     import torch
 
-    from polyprune_plugins.estimators.exact_size import ExactSize
+    from polyprune_core import ExactSize
 
     s = policy.keep_prob
     pools = torch.zeros(len(s), dtype=torch.long) if policy.pool is None else policy.pool
