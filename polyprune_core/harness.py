@@ -6,20 +6,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 
 from polyprune_core import budget
 from polyprune_core.config import Cell, Comparison, Settings
 from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batches, token_windows
-from polyprune_core.errors import PluginError
 from polyprune_core.evaluate import Evaluation, Evaluator
 from polyprune_core.memory import PeakMemory
 from polyprune_core.models.describe import describe
-from polyprune_core.models.sources import LoadedModel
+from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.objective import Objective
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.plugins.watch import WeightsChanged
 from polyprune_core.policy import from_scores, scale
 from polyprune_core.progress import Reporter
 from polyprune_core.scoring import Calibration
@@ -147,8 +146,11 @@ class Harness:
             self.memory.restart()
             start = time.perf_counter()
             metric = self.registry.build("initializer", spec)
-            values = metric.score(self.loaded.model, space, calibration)
-        _check_scores(values, space, metric)
+            try:
+                values = metric.score(self.loaded.model, space, calibration)
+            except WeightsChanged:
+                self._read_weights_again()
+                raise
         cost = Cost(
             calibration.forward_passes,
             calibration.forward_tokens,
@@ -157,6 +159,20 @@ class Harness:
             self.memory.megabytes(),
         )
         return Scores(values.detach().cpu().float(), spec), cost
+
+    def _read_weights_again(self) -> None:
+        asked = self.settings
+        self.reporter.status(f"{asked.model}: its weights were changed by a plugin and are read again")
+        fresh = load_model(
+            asked.model,
+            dtype=asked.dtype,
+            device=asked.device,
+            revision=asked.revision,
+            trust_remote_code=asked.trust_remote_code,
+        )
+        weights = self.loaded.model.state_dict()
+        for name, tensor in fresh.model.state_dict().items():
+            weights[name].copy_(tensor)
 
     def _search(self, cell: Cell, space: MaskSpace, policy: Policy) -> tuple[Policy, Trace, Cost]:
         estimator = self.registry.build("estimator", cell.estimator or "")
@@ -202,15 +218,6 @@ class Harness:
         run = self.evaluator.dense if selection is None else self.evaluator.compare
         with self.reporter.task(f"perplexity of {label}", len(self.evaluator.batches)) as task:
             return run(self.loaded.model, lambda done, total: task.update(done))
-
-
-def _check_scores(values: Any, space: MaskSpace, metric: Any) -> None:
-    if isinstance(values, Tensor) and values.shape == (len(space),) and bool(values.isfinite().all()):
-        return
-    got = f"a {type(values).__name__}"
-    if isinstance(values, Tensor):
-        got = f"scores of shape {tuple(values.shape)} with {int((~values.isfinite()).sum())} non-finite ones"
-    raise PluginError(f"{metric!r} returned {got}; a finite score for each of {len(space)} units is needed.")
 
 
 def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str, str]]:

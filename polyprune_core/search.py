@@ -38,7 +38,16 @@ class SearchOptions:
 
 
 def check_estimator(name: str, estimator: GradientEstimator, masks_per_step: int) -> None:
-    """Raises ConfigError unless the estimator can use that many masks a step."""
+    """Raises ConfigError unless the estimator can use that many masks a step, PluginError if it does not say."""
+    for declared in ("min_masks", "mask_multiple"):
+        value = getattr(estimator, declared)
+        if type(value) is not int or value < 1:
+            raise PluginError(f"estimator {name!r}: {declared} is {value!r}; a whole number above 0 is needed.")
+    if type(estimator.unbiased) is not bool:
+        raise PluginError(f"estimator {name!r}: unbiased is {estimator.unbiased!r}; True or False is needed.")
+    if estimator.precondition not in (None, *PRECONDITIONERS):
+        known = ", ".join(PRECONDITIONERS)
+        raise PluginError(f"estimator {name!r}: precondition is {estimator.precondition!r}; None or one of {known}.")
     if masks_per_step < estimator.min_masks or masks_per_step % estimator.mask_multiple:
         unit = f" in multiples of {estimator.mask_multiple}" if estimator.mask_multiple > 1 else ""
         raise ConfigError(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from polyprune_core.types import ExportReport, MaskBatch, Policy, UnitGroup
 
 T = TypeVar("T")
+NEEDS = frozenset({"calibration", "gradients"})
 State = Mapping[str, Any] | None
 
 
@@ -36,6 +37,7 @@ class Provider(Generic[T]):
         factory: called with the options as keywords; its signature is the list of options.
         needs: of "calibration" (text), "gradients" (back-propagation); shown in the table.
         reference: paper and equation.
+        xfail: checks of the conformance kit that this plugin is right to fail, each with the reason.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Provider(Generic[T]):
     factory: Callable[..., T]
     needs: frozenset[str] = field(default_factory=frozenset)
     reference: str = ""
+    xfail: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 class Granularity(Protocol):

@@ -20,7 +20,16 @@ PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "polyprune_plugins"
 # From the ground up: a module imports its own layer and those before it. A name stands for the modules under it too,
 # unless they are named themselves. What is not named (pipeline, command line, reports, exporting) is above all of it.
 LAYERS = [
-    {"errors", "types", "models.layout", "plugins.contracts", "plugins.hookspecs", "statistics"},
+    {
+        "errors",
+        "types",
+        "models.layout",
+        "plugins.contracts",
+        "plugins.deprecation",
+        "plugins.functions",
+        "plugins.hookspecs",
+        "statistics",
+    },
     {"models", "plugins", "space", "pydocs"},
     {"seeds", "surgery", "masking", "budget"},
     {"policy", "objective", "scoring", "data"},
