@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 from polyprune_core.plugins.contracts import Exporter, GradientEstimator, Granularity, Initializer, Provider, State
-from polyprune_core.plugins.hookspecs import hookimpl
+from polyprune_core.plugins.deprecation import PluginDeprecationWarning, deprecated
+from polyprune_core.plugins.functions import initializer
+from polyprune_core.plugins.hookspecs import API_VERSION, hookimpl
 from polyprune_core.types import ExportReport, MaskBatch, Policy, Scores, Selection, UnitGroup
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "API_VERSION",
     "Axis",
     "Budget",
     "Calibration",
@@ -49,6 +52,7 @@ __all__ = [
     "MaskBatch",
     "MaskSpace",
     "ModelLayout",
+    "PluginDeprecationWarning",
     "PluginError",
     "Policy",
     "Provider",
@@ -57,7 +61,9 @@ __all__ = [
     "Selection",
     "State",
     "UnitGroup",
+    "deprecated",
     "hookimpl",
+    "initializer",
 ]
 
 

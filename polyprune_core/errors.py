@@ -30,6 +30,11 @@ class PluginError(PolypruneError):
     """A plugin is missing, broken, or returned something its contract forbids."""
 
 
+def plain(text: str) -> str:
+    """Returns foreign text as one line of printable characters: nothing that controls a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def unknown_name(what: str, given: str, allowed: Iterable[str]) -> str:
     """Returns the message for a name outside `allowed`, with the nearest valid one first."""
     names = sorted(allowed)

@@ -15,15 +15,15 @@ from polyprune_core.compact import build_compact
 from polyprune_core.config import Cell, Settings
 from polyprune_core.currencies import Terms, agree
 from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batches, token_windows
-from polyprune_core.errors import PluginError
 from polyprune_core.evaluate import Evaluation, Evaluator
 from polyprune_core.latency import Load, Seconds, ratios, take_turns
 from polyprune_core.memory import PeakMemory
 from polyprune_core.models.describe import describe
-from polyprune_core.models.sources import LoadedModel
+from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.objective import Objective
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.plugins.watch import WeightsChanged
 from polyprune_core.policies import FAMILIES, Family, Start
 from polyprune_core.policy import scale
 from polyprune_core.progress import Reporter
@@ -229,8 +229,11 @@ class Harness:
             self.memory.restart()
             start = time.perf_counter()
             metric = self.registry.build("initializer", spec)
-            values = metric.score(self.loaded.model, space, calibration)
-        _check_scores(values, space, metric)
+            try:
+                values = metric.score(self.loaded.model, space, calibration)
+            except WeightsChanged:
+                self._read_weights_again()
+                raise
         cost = Cost(
             calibration.forward_passes,
             calibration.forward_tokens,
@@ -239,6 +242,20 @@ class Harness:
             self.memory.megabytes(),
         )
         return Scores(values.detach().cpu().float(), spec), cost
+
+    def _read_weights_again(self) -> None:
+        asked = self.settings
+        self.reporter.status(f"{asked.model}: its weights were changed by a plugin and are read again")
+        fresh = load_model(
+            asked.model,
+            dtype=asked.dtype,
+            device=asked.device,
+            revision=asked.revision,
+            trust_remote_code=asked.trust_remote_code,
+        )
+        weights = self.loaded.model.state_dict()
+        for name, tensor in fresh.model.state_dict().items():
+            weights[name].copy_(tensor)
 
     def _search(
         self, cell: Cell, terms: Terms, family: Family, parameters: Tensor, checkpoint: Checkpoint | None
@@ -286,12 +303,3 @@ class Harness:
         run = self.evaluator.dense if selection is None else self.evaluator.compare
         with self.reporter.task(f"perplexity of {label}", len(self.evaluator.batches)) as task:
             return run(self.loaded.model, lambda done, total: task.update(done))
-
-
-def _check_scores(values: Any, space: MaskSpace, metric: Any) -> None:
-    if isinstance(values, Tensor) and values.shape == (len(space),) and bool(values.isfinite().all()):
-        return
-    got = f"a {type(values).__name__}"
-    if isinstance(values, Tensor):
-        got = f"scores of shape {tuple(values.shape)} with {int((~values.isfinite()).sum())} non-finite ones"
-    raise PluginError(f"{metric!r} returned {got}; a finite score for each of {len(space)} units is needed.")

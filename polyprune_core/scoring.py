@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ class Calibration:
         self.batch_size, self.progress = batch_size, progress
         self._compactor, self._budget, self._registry = compactor, budget, registry
         self.forward_passes = self.forward_tokens = self.backward_passes = 0
-        self._inputs: dict[str, InputStatistics] | None = None
+        self._inputs: dict[str, InputStatistics] = {}
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
     @property
@@ -112,9 +112,17 @@ class Calibration:
 
     def input_statistics(self) -> dict[str, InputStatistics]:
         """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model."""
-        if self._inputs is None:
-            self._inputs = self._collect_inputs()
-        return self._inputs
+        moments = self._moments([axis.reader for axis in self.layout.axes])
+        return {axis.name: moments[axis.reader] for axis in self.layout.axes}
+
+    def input_norms(self, modules: Iterable[str]) -> dict[str, Tensor]:
+        """Returns, by module name, (F,) float32 root mean squares over tokens of each linear module's input features.
+
+        Wanda's norm of an input feature, divided by the square root of the number of tokens.
+        """
+        names = list(dict.fromkeys(modules))
+        moments = self._moments(names)
+        return {name: moments[name].mean_square.sqrt() for name in names}
 
     def gradients(self, *, squares: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns gradients of the mean loss by parameter name, for every parameter that an axis cuts, in float32.
@@ -126,8 +134,14 @@ class Calibration:
             self._gradients[squares] = self._collect_gradients(squares)
         return self._gradients[squares]
 
+    def _moments(self, modules: list[str]) -> dict[str, InputStatistics]:
+        missing = [name for name in modules if name not in self._inputs]
+        if missing:
+            self._inputs |= self._collect_inputs(missing)
+        return self._inputs
+
     @torch.inference_mode()
-    def _collect_inputs(self) -> dict[str, InputStatistics]:
+    def _collect_inputs(self, modules: list[str]) -> dict[str, InputStatistics]:
         sums: dict[str, list[Tensor]] = {}
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -139,8 +153,8 @@ class Calibration:
             return hook
 
         with ExitStack() as undo:
-            for axis in self.layout.axes:
-                undo.enter_context(self.model.get_submodule(axis.reader).register_forward_pre_hook(watch(axis.name)))
+            for name in modules:
+                undo.enter_context(self.model.get_submodule(name).register_forward_pre_hook(watch(name)))
             for ids in self.batches():
                 last_hidden(self.model, ids)
         tokens = self.windows.numel()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polyprune_core.errors import PluginError
+from polyprune_core.limits import PRECONDITIONERS
 from polyprune_core.objective import Objective
 from polyprune_core.optimizer import cosine, ramp, stepped
 from polyprune_core.plugins.contracts import GradientEstimator, State
@@ -21,7 +22,6 @@ from polyprune_core.resume import Checkpoint, stranger
 from polyprune_core.types import MaskBatch, Policy, StepRecord, Trace
 
 PLAIN = ("parameters", "worst", "step", "batches", "estimator", "optimizer", "average")
-PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 
 
 @dataclass(frozen=True)

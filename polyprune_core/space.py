@@ -28,9 +28,11 @@ class MaskSpace:
     """
 
     def __init__(self, layout: ModelLayout, groups: Sequence[UnitGroup], name: str = "") -> None:
-        """Raises PluginError for spans outside the layout and ConfigError where two groups cut the same entries."""
+        """Raises PluginError for spans outside the layout, and ConfigError where two groups cut the same entries."""
         self.layout, self.groups, self.name = layout, tuple(groups), name
-        _check(layout, self.groups)
+        _require_apart(self.groups, name)
+        for group in self.groups:
+            check_division(layout, [group], f"granularity {group.kind!r}")
         self.kinds = tuple(dict.fromkeys(group.kind for group in self.groups))
         counts = torch.tensor([group.count for group in self.groups])
         self.offsets = (counts.cumsum(0) - counts).tolist()
@@ -129,22 +131,52 @@ def _unit_costs(layout: ModelLayout, group: UnitGroup) -> Tensor:
     return total
 
 
-def _check(layout: ModelLayout, groups: Sequence[UnitGroup]) -> None:
-    if not groups:
-        raise ConfigError("the granularity finds no unit in this model; choose another one.")
-    owner: dict[str, str] = {}
+def check_division(layout: ModelLayout, groups: Sequence[UnitGroup], who: str) -> None:
+    """Raises PluginError unless each axis that is named is divided among the units of one group."""
     for group in groups:
-        if not isinstance(group, UnitGroup):
-            raise PluginError(f"the granularity gives a {type(group).__name__} where a UnitGroup is needed.")
         for name, per_unit in group.spans:
             axis = layout.axis.get(name)
             if axis is None:
-                raise PluginError(f"granularity {group.kind!r} names axis {name!r}, which this model does not have.")
+                raise PluginError(f"{who} names axis {name!r}, which this model does not have.")
             if per_unit < 1 or -(-axis.size // per_unit) != group.count:
                 raise PluginError(
-                    f"granularity {group.kind!r} cuts the {axis.size} entries of {name} into {group.count} units of "
-                    f"{per_unit}; {-(-axis.size // max(per_unit, 1))} are needed."
+                    f"{who} cuts the {axis.size} entries of {name} into {group.count} units of {per_unit}; "
+                    f"{-(-axis.size // max(per_unit, 1))} are needed."
                 )
+
+
+def check_costs(layout: ModelLayout, groups: Sequence[UnitGroup], who: str) -> None:
+    """Raises PluginError if there is a unit whose removal removes no parameter."""
+    for group in groups:
+        free = int((_unit_costs(layout, group) <= 0).sum()) if group.count > 0 else 0
+        if free or group.count < 1:
+            raise PluginError(
+                f"{who} has {group.count} units of kind {group.kind!r} in layer {group.layer}, of which {free} own "
+                "nothing and cost nothing; every unit has to own entries of an axis."
+            )
+
+
+def check_layers(layout: ModelLayout, groups: Sequence[UnitGroup], who: str) -> None:
+    """Raises PluginError unless each group owns axes of the layer it names, and those of a kind are in layer order."""
+    last: dict[str, int] = {}
+    for group in groups:
+        owned = sorted({layout.axis[name].layer for name, _ in group.spans} - {group.layer})
+        if owned:
+            raise PluginError(f"{who} has a group of layer {group.layer} that owns axes of layers {owned}.")
+        if group.layer <= last.get(group.kind, -1):
+            raise PluginError(
+                f"{who} lists a group of kind {group.kind!r} and layer {group.layer} after one of layer "
+                f"{last[group.kind]}; one group a layer, in layer order, is needed."
+            )
+        last[group.kind] = group.layer
+
+
+def _require_apart(groups: Sequence[UnitGroup], name: str) -> None:
+    if not groups:
+        raise ConfigError(f"granularity {name!r} finds no unit in this model; choose another one.")
+    owner: dict[str, str] = {}
+    for group in groups:
+        for name, _ in group.spans:
             if name in owner:
                 raise ConfigError(
                     f"granularities {owner[name]!r} and {group.kind!r} both remove {name}; choose one of the two."

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from polyprune_core.cli.options import plugin_names
-from polyprune_core.errors import ConfigError, PluginError, PolypruneError, unknown_name
+from polyprune_core.errors import ConfigError, PluginError, PolypruneError, plain, unknown_name
+from polyprune_core.plugins.discovery import is_ours
+from polyprune_core.plugins.hookspecs import PROJECT
 
 if TYPE_CHECKING:
     from polyprune_core.plugins.registry import Registry, Source
     from polyprune_core.testing import CheckResult
 
-GROUP = "polyprune"
-STYLES = {"passed": "green", "failed": "bold red", "not run": "dim"}
+STYLES = {"passed": "green", "failed": "bold red", "not run": "dim", "excused": "yellow"}
 
 
 @click.command()
@@ -32,11 +33,12 @@ def check(plugin: str) -> None:
     """Run the conformance kit on PLUGIN.
 
     PLUGIN is a plugin's name, an installed distribution, a module, or the path of a module or of a project folder,
-    whose code is run as it is there. Exit status: 0 all checks pass, 1 one fails, 2 there is no such plugin.
+    whose code is run as it is there. Exit status: 0 all checks pass but those that the plugin is right to fail, and
+    says so (excused); 1 one fails; 2 there is no such plugin.
     """
     from rich.markup import escape
 
-    from polyprune_core.cli.console import plain, stderr
+    from polyprune_core.cli.console import stderr
 
     stderr().print(f"[dim]checking {escape(plain(plugin))} …[/]")
     try:
@@ -61,8 +63,6 @@ def _show(results: list[CheckResult], origin: dict[tuple[str, str], Source]) -> 
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from polyprune_core.cli.console import plain
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -106,17 +106,12 @@ def _found(what: str) -> Iterator[Registry]:
         if not _is_module(what):
             names = {item.provider.name for item in registry.all()}
             raise PluginError(unknown_name("plugin, distribution or module", what, names))
-        points = [EntryPoint(what, what, GROUP)]
+        points = [EntryPoint(what, what, PROJECT)]
     before = list(sys.path)
     sys.path[:0] = [str(folder) for folder in folders]
     try:
         _require_from(points, folders)
-        registry = load_registry(points)
-        if not registry.all() and not registry.problems:
-            raise PluginError(
-                f"{what} registers no plugin; it needs a function such as polyprune_initializers, marked @hookimpl."
-            )
-        yield registry
+        yield load_registry(points)
     finally:
         sys.path[:] = before
 
@@ -136,21 +131,22 @@ def _from_path(path: Path) -> tuple[list[Path], list[EntryPoint]]:
     while (parent / "__init__.py").is_file():
         names, parent = [parent.name, *names], parent.parent
     module = ".".join(names).removesuffix(".__init__")
-    return [parent], [EntryPoint(module, module, GROUP)]
+    return [parent], [EntryPoint(module, module, PROJECT)]
 
 
 def _entry_points(pyproject: Path) -> list[EntryPoint]:
     try:
-        project = tomllib.loads(pyproject.read_text("utf-8")).get("project", {})
-        named = project.get("entry-points", {}).get(GROUP, {})
+        groups = tomllib.loads(pyproject.read_text("utf-8")).get("project", {}).get("entry-points", {})
+        ours = {group: entries for group, entries in groups.items() if is_ours(group)}
+        named = [(name, str(value), group) for group, entries in ours.items() for name, value in entries.items()]
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{pyproject} cannot be read: {error}.") from error
     if not named:
-        raise PluginError(f"{pyproject} has no [project.entry-points.{GROUP}], so nothing would find its plugins.")
-    wrong = [name for name, module in named.items() if not EntryPoint.pattern.match(str(module))]
-    if wrong:
-        raise ConfigError(f"{pyproject}: {named[wrong[0]]!r}, the entry point {wrong[0]}, is no name of a module.")
-    return [EntryPoint(name, str(module), GROUP) for name, module in named.items()]
+        raise PluginError(f"{pyproject} has no [project.entry-points.{PROJECT}], so nothing would find its plugins.")
+    for name, value, _ in named:
+        if not EntryPoint.pattern.match(value):
+            raise ConfigError(f"{pyproject}: {value!r}, the entry point {name}, is no name of a module.")
+    return [EntryPoint(*entry) for entry in named]
 
 
 def _require_from(points: Iterable[EntryPoint], folders: list[Path]) -> None:

@@ -20,15 +20,10 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def plain(text: str) -> str:
-    """Returns a plugin's text as one line of printable characters: nothing that controls a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
 def show_problems(registry: Registry, console: Console) -> None:
     """One line for each plugin that cannot be used."""
     for problem in registry.problems:
-        console.print(f"[yellow]plugin not usable:[/] {escape(plain(str(problem)))}", soft_wrap=True)
+        console.print(f"[yellow]plugin not usable:[/] {escape(str(problem))}", soft_wrap=True)
 
 
 def check_loudness(quiet: bool, verbose: bool) -> None:

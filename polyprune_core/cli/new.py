@@ -20,7 +20,8 @@ FILES = {
     ".gitignore": "gitignore.in",
     ".github/workflows/test.yml": "test.yml.in",
     "tests/test_${module}.py": "test_plugin.py.in",
-    "${module}.py": "${kind}.py.in",
+    "${module}/__init__.py": "${kind}.py.in",
+    "${module}/py.typed": "py.typed.in",
 }
 KINDS = {
     "granularity": "Granularity",
@@ -30,7 +31,7 @@ KINDS = {
 }
 EXAMPLES = {
     "granularity": "compare --granularity ${name} --model tiny",
-    "initializer": "compare --initializers ${name} --baselines ${name},random --model tiny",
+    "initializer": "compare --baselines random,magnitude,wanda,${name} --model tiny",
     "estimator": "compare --estimators ${name} --model tiny",
     "exporter": "prune --exporter ${name} --model tiny --output pruned",
 }
@@ -46,8 +47,8 @@ def new(name: str, kind: str, output: Path | None) -> None:
     check_name(name, kind)
     folder = write_package(name, kind, output or Path(f"polyprune-{name}"))
     click.echo(
-        f"{folder}: a plugin that works; put your {kind} into polyprune_{name.replace('-', '_')}.py.\n\n"
-        f"    cd {folder}\n    pip install -e '.[test]'\n    pytest\n    polyprune plugins check {name}"
+        f"{folder}: a plugin that works; put your {kind} into polyprune_{name.replace('-', '_')}/__init__.py.\n\n"
+        f"    cd {folder}\n    pip install -e '.[dev]'\n    pytest\n    polyprune plugins check {name}"
     )
 
 
@@ -107,6 +108,7 @@ def _values(name: str, kind: str) -> dict[str, str]:
         "name": name,
         "kind": kind,
         "module": f"polyprune_{name.replace('-', '_')}",
+        "title": name.replace("-", " ").capitalize(),
         "class_name": f"{'N' if words[0].isdigit() else ''}{words}{KINDS[kind]}",
         "example": Template(EXAMPLES[kind]).substitute(name=name),
         "versions": f">={major}.{minor},<{major}.{minor + 1}",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import rich_click as click
 
 from polyprune_core.cli.check import check
 from polyprune_core.cli.new import new
 from polyprune_core.cli.options import plugin_names
-from polyprune_core.errors import PluginError, unknown_name
+from polyprune_core.errors import plain
+
+if TYPE_CHECKING:
+    from polyprune_core.plugins.registry import Registered
 
 
 @click.group()
@@ -26,7 +33,7 @@ def list_() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from polyprune_core.cli.console import plain, show_problems, stderr
+    from polyprune_core.cli.console import show_problems, stderr
     from polyprune_core.plugins.registry import load_registry
 
     registry = load_registry()
@@ -38,35 +45,52 @@ def list_() -> None:
         table.add_row(item.kind, *(escape(plain(cell)) for cell in cells))
     console = Console()
     console.print(table, crop=False) if console.is_terminal else Console(width=200).print(table)
+    for plugin in registry.off:
+        stderr().print(f"[dim]{escape(str(plugin))}[/]", soft_wrap=True)
     show_problems(registry, stderr())
 
 
 @plugins.command()
 @click.argument("name", shell_complete=plugin_names())
 def show(name: str) -> None:
-    """Show what the plugin NAME does, its options and its source."""
-    import inspect
-
+    """Show what the plugin NAME does, its options with types and defaults, what it needs and where it comes from."""
     from rich.console import Console
     from rich.markup import escape
 
-    from polyprune_core.cli.console import plain
-    from polyprune_core.plugins.options import describe_options, parse_spec
+    from polyprune_core.plugins.options import parse_spec
     from polyprune_core.plugins.registry import load_registry
 
     registry = load_registry()
     wanted, _ = parse_spec(name)
     found = [item for item in registry.all() if item.provider.name == wanted]
     if not found:
-        raise PluginError(unknown_name("plugin", wanted, [item.provider.name for item in registry.all()]))
+        raise registry.unknown("plugin", wanted)
     console = Console(highlight=False, soft_wrap=True)
     for item in found:
-        provider = item.provider
-        console.print(f"[bold]{escape(provider.name)}[/] ({item.kind}, {escape(str(item.source))})")
-        text = inspect.getdoc(inspect.getmodule(provider.factory)) or provider.summary
-        console.print("\n".join(escape(plain(line)) for line in text.splitlines()))
-        for label, value in (("needs", ", ".join(sorted(provider.needs))), ("reference", provider.reference)):
-            if value:
-                console.print(f"[bold]{label}[/] {escape(plain(value))}")
-        for option, text in describe_options(provider).items():
-            console.print(f"[bold]option[/] {escape(option)}: {escape(plain(text))}")
+        console.print(f"[bold]{escape(item.provider.name)}[/] ({item.kind}, {escape(str(item.source))})")
+        for line in _description(item).splitlines():
+            console.print(escape(plain(line)))
+        for label, value in _facts(item):
+            console.print(f"[bold]{label}[/] {escape(plain(value))}")
+
+
+def _description(item: Registered) -> str:
+    """Returns the docstrings of the module that the plugin is in and of its function, or else its summary."""
+    factory = item.provider.factory
+    own = inspect.getdoc(factory) if inspect.isfunction(factory) else ""
+    return "\n\n".join(filter(None, [inspect.getdoc(inspect.getmodule(factory)), own])) or plain(item.provider.summary)
+
+
+def _facts(item: Registered) -> Iterator[tuple[str, str]]:
+    from polyprune_core.plugins.options import describe_options
+
+    provider = item.provider
+    module = inspect.getmodule(provider.factory)
+    yield "needs", ", ".join(sorted(provider.needs)) or "nothing"
+    yield "reference", provider.reference or "none given"
+    yield "source", module.__name__ if module else str(item.source)
+    yield "api", str(item.source.api)
+    for option, text in describe_options(provider).items():
+        yield "option", f"{option}: {text}"
+    for name, reason in provider.xfail.items():
+        yield "excused from", f"{name}: {reason}"

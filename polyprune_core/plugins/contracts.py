@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from polyprune_core.types import ExportReport, MaskBatch, Policy, UnitGroup
 
 T = TypeVar("T")
+NEEDS = frozenset({"calibration", "gradients", "budget"})
 State = Mapping[str, Any] | None
 
 
@@ -37,6 +38,7 @@ class Provider(Generic[T]):
         needs: of "calibration" (text), "gradients" (back-propagation), "budget" (a metric made for one sparsity and
             scope, see `Initializer`); shown by `polyprune plugins show`.
         reference: paper and equation.
+        xfail: checks of the conformance kit that this plugin is right to fail, each with the reason.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Provider(Generic[T]):
     factory: Callable[..., T]
     needs: frozenset[str] = field(default_factory=frozenset)
     reference: str = ""
+    xfail: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def for_one_budget(self) -> bool:

@@ -1,45 +1,94 @@
-"""The border between core and a plugin: what a plugin raises is told with its name and distribution."""
+"""The border between core and a plugin: what it raises, returns or touches wrongly is told with its name and source."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
-from polyprune_core.errors import PluginError, PolypruneError
+from polyprune_core.errors import PluginError, PolypruneError, plain
 from polyprune_core.plugins.contracts import OPTIONAL
+from polyprune_core.plugins.deprecation import running
+from polyprune_core.plugins.returned import CHECKS
+from polyprune_core.plugins.watch import model_untouched, shared_randomness_unused
+
+METHODS = {
+    "granularity": ("groups",),
+    "initializer": ("score",),
+    "estimator": ("sample", "gradient"),
+    "exporter": ("export", "load"),
+}
+# Whatever a stranger's code raises must not stop the others; Ctrl-C and want of memory are the user's to hear of.
+FAULTS = (Exception, SystemExit)
+
+
+@contextmanager
+def blamed(who: str) -> Iterator[None]:
+    """Turns whatever a plugin raises in the block into a PluginError that names it; user errors stay what they are.
+
+    What it prints goes to stderr: stdout is for results.
+    """
+    try:
+        with redirect_stdout(sys.stderr), running(who):
+            yield
+    except PolypruneError as error:
+        if str(error) == plain(str(error)):
+            raise
+        raise type(error)(plain(str(error))) from error
+    except MemoryError:
+        raise
+    except FAULTS as error:
+        raise PluginError(f"{who} raised {described(error)}") from error
+
+
+def described(error: BaseException) -> str:
+    """Returns the type and the message of an exception on one line."""
+    reason = plain(str(error))[:300]
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 class Guarded:
-    """A plugin's implementation whose methods raise PluginError where they would raise anything but a user error."""
+    """A plugin's implementation; its methods raise PluginError for any fault that is not a user error.
 
-    def __init__(self, plugin: Any, blame: str) -> None:
-        self._plugin, self._blame = plugin, blame
+    Results are checked, and so is that an initializer leaves the model as it was and that nothing but an exporter
+    touches the random numbers that others share.
+    """
+
+    def __init__(self, plugin: Any, kind: str, blame: str) -> None:
+        """Raises PluginError unless `plugin` has the methods of its kind."""
+        self._plugin, self._kind, self._blame = plugin, kind, blame
+        for name in METHODS[kind]:
+            if not callable(getattr(self, name)):
+                raise PluginError(f"{blame} has a {name!r} that is no method.")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        if name in OPTIONAL:
-            return getattr(self._plugin, name, OPTIONAL[name])
-        try:
-            value = getattr(self._plugin, name)
-        except AttributeError as error:
-            raise PluginError(f"{self._blame} has no {name!r}, which its contract asks for.") from error
-        return self._guard(value) if callable(value) else value
+        missing = object()
+        with blamed(self._blame):
+            value = getattr(self._plugin, name, OPTIONAL.get(name, missing))
+        if value is missing:
+            raise PluginError(f"{self._blame} has no {name!r}, which its contract asks for.")
+        return self._guard(name, value) if callable(value) else value
 
     def __repr__(self) -> str:
         return self._blame
 
-    def _guard(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _guard(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            try:
+            with ExitStack() as watched:
+                if self._kind != "exporter":
+                    watched.enter_context(shared_randomness_unused(self._blame))
+                if name == "score":
+                    watched.enter_context(model_untouched(args[0], args[1].layout, self._blame))
+                watched.enter_context(blamed(self._blame))
                 returned = method(*args, **kwargs)
-                return list(returned) if isinstance(returned, Iterator) else returned
-            except (PolypruneError, MemoryError):
-                raise
-            except Exception as error:
-                reason = (str(error).strip().splitlines() or [""])[0]
-                raise PluginError(f"{self._blame} raised {type(error).__name__}: {reason}") from error
+                returned = list(returned) if isinstance(returned, Iterator) else returned
+                if name in CHECKS:
+                    CHECKS[name](returned, self._blame, *args)
+            return returned
 
         return guarded

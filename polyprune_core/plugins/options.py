@@ -24,9 +24,13 @@ def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
 def describe_options(provider: Provider[Any]) -> dict[str, str]:
     """Returns each option's name with its type and default as text."""
     return {
-        name: f"{parameter.annotation} = {parameter.default!r}"
+        name: f"{_type(parameter.annotation)} = {parameter.default!r}"
         for name, parameter in inspect.signature(provider.factory).parameters.items()
     }
+
+
+def _type(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation).replace("typing.", "")
 
 
 def build(kind: str, provider: Provider[Any], options: dict[str, str]) -> Any:

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
+import inspect
 import re
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pluggy
 
 from polyprune_core.errors import PluginError, unknown_name
 from polyprune_core.plugins import hookspecs
-from polyprune_core.plugins.contracts import Provider
-from polyprune_core.plugins.guard import Guarded
+from polyprune_core.plugins.contracts import NEEDS, Provider
+from polyprune_core.plugins.discovery import (
+    DISABLE,
+    STRICT,
+    PluginProblem,
+    Source,
+    Switched,
+    installed,
+    is_set,
+    source_of,
+    usable,
+)
+from polyprune_core.plugins.functions import providers_in
+from polyprune_core.plugins.guard import FAULTS, Guarded, blamed, described
 from polyprune_core.plugins.options import build, parse_spec
+
+__all__ = ["KINDS", "NAME", "PluginProblem", "Registered", "Registry", "Source", "load_registry"]
 
 KINDS = {
     "granularity": "polyprune_granularities",
@@ -23,20 +39,7 @@ KINDS = {
     "estimator": "polyprune_estimators",
     "exporter": "polyprune_exporters",
 }
-# Whatever a stranger's module raises must not stop the others.
-FAULTS = (Exception, SystemExit)
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-
-
-@dataclass(frozen=True)
-class Source:
-    """The distribution that a plugin comes from."""
-
-    distribution: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"{self.distribution} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -48,25 +51,14 @@ class Registered:
     source: Source
 
 
-@dataclass(frozen=True)
-class PluginProblem:
-    """A plugin, or one of its providers, that cannot be used, and why."""
-
-    plugin: str
-    source: Source
-    message: str
-    names: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.plugin} ({self.source}): {self.message}"
-
-
 class Registry:
-    """All usable providers by kind and name, and the problems met while loading."""
+    """All usable providers by kind and name, the problems met while loading, and what the user switched off."""
 
-    def __init__(self, registered: Iterable[Registered], problems: Iterable[PluginProblem]) -> None:
+    def __init__(
+        self, registered: Iterable[Registered], problems: Iterable[PluginProblem], off: Iterable[PluginProblem] = ()
+    ) -> None:
         self._by_name = {(item.kind, item.provider.name): item for item in registered}
-        self.problems = tuple(problems)
+        self.problems, self.off = tuple(problems), tuple(off)
 
     def all(self, kind: str | None = None) -> list[Registered]:
         """Returns providers of one kind, or of all kinds, by kind and name."""
@@ -83,9 +75,13 @@ class Registry:
         name, _ = parse_spec(spec)
         if (kind, name) in self._by_name:
             return self._by_name[kind, name]
-        message = unknown_name(kind, name, [item.provider.name for item in self.all(kind)])
-        blamed = [problem for problem in self.problems if name in (*problem.names, problem.plugin)]
-        raise PluginError("\n".join([message, *map(str, blamed)]))
+        raise self.unknown(kind, name)
+
+    def unknown(self, what: str, name: str) -> PluginError:
+        """Returns the error for a name that there is not; `what` is a kind, or "plugin" for any of them."""
+        known = [item.provider.name for item in self.all(what if what in KINDS else None)]
+        reasons = [problem for problem in (*self.problems, *self.off) if name in (*problem.names, problem.plugin)]
+        return PluginError("\n".join([unknown_name(what, name, known), *map(str, reasons)]))
 
     def build(self, kind: str, spec: str) -> Any:
         """Returns the implementation that `spec` names, made with its options; its faults name its distribution.
@@ -95,79 +91,89 @@ class Registry:
         """
         item = self.get(kind, spec)
         blame = f"{kind} {item.provider.name!r} of {item.source}"
-        try:
-            return Guarded(build(kind, item.provider, parse_spec(spec)[1]), blame)
-        except PluginError:
-            raise
-        except Exception as error:
-            raise PluginError(f"{blame} cannot be made: {_describe(error)}") from error
+        with blamed(blame):
+            made = build(kind, item.provider, parse_spec(spec)[1])
+        return Guarded(made, kind, blame)
 
 
-def load_registry(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Registry:
-    """Loads the plugins of the entry-point group "polyprune", or the ones given.
+def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:
+    """Loads the installed plugins but those that are switched off, or the ones given.
 
     Raises:
         PluginError: POLYPRUNE_STRICT_PLUGINS=1 is set and a plugin has a problem.
     """
-    points = importlib.metadata.entry_points(group=hookspecs.PROJECT) if entry_points is None else entry_points
+    points, problems = usable(installed() if entry_points is None else entry_points)
+    switched = Switched.by_environment() if entry_points is None else Switched(frozenset(), False)
     found: list[Registered] = []
-    problems: list[PluginProblem] = []
-    for point in sorted(points, key=lambda p: (_source(p).distribution, p.name)):
-        loaded, trouble = _load(point)
-        found += loaded
+    off: list[PluginProblem] = []
+    for point in points:
+        source = source_of(point)
+        reason = switched.off(point.name, source)
+        if reason:
+            off.append(PluginProblem(point.name, source, reason))
+            continue
+        loaded, trouble = _load(point, source)
         problems += trouble
+        for item in loaded:
+            reason = switched.off(item.provider.name, source)
+            if reason:
+                off.append(PluginProblem(item.provider.name, source, reason))
+            else:
+                found.append(item)
     found, clashes = _without_clashes(found)
     problems += clashes
-    if problems and os.environ.get("POLYPRUNE_STRICT_PLUGINS") == "1":
+    if problems and is_set(STRICT):
         raise PluginError("plugins are checked strictly and some have problems:\n" + "\n".join(map(str, problems)))
-    return Registry(found, problems)
+    return Registry(found, problems, off)
 
 
-def _source(point: importlib.metadata.EntryPoint) -> Source:
-    return Source(point.dist.name, point.dist.version) if point.dist else Source("unknown distribution", "")
-
-
-def _load(point: importlib.metadata.EntryPoint) -> tuple[list[Registered], list[PluginProblem]]:
-    source = _source(point)
+def _load(point: EntryPoint, source: Source) -> tuple[list[Registered], list[PluginProblem]]:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    try:
-        manager.register(point.load(), name=f"{source.distribution}:{point.name}")
-        manager.check_pending()
-    except FAULTS as error:
-        return [], [PluginProblem(point.name, source, _describe(error))]
     found: list[Registered] = []
     problems: list[PluginProblem] = []
-    for kind, hook in KINDS.items():
-        for implementation in getattr(manager.hook, hook).get_hookimpls():
-            try:
-                providers = list(implementation.function())
-            except FAULTS as error:
-                problems.append(PluginProblem(point.name, source, f"{hook}: {_describe(error)}"))
-                continue
-            for provider in providers:
-                fault = _fault(provider)
-                if fault:
-                    problems.append(PluginProblem(point.name, source, f"{hook}: {fault}"))
-                else:
-                    found.append(Registered(kind, provider, source))
+
+    def add(kind: str, providers: Iterable[object], prefix: str) -> None:
+        for provider in providers:
+            if fault := _fault(provider):
+                problems.append(PluginProblem(point.name, source, prefix + fault))
+            elif isinstance(provider, Provider):
+                found.append(Registered(kind, provider, source))
+
+    with redirect_stdout(sys.stderr):
+        try:
+            plugin = point.load()
+            manager.register(plugin, name=f"{source.distribution}:{point.name}")
+            manager.check_pending()
+        except FAULTS as error:
+            return [], [PluginProblem(point.name, source, described(error))]
+        for kind, hook in KINDS.items():
+            for implementation in getattr(manager.hook, hook).get_hookimpls():
+                try:
+                    add(kind, list(implementation.function()), f"{hook}: ")
+                except FAULTS as error:
+                    problems.append(PluginProblem(point.name, source, f"{hook}: {described(error)}"))
+        add("initializer", providers_in(plugin), "")
+    if not found and not problems:
+        needed = f"one of {', '.join(KINDS.values())}, marked with @hookimpl, or a function marked with @initializer"
+        problems.append(PluginProblem(point.name, source, f"{point.value} registers no plugin; it needs {needed}."))
     return found, problems
-
-
-def _describe(error: BaseException) -> str:
-    reason = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 def _fault(provider: object) -> str:
     if not isinstance(provider, Provider):
         return f"yields a {type(provider).__name__} where a Provider is needed."
-    if not isinstance(provider.name, str) or not NAME.fullmatch(provider.name):
-        return f"the name {provider.name!r} is not lower-case words joined by dashes."
+    name = provider.name
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return f"the name {name!r} is not lower-case words joined by dashes."
     if not isinstance(provider.summary, str) or not isinstance(provider.reference, str):
-        return f"the summary and reference of {provider.name!r} are not text."
-    if not callable(provider.factory):
-        return f"the factory of {provider.name!r} is not callable."
+        return f"the summary and reference of {name!r} are not text."
+    if not isinstance(provider.needs, frozenset) or not provider.needs <= NEEDS:
+        return f"the needs of {name!r} are {provider.needs!r}; a frozenset out of {', '.join(sorted(NEEDS))} is needed."
+    try:
+        inspect.signature(provider.factory)
+    except (TypeError, ValueError):
+        return f"the factory of {name!r} is not callable, or does not tell its options."
     return ""
 
 
@@ -179,7 +185,8 @@ def _without_clashes(found: list[Registered]) -> tuple[list[Registered], list[Pl
         PluginProblem(
             name,
             items[1].source,
-            f"{kind} {name!r} is provided by {' and by '.join(str(i.source) for i in items)}; uninstall one.",
+            f"{kind} {name!r} is provided by {' and by '.join(str(i.source) for i in items)}; uninstall one, or switch "
+            f"it off with {DISABLE}=DISTRIBUTION.",
             (name,),
         )
         for (kind, name), items in by_name.items()

@@ -28,12 +28,15 @@ class Check:
         kind: the kind of plugin it is for; empty for all kinds.
         run: raises AssertionError with what is wrong, or NotRun.
         after: checks that must pass first: where they fail this one would only say the same again.
+        excusable: a plugin may be right to fail it, and say so in its provider's `xfail`. What core itself insists on
+            in a run, and what other plugins rely on, is not.
     """
 
     name: str
     kind: str
     run: Callable[[Registered], None]
     after: tuple[str, ...]
+    excusable: bool
 
     @property
     def summary(self) -> str:
@@ -45,11 +48,13 @@ CHECKS: list[Check] = []
 SEED = 724_551
 
 
-def check(kind: str, *after: str) -> Callable[[Callable[[Registered], None]], Callable[[Registered], None]]:
+def check(
+    kind: str, *after: str, excusable: bool = False
+) -> Callable[[Callable[[Registered], None]], Callable[[Registered], None]]:
     """Adds the function to the kit under its own name, for plugins of `kind` ("" for all)."""
 
     def add(run: Callable[[Registered], None]) -> Callable[[Registered], None]:
-        CHECKS.append(Check(run.__name__, kind, run, after))
+        CHECKS.append(Check(run.__name__, kind, run, after, excusable))
         return run
 
     return add

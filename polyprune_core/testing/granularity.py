@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from polyprune_core.errors import PolypruneError
+from polyprune_core.errors import PluginError, PolypruneError
 from polyprune_core.masking import gated
 from polyprune_core.models.describe import describe
 from polyprune_core.plugins.registry import Registered
 from polyprune_core.seeds import generator
-from polyprune_core.space import MaskSpace
+from polyprune_core.space import MaskSpace, check_costs, check_layers
 from polyprune_core.surgery import Compactor
 from polyprune_core.testing.checking import check, global_randomness_unused, made, require, require_close
 from polyprune_core.testing.tiny import FAMILIES, tiny_model, tiny_windows
@@ -80,24 +80,25 @@ def groups_use_no_global_randomness(plugin: Registered) -> None:
         made(plugin).groups(layout)
 
 
+def _require_accepted(plugin: Registered, check: Callable[..., None]) -> None:
+    for family in FAMILIES:
+        layout = describe(tiny_model(family))
+        try:
+            check(layout, made(plugin).groups(layout), "the granularity")
+        except PluginError as error:
+            raise AssertionError(f"the units of a tiny {family} cannot be used: {error}") from error
+
+
 @check("granularity", DIVIDES)
 def every_unit_costs_something(plugin: Registered) -> None:
     """Removing any unit removes parameters."""
-    for _, space in _models(plugin):
-        free = (space.cost <= 0).nonzero().flatten().tolist()
-        require(not free, f"{len(free)} of {len(space)} units cost nothing, the first is unit {free[:1]}")
+    _require_accepted(plugin, check_costs)
 
 
 @check("granularity", DIVIDES)
 def groups_follow_the_layers(plugin: Registered) -> None:
     """There is one group for each kind and layer, in layer order, and it owns axes of that layer only."""
-    for _, space in _models(plugin):
-        for kind in space.kinds:
-            layers = [group.layer for group in space.groups if group.kind == kind]
-            require(layers == sorted(set(layers)), f"the groups of kind {kind!r} are those of layers {layers}")
-        for group in space.groups:
-            owned = {space.layout.axis[name].layer for name, _ in group.spans}
-            require(owned <= {group.layer}, f"a group of layer {group.layer} owns axes of layers {sorted(owned)}")
+    _require_accepted(plugin, check_layers)
 
 
 @check("granularity", DIVIDES, USES_NO_RANDOMNESS)

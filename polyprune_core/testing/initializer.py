@@ -134,7 +134,7 @@ def same_calibration_gives_the_same_scores(plugin: Registered) -> None:
     require(torch.equal(_score(plugin, tiny_model()), _score(plugin, tiny_model())), "two runs gave different scores")
 
 
-@check("initializer", SCORES, REPEATS)
+@check("initializer", SCORES, REPEATS, excusable=True)
 def permuted_channels_have_permuted_scores(plugin: Registered) -> None:
     """The order of channels in an MLP, which the model does not depend on, only orders the scores."""
     units, model, permuted = _with_channels(plugin), tiny_model(), tiny_model()
@@ -147,7 +147,7 @@ def permuted_channels_have_permuted_scores(plugin: Registered) -> None:
     require_close(found, expected, SUMMATION, "scores of a model with permuted channels")
 
 
-@check("initializer", SCORES, REPEATS)
+@check("initializer", SCORES, REPEATS, excusable=True)
 def batch_size_does_not_matter(plugin: Registered) -> None:
     """The same text in other batches gives the same scores, within rounding; the last batch is a smaller one."""
     expected = _score(plugin, tiny_model())
@@ -157,7 +157,7 @@ def batch_size_does_not_matter(plugin: Registered) -> None:
         require_close(found, expected, SUMMATION, f"scores with batches of {batch_size} windows and of all 5")
 
 
-@check("initializer", SCORES, REPEATS)
+@check("initializer", SCORES, REPEATS, excusable=True)
 def order_of_the_text_does_not_matter(plugin: Registered) -> None:
     """The same windows the other way round give the same scores, within rounding."""
     model = tiny_model()
@@ -165,7 +165,7 @@ def order_of_the_text_does_not_matter(plugin: Registered) -> None:
     require_close(found, _score(plugin, tiny_model()), SUMMATION, "scores with the windows the other way round")
 
 
-@check("initializer", SCORES, REPEATS)
+@check("initializer", SCORES, REPEATS, excusable=True)
 def zero_channel_ranks_last(plugin: Registered) -> None:
     """A channel whose weights are all zero scores lower than every other channel of its layer."""
     model, units, dead = tiny_model(), _with_channels(plugin), 33

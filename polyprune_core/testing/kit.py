@@ -10,22 +10,21 @@ from types import ModuleType
 from typing import Any, Literal
 
 from polyprune_core.errors import PluginError, unknown_name
+from polyprune_core.plugins.guard import FAULTS, described
 from polyprune_core.plugins.hookspecs import PROJECT
-from polyprune_core.plugins.registry import KINDS, Registered, Registry, load_registry
+from polyprune_core.plugins.registry import Registered, Registry, load_registry
 from polyprune_core.testing.checking import Check, NotRun, world_restored
 from polyprune_core.testing.checks import checks_for
-
-FAULTS = (Exception, SystemExit)  # whatever a plugin raises is what its check found
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How one check of one plugin went; `message` says what is wrong, or why it was not run."""
+    """How one check of one plugin went; `message` says what is wrong, or why it was not run or may fail."""
 
     kind: str
     plugin: str
     check: str
-    status: Literal["passed", "failed", "not run"]
+    status: Literal["passed", "failed", "not run", "excused"]
     message: str = ""
 
 
@@ -35,6 +34,8 @@ class Examination:
     def __init__(self, plugin: Registered) -> None:
         self.plugin = plugin
         self.checks = {check.name: check for check in checks_for(plugin.kind)}
+        declared = plugin.provider.xfail.items()
+        self.excused = {name: why for name, why in declared if name in self.checks and self.checks[name].excusable}
         self._outcomes: dict[str, BaseException | None] = {}
 
     def run(self, name: str) -> None:
@@ -61,15 +62,21 @@ class Examination:
             check.run(self.plugin)
 
     def result(self, name: str) -> CheckResult:
-        """Returns how the check went."""
+        """Returns how the check went; an excused one has to fail."""
+        status: Literal["passed", "failed", "not run", "excused"]
+        reason = self.excused.get(name)
         try:
             self.run(name)
-        except NotRun as reason:
-            return CheckResult(self.plugin.kind, self.plugin.provider.name, name, "not run", str(reason))
+            status, message = "passed", ""
+            if reason:
+                status, message = "failed", f"passes, although the plugin says that it cannot: {reason}"
+        except NotRun as why:
+            status, message = "not run", str(why)
         except FAULTS as error:
-            message = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-            return CheckResult(self.plugin.kind, self.plugin.provider.name, name, "failed", message)
-        return CheckResult(self.plugin.kind, self.plugin.provider.name, name, "passed")
+            status, message = "failed", str(error) if isinstance(error, AssertionError) else described(error)
+            if reason:
+                status, message = "excused", reason
+        return CheckResult(self.plugin.kind, self.plugin.provider.name, name, status, message)
 
 
 def run_checks(items: Iterable[Registered]) -> list[CheckResult]:
@@ -82,7 +89,8 @@ def conformance_tests(plugins: ModuleType | Registry, xfail: Mapping[str, str] |
     """Returns a test function for pytest, with one case for every check of every plugin.
 
     `plugins` is a module with hooks, or a registry. `xfail` maps "plugin/check", as the cases are called, to the reason
-    why that check fails; one that passes is a failure. A plugin whose name another kind uses too is "kind:plugin".
+    why that check fails, beside what the plugins' own providers declare; one that passes is a failure. A plugin whose
+    name another kind uses too is "kind:plugin".
 
     Raises:
         PluginError: a plugin cannot be used, there is none, or `xfail` names no check or gives no reason.
@@ -93,8 +101,9 @@ def conformance_tests(plugins: ModuleType | Registry, xfail: Mapping[str, str] |
     items = registry.all()
     if registry.problems or not items:
         raise PluginError("\n".join(map(str, registry.problems)) or "the registry holds no plugin.")
-    expected = dict(xfail or {})
     cases = _cases(items)
+    declared = {key: examination.excused.get(check) for key, (examination, check) in cases.items()}
+    expected = {key: reason for key, reason in declared.items() if reason} | dict(xfail or {})
     for key, reason in expected.items():
         if key not in cases:
             raise PluginError("xfail: " + unknown_name("check", key, cases))
@@ -129,13 +138,5 @@ def _cases(items: list[Registered]) -> dict[str, tuple[Examination, str]]:
 
 
 def registry_of(module: ModuleType) -> Registry:
-    """Returns the registry of the plugins in a module alone.
-
-    Raises:
-        PluginError: it defines none.
-    """
-    registry = load_registry([EntryPoint(module.__name__, module.__name__, PROJECT)])
-    if not registry.all() and not registry.problems:
-        hooks = ", ".join(KINDS.values())
-        raise PluginError(f"{module.__name__} registers no plugin; it needs one of {hooks}, marked with @hookimpl.")
-    return registry
+    """Returns the registry of the plugins in a module alone."""
+    return load_registry([EntryPoint(module.__name__, module.__name__, PROJECT)])

@@ -8,17 +8,12 @@ import pickle
 from typing import Any
 
 from polyprune_core.errors import PluginError
+from polyprune_core.plugins.contracts import NEEDS
+from polyprune_core.plugins.guard import METHODS
 from polyprune_core.plugins.options import build
 from polyprune_core.plugins.registry import NAME, Registered
-from polyprune_core.testing.checking import check, global_randomness_unused, made, require
+from polyprune_core.testing.checking import CHECKS, check, global_randomness_unused, made, require
 
-NEEDS = frozenset({"calibration", "gradients", "budget"})
-METHODS = {
-    "granularity": ("groups",),
-    "initializer": ("score",),
-    "estimator": ("sample", "gradient"),
-    "exporter": ("export", "load"),
-}
 SUMMARY_LENGTH = 80
 
 
@@ -39,6 +34,16 @@ def provider_can_be_listed(plugin: Registered) -> None:
     require(0 < length <= SUMMARY_LENGTH, f"the summary has {length} characters; give 1 to {SUMMARY_LENGTH}")
     needs = provider.needs
     require(isinstance(needs, frozenset) and needs <= NEEDS, f"needs is {needs!r}; it is a frozenset out of {NEEDS}")
+
+
+@check("")
+def exceptions_are_allowed_and_have_reasons(plugin: Registered) -> None:
+    """What the provider's xfail names are checks that a plugin may be right to fail, each with the reason."""
+    excusable = sorted(check.name for check in CHECKS if check.kind in ("", plugin.kind) and check.excusable)
+    for name, reason in plugin.provider.xfail.items():
+        allowed = ", ".join(excusable) or "none"
+        require(name in excusable, f"xfail names {name!r}; the checks that a {plugin.kind} may fail are: {allowed}")
+        require(isinstance(reason, str) and reason.strip(), f"xfail gives no reason for {name}")
 
 
 @check("")
@@ -68,8 +73,7 @@ def options_can_be_typed_and_stored(plugin: Registered) -> None:
             built = build(plugin.kind, plugin.provider, {name: str(default)})
         except PluginError as error:
             raise AssertionError(f"option {name} cannot be given as its own default, {default}: {error}") from error
-        same = getattr(built, name, default) == getattr(made(plugin), name, default)
-        require(same, f"option {name} given as its own default, {default}, is read as {getattr(built, name, None)!r}")
+        require(built == made(plugin), f"option {name} given as its own default, {default}, makes {built!r}")
 
 
 @check("", "builds_with_its_defaults")

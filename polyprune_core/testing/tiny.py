@@ -28,7 +28,7 @@ from polyprune_core.types import Scores, Selection, UnitGroup
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-VOCABULARY = 64
+VOCABULARY = 97
 # 70 channels: more than one multiple of the width that kept slices are padded to, and no multiple of a block of 3.
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -41,25 +41,39 @@ SIZES = {
     "tie_word_embeddings": False,
     "use_cache": False,
 }
-FAMILIES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config"}
+# What each family adds: heads narrower or wider than hidden / heads, biases, norms on heads, a window.
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "qwen2": ("Qwen2Config", {}),
+    "mistral": ("MistralConfig", {"head_dim": 8, "sliding_window": 6}),
+    "qwen3": ("Qwen3Config", {"head_dim": 8}),
+}
+FAMILIES = ("llama", "qwen2")  # those that the kit examines plugins on: without biases, and with them
 UNITS = {"head": "attention", "channel": "mlp", "attention": "attention", "mlp": "mlp"}
 
 
-def tiny_model(family: str = "llama") -> PreTrainedModel:
+def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Returns a random model with grouped queries, in eval mode; `qwen2` has biases besides.
 
     Two query heads share each of 3 KV heads, in 3 layers of 70 channels. Norms and biases are away from their defaults.
+    `family` is one of CONFIGURATIONS; `changes` are fields of its configuration.
     """
-    return copy.deepcopy(_model(family))
+    return copy.deepcopy(_model(family)) if seed == 0 and not changes else _build(family, seed, changes)
 
 
 @cache
 def _model(family: str) -> PreTrainedModel:
+    return _build(family, 0, {})
+
+
+def _build(family: str, seed: int, changes: dict[str, Any]) -> PreTrainedModel:
     import transformers
 
+    name, extra = CONFIGURATIONS[family]
+    config = getattr(transformers, name)(**{**SIZES, **extra, **changes})
     with torch.random.fork_rng():
-        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, FAMILIES[family])(**SIZES))
-    rng = generator(0, f"tiny {family}")
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    rng = generator(seed, f"tiny {family}")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=rng)
@@ -74,7 +88,7 @@ def _model(family: str) -> PreTrainedModel:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer of the words w0 to w63, separated by spaces."""
+    """Returns a tokenizer of the words w0 to w96, separated by spaces."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

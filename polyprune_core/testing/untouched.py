@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from polyprune_core.plugins.watch import hooks_of
 from polyprune_core.testing.checking import require
-
-MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class Snapshot:
@@ -20,7 +18,7 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        self.hooks, self.flags = self._hooks(), copy.deepcopy(self._flags())
+        self.hooks, self.flags = hooks_of(model), copy.deepcopy(self._flags())
 
     def require_weights(self) -> None:
         """Weights and buffers are the same bits."""
@@ -31,18 +29,13 @@ class Snapshot:
 
     def require_hooks(self) -> None:
         """Modules and parameters have the hooks they had."""
-        now = self._hooks()
-        left = [name for name, counts in now.items() if counts != self.hooks[name]]
+        left = [name for name, hooks in hooks_of(self.model).items() if hooks != self.hooks[name]]
         require(not left, f"{len(left)} modules or parameters have other hooks than before, the first is {left[:1]}")
 
     def require_flags(self) -> None:
         """Training flags, requires_grad, gradients, attributes, configuration and gradient mode are the same."""
         changed = [name for name, value in self._flags().items() if value != self.flags[name]]
         require(not changed, f"changed and not put back: {', '.join(changed)}")
-
-    def _hooks(self) -> dict[str, list[int]]:
-        modules = {f"module {name}": _count(module, MODULE_HOOKS) for name, module in self.model.named_modules()}
-        return modules | {name: _count(p, PARAMETER_HOOKS) for name, p in self.model.named_parameters()}
 
     def _flags(self) -> dict[str, Any]:
         config: Any = self.model.config
@@ -54,10 +47,6 @@ class Snapshot:
             "configuration": config.to_dict(),
             "gradient mode": torch.is_grad_enabled(),
         }
-
-
-def _count(owner: Any, kinds: tuple[str, ...]) -> list[int]:
-    return [len(getattr(owner, kind) or ()) for kind in kinds]
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

@@ -29,6 +29,8 @@ LAYERS = [
         "target",
         "models.layout",
         "plugins.contracts",
+        "plugins.deprecation",
+        "plugins.functions",
         "plugins.hookspecs",
         "statistics",
     },

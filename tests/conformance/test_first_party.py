@@ -5,18 +5,13 @@ from __future__ import annotations
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.testing import conformance_tests
 
-XFAIL = {
-    "random/permuted_channels_have_permuted_scores": "its scores are drawn by place: they know nothing of the channel",
-    "random/zero_channel_ranks_last": "it is the floor that criteria have to beat, and does not look at the weights",
-}
-
 
 def _first_party() -> Registry:
     registry = load_registry()
     return Registry([item for item in registry.all() if item.source.distribution == "polyprune"], registry.problems)
 
 
-test_conformance = conformance_tests(_first_party(), XFAIL)
+test_conformance = conformance_tests(_first_party())
 
 
 def test_every_first_party_plugin_is_checked_in_full() -> None:

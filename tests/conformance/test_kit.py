@@ -19,11 +19,12 @@ import polyprune_plugins.initializers.random as random_plugin
 import polyprune_plugins.initializers.wanda as wanda_plugin
 from polyprune_core import Provider, testing
 from polyprune_core.errors import PluginError
-from polyprune_core.plugins.registry import PluginProblem, Registered, Registry, Source
+from polyprune_core.plugins.registry import PluginProblem, Registered, Registry, Source, load_registry
 from polyprune_core.testing import conformance_tests, run_checks
 from polyprune_core.testing.checks import CHECKS, checks_for
 from polyprune_core.testing.tiny import FAMILIES, tiny_base, tiny_model, tiny_tokenizer
 
+SCORES = "scores_are_one_finite_number_a_unit"
 KINDS = ("granularity", "initializer", "estimator", "exporter")
 SOURCE = Source("an-author", "1.0")
 
@@ -45,11 +46,34 @@ def test_a_module_gives_one_case_for_every_check() -> None:
 
 
 def test_an_expected_failure_is_strict_and_carries_its_reason() -> None:
-    key = "random/zero_channel_ranks_last"
-    cases = cases_of(conformance_tests(random_plugin, xfail={key: "it does not look"}))
+    key = "wanda/zero_channel_ranks_last"
+    cases = cases_of(conformance_tests(wanda_plugin, xfail={key: "it does not look"}))
     (mark,) = cases[key].marks
     assert (mark.name, mark.kwargs) == ("xfail", {"strict": True, "reason": "it does not look"})
     assert sum(bool(parameter.marks) for parameter in cases.values()) == 1
+
+
+def test_what_a_provider_declares_is_expected_too() -> None:
+    declared = load_registry().get("initializer", "random").provider.xfail
+    cases = cases_of(conformance_tests(random_plugin))
+    marked = {key: parameter.marks[0].kwargs["reason"] for key, parameter in cases.items() if parameter.marks}
+    assert marked == {f"random/{name}": reason for name, reason in declared.items()}
+
+
+def test_an_excused_check_that_passes_is_a_failure() -> None:
+    excused = Provider("sound", "an example", estimators.Sound, xfail={"every_draw_is_a_new_one": "it sweeps"})
+    results = {r.check: r for r in run_checks([Registered("estimator", excused, SOURCE)])}
+    assert results["every_draw_is_a_new_one"].status == "failed"
+    assert "it sweeps" in results["every_draw_is_a_new_one"].message
+    assert results["exceptions_are_allowed_and_have_reasons"].status == "passed"
+
+
+def test_what_core_insists_on_cannot_be_excused() -> None:
+    excused = Provider("sound", "an example", initializers.Crashes, xfail={SCORES: "it is like that"})
+    results = {r.check: r for r in run_checks([Registered("initializer", excused, SOURCE)])}
+    assert results[SCORES].status == "failed"
+    assert results["exceptions_are_allowed_and_have_reasons"].status == "failed"
+    assert "zero_channel_ranks_last" in results["exceptions_are_allowed_and_have_reasons"].message
 
 
 @pytest.mark.parametrize(

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import json
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from broken import estimators, exporters, granularities, initializers, providers
+from broken import estimators, faults, loading, providers
 
 from polyprune_core import Provider
-from polyprune_core.plugins.registry import Registered, Source
+from polyprune_core.plugins.registry import Registered, Source, load_registry
 from polyprune_core.surgery import Compactor
 from polyprune_core.testing import granularity, run_checks
 from polyprune_core.testing.checks import CHECKS
 
-MODULES = {
-    "granularity": granularities,
-    "initializer": initializers,
-    "estimator": estimators,
-    "exporter": exporters,
-}
-NEEDS = {initializers.MeanOfBatchMeans: "calibration", initializers.NoFinally: "calibration"}
 # No granularity can break these: they hold core itself to its word, for the units that a plugin chooses.
 OF_CORE = {"keeping_all_units_changes_no_bit", "gating_equals_zeroing", "gating_equals_compaction"}
-
-
-def _dashed(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
-
-
-def _faults() -> Iterator[Any]:
-    for provider, check in providers.FAULTS.items():
-        yield pytest.param("granularity", provider, check, id=provider.name)
-    for kind, module in MODULES.items():
-        for broken, check in module.FAULTS.items():
-            needs = frozenset({NEEDS[broken]} if broken in NEEDS else ())
-            provider = Provider(_dashed(broken.__name__), "has one fault", broken, needs)
-            yield pytest.param(kind, provider, check, id=f"{kind}-{provider.name}")
+FAULTS = [pytest.param(*fault, id=f"{fault[0]}-{fault[1].name}") for fault in faults()]
 
 
 def failures(kind: str, provider: Provider[Any]) -> dict[str, str]:
@@ -47,7 +30,7 @@ def failures(kind: str, provider: Provider[Any]) -> dict[str, str]:
     return {result.check: result.message for result in results if result.status == "failed"}
 
 
-@pytest.mark.parametrize(("kind", "provider", "check"), list(_faults()))
+@pytest.mark.parametrize(("kind", "provider", "check"), FAULTS)
 def test_a_fault_is_caught_by_the_check_that_is_meant_for_it_and_no_other(kind, provider, check) -> None:
     found = failures(kind, provider)
     assert list(found) == [check], found
@@ -60,7 +43,7 @@ def test_what_the_broken_plugins_are_made_from_has_no_fault(kind, sound) -> None
 
 
 def test_every_check_has_a_plugin_that_it_catches() -> None:
-    caught = {check for module in (providers, *MODULES.values()) for check in module.FAULTS.values()}
+    caught = {check for _, _, check in faults()}
     assert caught | OF_CORE == {check.name for check in CHECKS}
     assert not caught & OF_CORE
 
@@ -88,3 +71,31 @@ class _Ignoring(Compactor):
 def test_a_fault_in_cores_own_forms_is_caught_too(monkeypatch, name, fault, expected) -> None:
     monkeypatch.setattr(granularity, name, fault)
     assert set(failures("granularity", Provider("sound", "has no fault", providers.Channels))) == expected
+
+
+@pytest.mark.parametrize("fault", loading.FAULTS)
+def test_a_module_that_cannot_be_loaded_is_told_and_a_sound_one_beside_it_works(fault, tmp_path, monkeypatch) -> None:
+    source, told = loading.FAULTS[fault]
+    (tmp_path / "broken_module.py").write_text(loading.HEADER + source)
+    sound = loading.HEADER + loading.HOOK.format(body="yield Provider('sound', 'x', Sound)")
+    (tmp_path / "sound_module.py").write_text(sound)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    points = [EntryPoint(name, f"{name}_module", "polyprune") for name in ("broken", "sound")]
+    dist = SimpleNamespace(name="broken", version="0", metadata={})
+    registry = load_registry([point._for(dist) for point in points])
+    for name in ("broken_module", "sound_module"):
+        sys.modules.pop(name, None)
+    assert [item.provider.name for item in registry.all()] == ["sound"]
+    (problem,) = registry.problems
+    assert told in str(problem)
+    assert "(broken 0)" in str(problem)
+
+
+def test_the_published_table_has_every_fault_with_the_check_that_caught_it() -> None:
+    table = Path(__file__).parents[2] / "benchmarks" / "results" / "negative_suite.json"
+    rows = json.loads(table.read_text("utf-8"))["rows"]
+    assert [(row["plugin"], row["caught_by"]) for row in rows] == [
+        *((name, "loading") for name in loading.FAULTS),
+        *((provider.name, check) for _, provider, check in faults()),
+    ]
+    assert all(row["message"] for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tomllib
 from collections import Counter
@@ -75,7 +76,8 @@ def test_a_new_package_passes_the_kit_and_its_own_tests_as_generated(run, tmp_pa
             ".gitignore",
             "README.md",
             "pyproject.toml",
-            f"{module}.py",
+            f"{module}/__init__.py",
+            f"{module}/py.typed",
             f"tests/test_{module}.py",
         ]
     )
@@ -84,6 +86,41 @@ def test_a_new_package_passes_the_kit_and_its_own_tests_as_generated(run, tmp_pa
         assert [(item.kind, item.provider.name) for item in registry.all()] == [(kind, name)]
         assert {result.status for result in run_checks(registry.all())} == {"passed"}
     assert run_own_tests(folder) == {"passed": len(checks_for(kind))}
+
+
+@pytest.fixture
+def packages(run, tmp_path) -> list[Path]:
+    """One new package of every kind."""
+    for kind in KINDS:
+        assert run(f"made-up-{kind}", "--kind", kind)[0] == 0
+    return sorted(tmp_path.iterdir())
+
+
+def verdict(folder: Path, *command: str) -> str:
+    """Returns what a tool found fault with in a package, under the package's own settings."""
+    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr if done.returncode else ""
+
+
+def test_ruff_finds_no_fault_with_a_new_package(packages) -> None:
+    pytest.importorskip("ruff")
+    for folder in packages:
+        assert verdict(folder, "ruff", "check", ".") == ""
+        assert verdict(folder, "ruff", "format", "--check", ".") == ""
+
+
+@pytest.mark.slow
+def test_mypy_finds_no_fault_with_a_new_package(packages) -> None:
+    pytest.importorskip("mypy")
+    for folder in packages:
+        assert verdict(folder, "mypy", "--cache-dir", "../mypy-cache") == ""
+
+
+def test_an_initializer_is_a_plain_function_of_ten_lines(packages) -> None:
+    source = next(f for f in packages if "initializer" in f.name) / "polyprune_made_up_initializer" / "__init__.py"
+    lines = source.read_text().partition("from __future__")[2].splitlines()
+    assert "@initializer(" in source.read_text()
+    assert sum(bool(line.strip()) for line in lines) <= 10
 
 
 def test_an_expected_failure_that_passes_fails_the_authors_tests(run, tmp_path) -> None:
@@ -97,9 +134,9 @@ def test_an_expected_failure_that_passes_fails_the_authors_tests(run, tmp_path) 
 
 def test_a_fault_in_the_plugin_fails_the_authors_tests(run, tmp_path) -> None:
     run("at-fault", "--kind", "estimator")
-    module = tmp_path / "polyprune-at-fault" / "polyprune_at_fault.py"
+    module = tmp_path / "polyprune-at-fault" / "polyprune_at_fault" / "__init__.py"
     module.write_text(module.read_text().replace("/ len(losses), None", "/ (len(losses) - 1), None"))
-    outcomes = run_own_tests(module.parent)
+    outcomes = run_own_tests(module.parents[1])
     assert outcomes == {"passed": len(checks_for("estimator")) - 1, "failed": 1}
 
 
@@ -114,7 +151,7 @@ def test_the_package_names_what_it_needs(run, tmp_path) -> None:
     assert steps[1]["with"]["python-version"] == "${{ matrix.python }}"
     assert "polyprune plugins check two-words" in [step.get("run") for step in steps]
     test = (folder / "tests" / "test_polyprune_two_words.py").read_text()
-    assert len(test.splitlines()) == 4
+    assert len(test.splitlines()) == 5
     assert (folder.stat().st_mode & 0o777) == 0o755
 
 
@@ -142,7 +179,7 @@ def test_a_name_that_cannot_be_used_is_refused(run, tmp_path, name, message) -> 
 def test_a_name_of_another_kind_or_that_starts_with_a_digit_can_be_used(run, tmp_path) -> None:
     assert run("wanda", "--kind", "granularity")[0] == 0
     assert run("2-bit", "--kind", "estimator")[0] == 0
-    assert "class N2BitEstimator:" in (tmp_path / "polyprune-2-bit" / "polyprune_2_bit.py").read_text()
+    assert "class N2BitEstimator:" in (tmp_path / "polyprune-2-bit" / "polyprune_2_bit" / "__init__.py").read_text()
 
 
 def test_a_missing_or_unknown_kind_is_refused(run, tmp_path) -> None:

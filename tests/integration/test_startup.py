@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,7 +90,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     real = registry.load_registry
 
     def install(name: str, load: Callable[[], Any]) -> None:
-        points = registry.importlib.metadata.entry_points(group="polyprune")
+        points = entry_points(group="polyprune")
         broken = SimpleNamespace(name=name, load=load, dist=SimpleNamespace(name="someones-plugins", version="4.2"))
         monkeypatch.setattr(registry, "load_registry", lambda: real([*points, broken]))
 

@@ -12,6 +12,8 @@ import torch
 from click.testing import CliRunner
 
 from polyprune_core.cli import cli
+from polyprune_core.plugins.functions import provider_of
+from polyprune_core.testing.tiny import tiny_calibration
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
 
@@ -38,10 +40,10 @@ def test_the_command_line_knows_every_option_that_is_shown(words) -> None:
 
 def test_the_plugin_example_scores_units(llama, space_of) -> None:
     space = space_of(llama, Head(), Channel())
-    (example,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "hookimpl" in block]
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "@initializer" in block]
     names: dict = {}
     exec(example, names)
-    (provider,) = names["polyprune_initializers"]()
-    scores = provider.factory().score(llama, space, None)
+    provider = provider_of(names["contribution"])
+    scores = provider.factory(power=1.0).score(llama, space, tiny_calibration(llama))
     assert scores.shape == (len(space),)
     assert torch.isfinite(scores).all()

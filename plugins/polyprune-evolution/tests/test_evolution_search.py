@@ -130,7 +130,7 @@ def test_a_generation_is_measured_on_one_batch_and_the_next_on_another(monkeypat
 
 
 def test_another_seed_searches_elsewhere_and_the_budget_decides_too() -> None:
-    found = [scored()[0], scored(seed=1)[0], scored(budget=Budget(0.3))[0]]
+    found = [scored()[0], scored(seed=1)[0], scored(budget=Budget(0.4))[0]]
     assert not torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 

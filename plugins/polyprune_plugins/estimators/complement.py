@@ -44,5 +44,11 @@ class Complement:
 @hookimpl
 def polyprune_estimators() -> Iterator[Provider[GradientEstimator]]:
     yield Provider(
-        "complement", "halves of the unsure units against each other (biased)", Complement, reference="arXiv 2402.05406"
+        "complement",
+        "halves of the unsure units against each other (biased)",
+        Complement,
+        reference="arXiv 2402.05406",
+        xfail={
+            "units_are_kept_with_their_probability": "unsure units stay in half of the masks, all others in all"
+        },
     )

@@ -64,4 +64,5 @@ def polyprune_estimators() -> Iterator[Provider[GradientEstimator]]:
         "masks of exactly the budget's size, compared with each other",
         ConditionalBernoulli,
         reference="Chen and Liu 1997",
+        xfail={"units_are_kept_with_their_probability": "given their number, units stay about that often, not exactly"},
     )

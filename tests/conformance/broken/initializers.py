@@ -76,7 +76,7 @@ class ChangesWeights:
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         scores = magnitude(model, space)
         with torch.no_grad():
-            model.get_parameter("model.layers.0.mlp.up_proj.weight").mul_(0.999)
+            model.get_parameter("model.layers.0.mlp.up_proj.weight").mul_(0.9)
         return scores
 
 

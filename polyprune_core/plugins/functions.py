@@ -1,0 +1,184 @@
+"""A metric as a plain function: from a weight and what was measured about it to the importance of each of its entries.
+
+    @initializer("mean-contribution", summary="size of what each weight adds to its output")
+    def mean_contribution(weight, input_norm, power=2.0):
+        return (weight.abs() * input_norm) ** power
+
+The entry point `mean-contribution = "module:mean_contribution"`, or the module alone, registers it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from polyprune_core.plugins.contracts import Initializer, Provider
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from polyprune_core.scoring import Calibration
+    from polyprune_core.space import MaskSpace
+
+F = TypeVar("F", bound="Callable[..., Tensor]")
+# What a function may ask for, and what that needs.
+MEASURED: dict[str, frozenset[str]] = {
+    "weight": frozenset(),
+    "input_norm": frozenset({"calibration"}),
+    "gradient": frozenset({"calibration", "gradients"}),
+}
+MARK = "polyprune_provider"
+
+
+def initializer(
+    name: str,
+    *,
+    summary: str = "",
+    reference: str = "",
+    matrices: Literal["all", "readers"] = "all",
+    xfail: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
+    """Returns a decorator that registers a function of weights as an initializer, and leaves the function as it is.
+
+    The function is called once for every parameter that a unit cuts, a matrix (out, in) or a bias (out,), and returns
+    the importance of each entry, in the same shape; higher = keep. A unit's score is the sum over the entries it owns.
+    What it is given depends on the names of its parameters, and only what is asked for is computed:
+
+        weight: the parameter, float32, a copy.
+        input_norm: (in,), root mean square over the calibration tokens of each input feature; 1 for a bias.
+        gradient: of the mean loss in nats per token over the calibration text, in the shape of the weight; needs
+            back-propagation.
+
+    Further parameters must have defaults: they are the options, `name:option=value`, typed by their annotation or else
+    by their default. Gradients are off inside the function, and everything is on the model's device.
+
+    Args:
+        name: lower-case words joined by dashes; what users type.
+        summary: one line for `polyprune plugins list`; by default the first line of the function's docstring.
+        reference: paper and equation.
+        matrices: "all" that a unit cuts, or the "readers" alone: the columns of the attention output and MLP down
+            projections, as in Wanda-sp.
+        xfail: checks of the conformance kit that this metric is right to fail, with the reason.
+
+    Raises:
+        TypeError: the function has a parameter that is neither measured nor has a default.
+    """
+
+    def register(function: F) -> F:
+        made = _factory(function, matrices)
+        line = summary or (inspect.getdoc(function) or "").partition("\n")[0]
+        wanted = [MEASURED[measured] for measured in _parameters(function) if measured in MEASURED]
+        provider: Provider[Initializer] = Provider(
+            name, line, made, frozenset().union(*wanted), reference, dict(xfail or {})
+        )
+        setattr(function, MARK, provider)
+        return function
+
+    return register
+
+
+def provider_of(function: object) -> Provider[Initializer] | None:
+    """Returns what `initializer` registered a function as, or None."""
+    found = vars(function).get(MARK) if inspect.isfunction(function) else None
+    return found if isinstance(found, Provider) else None
+
+
+def providers_in(plugin: object) -> list[Provider[Initializer]]:
+    """Returns the providers of a registered function, or of those that a module or package defines, in their order."""
+    if not isinstance(plugin, ModuleType):
+        found = [provider_of(plugin)]
+    else:
+        functions = {id(value): value for value in vars(plugin).values() if inspect.isfunction(value)}
+        own = [f for f in functions.values() if f"{f.__module__}.".startswith(f"{plugin.__name__}.")]
+        found = [provider_of(function) for function in own]
+    return [provider for provider in found if provider is not None]
+
+
+@dataclass(frozen=True)
+class FunctionInitializer:
+    """Scores units by a function of their weights; `options` are its further arguments."""
+
+    function: Callable[..., Tensor]
+    matrices: str
+    options: tuple[tuple[str, Any], ...]
+
+    def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
+        """Returns (U,) sums of the function's values over the entries that each unit owns."""
+        import torch
+
+        wanted = _parameters(self.function).keys() & MEASURED.keys()
+        axes = [space.layout.axis[name] for name in space.axes]
+        cuts = [cut for axis in axes for cut in (axis.cuts if self.matrices == "all" else axis.cuts[-1:])]
+        gradients = calibration.gradients()[0] if "gradient" in wanted else {}
+        modules = [cut.parameter.rpartition(".")[0] for cut in cuts] if "input_norm" in wanted else []
+        norms = calibration.input_norms(modules) if modules else {}
+
+        def importance(parameter: str) -> Tensor:
+            weight = model.get_parameter(parameter).detach().to(torch.float32, copy=True)
+            measured = {
+                "weight": weight,
+                "input_norm": norms.get(parameter.rpartition(".")[0]) if weight.dim() > 1 else weight.new_ones(1),
+                "gradient": gradients.get(parameter),
+            }
+            found = self.function(**{name: measured[name] for name in wanted}, **dict(self.options))
+            if not isinstance(found, torch.Tensor) or found.shape != weight.shape:
+                got = tuple(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+                raise ValueError(f"for {parameter} it returned {got}; one number for each entry, {tuple(weight.shape)}")
+            return found
+
+        with torch.no_grad():
+            if self.matrices == "all":
+                return space.sum_weights(importance)
+            readers = {axis.name: axis.cuts[-1].parameter for axis in axes}
+            return space.sum_columns(model, lambda axis, _: importance(readers[axis]).sum(dim=0, dtype=torch.float64))
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _factory(function: Callable[..., Tensor], matrices: str) -> Callable[..., Initializer]:
+    """Returns the factory whose signature is the function's options."""
+    if matrices not in ("all", "readers"):
+        raise TypeError(f"matrices={matrices!r}; 'all' or 'readers' is needed.")
+    signature = inspect.Signature([_option(function, p) for p in _parameters(function).values() if _is_option(p)])
+
+    @functools.wraps(function)
+    def make(**options: Any) -> Initializer:
+        bound = signature.bind(**options)
+        bound.apply_defaults()
+        return FunctionInitializer(function, matrices, tuple(bound.arguments.items()))
+
+    make.__signature__ = signature  # type: ignore[attr-defined]
+    make.__annotations__ = {name: option.annotation for name, option in signature.parameters.items()}
+    return make
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    """Tells options from what is measured.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        raise TypeError(f"parameter {str(parameter)!r} has no name that it could be given by.")
+    if parameter.name in MEASURED:
+        return False
+    if parameter.default is parameter.empty:
+        raise TypeError(
+            f"parameter {parameter.name!r} is not one of {', '.join(MEASURED)}, and an option needs a default."
+        )
+    return True
+
+
+def _option(function: Callable[..., Any], parameter: inspect.Parameter) -> inspect.Parameter:
+    declared = parameter.annotation
+    if declared is parameter.empty:
+        declared = str if parameter.default is None else type(parameter.default)
+    elif isinstance(declared, str):
+        declared = eval(declared, function.__globals__)
+    return parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=declared)

@@ -1,0 +1,74 @@
+"""What core accepts from each method of a plugin; anything else is a PluginError that says what it got."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from polyprune_core.errors import PluginError
+from polyprune_core.types import ExportReport, UnitGroup
+
+if TYPE_CHECKING:
+    from polyprune_core.models.layout import ModelLayout
+    from polyprune_core.space import MaskSpace
+
+
+def check_scores(scores: Any, blame: str, _model: Any, space: MaskSpace, *_: Any) -> None:
+    """Raises PluginError unless `scores` are (U,) finite floating-point numbers."""
+    from torch import Tensor
+
+    if not isinstance(scores, Tensor):
+        got = f"a {type(scores).__name__}"
+    elif scores.shape != (len(space),) or not scores.is_floating_point():
+        got = f"{str(scores.dtype).removeprefix('torch.')} scores of shape {tuple(scores.shape)}"
+    elif not scores.isfinite().all():
+        got = f"{int((~scores.isfinite()).sum())} scores that are not finite"
+    else:
+        return
+    needed = f"a finite floating-point number for each of {len(space)} units is needed"
+    raise PluginError(f"{blame} returned {got}; {needed}.")
+
+
+def check_groups(groups: Any, blame: str, layout: ModelLayout, *_: Any) -> None:
+    """Raises PluginError unless `groups` are UnitGroups that divide axes of their own layer, at some cost."""
+    from polyprune_core.space import check_costs, check_division, check_layers
+
+    if not isinstance(groups, Sequence) or isinstance(groups, str):
+        raise PluginError(f"{blame} returned a {type(groups).__name__}; a list of UnitGroups is needed.")
+    for group in groups:
+        if not isinstance(group, UnitGroup):
+            raise PluginError(f"{blame} returned a {type(group).__name__} where a UnitGroup is needed.")
+    for check in (check_division, check_costs, check_layers):
+        check(layout, groups, blame)
+
+
+def check_gradient(returned: Any, blame: str, *_: Any) -> None:
+    """Raises PluginError for a gradient of another number format, which the policy would take on."""
+    import torch
+
+    gradient = returned[0] if isinstance(returned, tuple) and returned else None
+    if isinstance(gradient, torch.Tensor) and gradient.dtype != torch.float32:
+        raise PluginError(f"{blame} returned a gradient of {gradient.dtype}; torch.float32 is needed.")
+
+
+def check_report(report: Any, blame: str, *_: Any) -> None:
+    """Raises PluginError unless `report` is an ExportReport."""
+    if not isinstance(report, ExportReport):
+        raise PluginError(f"{blame} returned a {type(report).__name__} from export; an ExportReport is needed.")
+
+
+def check_loaded(loaded: Any, blame: str, *_: Any) -> None:
+    """Raises PluginError unless `loaded` is a LoadedModel."""
+    from polyprune_core.models.sources import LoadedModel
+
+    if not isinstance(loaded, LoadedModel):
+        raise PluginError(f"{blame} returned a {type(loaded).__name__} from load; a LoadedModel is needed.")
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "score": check_scores,
+    "groups": check_groups,
+    "gradient": check_gradient,
+    "export": check_report,
+    "load": check_loaded,
+}
