@@ -7,11 +7,14 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from polyprune_core import __version__, budget
 from polyprune_core.config import Cell, Comparison, cell_id, cells
 from polyprune_core.data import ROLES, Text, load_text
+from polyprune_core.details import Details, Group, path_of, read_details, write_details
 from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluate import Evaluation
@@ -20,6 +23,7 @@ from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter
 from polyprune_core.results import Results, Row
+from polyprune_core.space import MaskSpace
 from polyprune_core.store import Store, write_json
 
 
@@ -37,6 +41,13 @@ def compare(
     sources = check_plugins(config, registry)
     harness = open_harness(config, registry, reporter)
     identity = _identity(harness)
+    run: dict[str, Any] = {
+        "polyprune": __version__,
+        "environment": environment(),
+        "config": config.model_dump(mode="json"),
+        "model": _model(harness),
+        "texts": _texts(harness),
+    }
     grid = cells(config)
     done: dict[Cell, Row] = {}
     with harness.compactor:
@@ -47,12 +58,11 @@ def compare(
                 key = cell_id(cell, config, identity | {"plugins": plugins})
                 with store.claimed(key, wait) as mine:
                     if mine:
-                        done[cell] = store.read(key) or _run(harness, cell, key, plugins, store)
+                        done[cell] = store.read(key) or _run(harness, cell, key, plugins, store, run)
                         on_row(done[cell])
     rows = [done[cell] for cell in grid]
-    results = Results(
-        __version__, environment(), config.model_dump(mode="json"), _model(harness), _texts(harness), rows
-    )
+    details = {row.id: found for row in rows if (found := read_details(path_of(store.cells, row.id)))}
+    results = Results(**run, rows=rows, details=details)
     try:
         write_json(store.folder / "results.json", results.to_json())
     except ConfigError as error:
@@ -87,17 +97,21 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
     return harness
 
 
-def _run(harness: Harness, cell: Cell, key: str, plugins: dict[str, str], store: Store) -> Row:
+def _run(harness: Harness, cell: Cell, key: str, plugins: dict[str, str], store: Store, run: dict[str, Any]) -> Row:
     blank = Row(id=key, plugins=plugins, **cell.model_dump())
     try:
         if cell.kind == "dense":
             row, trace = _dense_row(blank, harness), None
+            details = Details(_windows(harness.dense), run)
         else:
             decision = harness.decide(cell)
-            evaluation = harness.evaluate(_label(cell), harness.space(cell.granularity or ""), decision.selection)
+            space = harness.space(cell.granularity or "")
+            evaluation = harness.evaluate(_label(cell), space, decision.selection)
             row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
+            details = _decided(space, decision, evaluation, run)
     except PolypruneError as error:
         return dataclasses.replace(blank, status="failed", error=str(error))
+    write_details(path_of(store.cells, key), details)
     store.write(row, trace)
     return row
 
@@ -120,6 +134,20 @@ def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation, harness: 
         non_finite_losses=decision.trace.non_finite if decision.trace else 0,
         **_measured(evaluation),
     )
+
+
+def _decided(space: MaskSpace, decision: Decision, evaluation: Evaluation, run: dict[str, Any]) -> Details:
+    return Details(
+        window_nll=_windows(evaluation),
+        run=run,
+        groups=tuple(Group(group.kind, group.layer, group.count) for group in space.groups),
+        keep=decision.selection.keep.numpy(),
+        scores=decision.scores.values.numpy(),
+    )
+
+
+def _windows(evaluation: Evaluation) -> NDArray[np.float32]:
+    return np.asarray(evaluation.window_nll, np.float32)
 
 
 def _dense_row(blank: Row, harness: Harness) -> Row:

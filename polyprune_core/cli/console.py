@@ -10,17 +10,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.printable import plain as plain
 from polyprune_core.progress import Reporter, Task
 
 
 def stderr() -> Console:
     """A console on stderr."""
     return Console(stderr=True, highlight=False)
-
-
-def plain(text: str) -> str:
-    """Returns a plugin's text as one line of printable characters: nothing that controls a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def show_problems(registry: Registry, console: Console) -> None:
