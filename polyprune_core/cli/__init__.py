@@ -10,6 +10,7 @@ from polyprune_core import __version__
 from polyprune_core.cli.compare import compare
 from polyprune_core.cli.plugins import plugins
 from polyprune_core.cli.prune import prune
+from polyprune_core.cli.report import report
 from polyprune_core.errors import PolypruneError
 
 
@@ -25,7 +26,7 @@ def cli() -> None:
     """Structural pruning of language models: every criterion through one harness."""
 
 
-for command in (compare, prune, plugins):
+for command in (compare, prune, report, plugins):
     cli.add_command(command)
 
 
