@@ -81,7 +81,8 @@ def sample(values: Sequence[float]) -> Sample:
 
 def paired(log_perplexity: Sequence[float], reference: Sequence[float]) -> Paired:
     """Compares two rows seed by seed; a ratio below 1 means that the first has the lower perplexity."""
-    differences = np.asarray(log_perplexity, dtype=float) - np.asarray(reference, dtype=float)
+    with np.errstate(invalid="ignore"):  # two infinite losses differ by nothing that has a number
+        differences = np.asarray(log_perplexity, dtype=float) - np.asarray(reference, dtype=float)
     summary = sample(differences.tolist())
     p = None
     if len(differences) >= MIN_SEEDS_FOR_P:

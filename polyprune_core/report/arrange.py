@@ -62,8 +62,13 @@ class Arrangement:
         return dataclasses.replace(results, rows=rows)
 
     def rows(self, results: Results) -> list[Row]:
-        """Returns the measured rows that are shown, as run."""
-        return [row for row in self.of_seeds(results).rows if self._shows(row)]
+        """Returns the measured rows that are shown, in the order of their summaries."""
+        rows = [row for row in self.of_seeds(results).rows if self._shows(row)]
+        if self.sort is None and self.group_by is None:
+            return rows
+        order = [_cell(summary.row) for _, group in self.groups(results) for summary in group]
+        place = {cell: index for index, cell in enumerate(order)}
+        return sorted(rows, key=lambda row: place[_cell(row)])
 
     def groups(self, results: Results) -> list[tuple[str, list[Summary]]]:
         """Returns the summaries that are shown, in order, in groups with their titles."""
@@ -97,6 +102,10 @@ class Arrangement:
 
 
 AS_RUN = Arrangement()
+
+
+def _cell(row: Row) -> tuple[Any, ...]:
+    return tuple(getattr(row, key) for key in KEYS)
 
 
 def _matches(value: Any, allowed: Sequence[str]) -> bool:

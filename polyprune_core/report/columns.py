@@ -149,14 +149,13 @@ def varied(results: Results) -> frozenset[str]:
 
 def caption(results: Results) -> str:
     """Returns the conditions that every row of the table shares, and how to read it."""
-    model, texts, config = results.model, results.texts, results.config
-    evaluation = texts["evaluation"]
+    model, calibration, evaluation = results.model, results.texts["calibration"], results.texts["evaluation"]
     prunable = ", ".join(f"{count / 1e6:.1f} M {name}" for name, count in model["prunable_parameters"].items())
     said = [
         f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
         f"{model['dtype']} on {model['device']}.",
         f"Perplexity on {evaluation['name']}: {evaluation['windows']} windows of {evaluation['tokens_per_window']}; "
-        f"calibrated on {texts['calibration']['name']}, {config['seq_len']}-token windows.",
+        f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows.",
         "Mean ± sd over n seeds.",
         *_how_to_read(results.summaries()),
     ]

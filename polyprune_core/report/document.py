@@ -30,6 +30,7 @@ SHEETS: dict[str, Callable[[Results, Arrangement], list[Sheet]]] = {
 }
 SHOWN = ("results", *SHEETS)
 TITLES = tuple(column.title for column in COLUMNS)
+TABULAR = ("table", "markdown", "latex")
 ONE_ONLY = ("json", "csv")
 
 
@@ -47,6 +48,10 @@ def document(
         ConfigError: the form holds one comparison and there are several, a column is unknown, or the stores do not
             hold what is asked for.
     """
+    if form == "json" and show != "results":
+        raise ConfigError(f"json holds the results; give --show {show} with table, markdown, latex or csv.")
+    if columns is not None and (show != "results" or form not in TABULAR):
+        raise ConfigError(f"--columns chooses among those of the results, as {', '.join(TABULAR)}.")
     for title in columns or ():
         if title not in TITLES:
             raise ConfigError(unknown_name("column", title, TITLES))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from polyprune_core.config import SEARCH_ONLY
+from polyprune_core.config import Comparison as Grid
 from polyprune_core.details import Details, path_of, read_details
 from polyprune_core.errors import ConfigError
 from polyprune_core.printable import plain
@@ -18,6 +22,8 @@ from polyprune_core.schema import adapter
 
 RUN = ("polyprune", "environment", "config", "model", "texts")
 GRID = ("granularity", "initializers", "baselines", "estimators", "sparsity", "seeds", "scope", "scale")
+CELL = ("kind", "granularity", "initializer", "estimator", "sparsity", "scope", "scale", "seed")
+KINDS = ("dense", "baseline", "start", "search")
 # Decided by the hashes of weights and texts, by the model's own dtype and device, or by `steps`.
 NAMES = ("model", "revision", "trust_remote_code", "dtype", "device", "calibration", "evaluation", "forward_tokens")
 
@@ -35,7 +41,7 @@ class Comparison:
     @property
     def results(self) -> Results:
         """The comparison as results."""
-        return Results(**self.run, rows=list(self.rows.values()), details=self.details)
+        return Results(**{name: self.run[name] for name in RUN}, rows=list(self.rows.values()), details=self.details)
 
     def add(self, row: Row, details: Details | None, run: dict[str, Any], folder: Path | None) -> None:
         """Adds a cell, unless it is there and finished."""
@@ -79,24 +85,28 @@ def load(paths: Sequence[Path]) -> Loaded:
     found = [cell for path in paths for cell in _cells(path, notes)]
     comparisons: dict[str, Comparison] = {}
     for cell in found:
-        comparisons.setdefault(_conditions(cell.run), Comparison(_merged_run(cell.run)))
+        comparisons.setdefault(_conditions(cell.run), Comparison(cell.run))
     for key, comparison in comparisons.items():
         for cell in found:
             searched = cell.row.kind == "search"
             if _conditions(cell.run) == key or (not searched and _shared(cell.run) == _shared(comparison.run)):
                 comparison.add(cell.row, cell.details, cell.run, cell.folder)
-    kept = [c for c in comparisons.values() if _adds(c, comparisons.values())]
+    kept = _without_repeats(list(comparisons.values()))
     for comparison in kept:
-        notes += _one_a_seed(comparison)
+        notes += [*_one_a_seed(comparison), *_bare(comparison)]
     if not kept:
         raise ConfigError(f"no finished cell in {', '.join(map(str, paths))}; run polyprune compare first.")
     return Loaded(kept, notes)
 
 
-def _adds(comparison: Comparison, others: Iterable[Comparison]) -> bool:
-    """Whether it has a row that no larger comparison has."""
-    mine = comparison.rows.keys()
-    return bool(mine) and not any(mine < other.rows.keys() for other in others)
+def _without_repeats(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Leaves out a comparison all of whose rows another one has."""
+    kept: list[Comparison] = []
+    for comparison in sorted(comparisons, key=lambda each: -len(each.rows)):
+        like = [other for other in kept if _shared(other.run) == _shared(comparison.run)]
+        if comparison.rows and not any(comparison.rows.keys() <= other.rows.keys() for other in like):
+            kept.append(comparison)
+    return sorted(kept, key=comparisons.index)
 
 
 def _one_a_seed(comparison: Comparison) -> list[str]:
@@ -104,16 +114,26 @@ def _one_a_seed(comparison: Comparison) -> list[str]:
     seen: set[tuple[Any, ...]] = set()
     twice = []
     for row in comparison.rows.values():
-        names = ("kind", "granularity", "initializer", "estimator", "sparsity", "scope", "scale", "seed")
-        cell = tuple(getattr(row, name) for name in names)
+        cell = tuple(getattr(row, name) for name in CELL)
         if cell in seen:
             twice.append(row.id)
         seen.add(cell)
     for key in twice:
         del comparison.rows[key]
-    return [f"{len(twice)} cells were measured again under other plugin versions; the first of each counts."] * bool(
-        twice
-    )
+    if not twice:
+        return []
+    return [f"{len(twice)} cells were measured again under other plugin versions; the first of each counts."]
+
+
+def _bare(comparison: Comparison) -> list[str]:
+    done = [row for row in comparison.rows.values() if row.status == "ok"]
+    bare = sum(row.id not in comparison.details for row in done)
+    if not bare:
+        return []
+    return [
+        f"{bare} of {len(done)} cells hold no window losses, scores or choices of units: for them evaluation noise, "
+        "kept units and rank agreement are left out."
+    ]
 
 
 def _cells(path: Path, notes: list[str]) -> Iterator[_Found]:
@@ -149,23 +169,49 @@ def _cells(path: Path, notes: list[str]) -> Iterator[_Found]:
 
 def _read(file: Path) -> tuple[dict[str, Any], list[Row]]:
     try:
-        record = json.loads(file.read_text("utf-8"))
+        record = _json(file)
         if not isinstance(record, dict) or "rows" not in record:
             raise ValueError("it has no rows")
         if record.get("schema") != SCHEMA:
             raise ValueError(f"it has schema {record.get('schema')!r}; this polyprune reads schema {SCHEMA}")
-        rows = [row_from_json(row) for row in record["rows"]]
-        adapter().validate_python({**record, "rows": rows, "summary": []})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        rows = [_row(row) for row in record["rows"]]
+        _check_run({name: record[name] for name in RUN})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{file} does not hold results ({_reason(error)}).") from error
-    return _clean({name: record[name] for name in RUN}), [_clean_row(row) for row in rows]
+    return _clean({name: record[name] for name in RUN}), rows
 
 
 def _read_cell(file: Path) -> Row:
     try:
-        return _clean_row(row_from_json(json.loads(file.read_text("utf-8"))["row"]))
+        return _row(_json(file)["row"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{file} is not a finished cell ({_reason(error)}). Delete it to go on without.") from error
+
+
+def _json(file: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(file.read_text("utf-8"), parse_constant=refuse)
+
+
+def _row(record: dict[str, Any]) -> Row:
+    row = row_from_json(record)
+    if not re.fullmatch(r"[\w-]{1,64}", row.id):
+        raise ValueError(f"{row.id!r} cannot be the id of a cell")
+    if row.kind not in KINDS or (row.kind != "dense" and None in (row.granularity, row.initializer, row.sparsity)):
+        raise ValueError(f"row {row.id} does not say what was pruned how")
+    return dataclasses.replace(row, **{f.name: _clean(getattr(row, f.name)) for f in dataclasses.fields(row)})
+
+
+def _check_run(run: dict[str, Any]) -> None:
+    """Raises ValueError where a run's record is not one that `polyprune compare` writes."""
+    adapter().validate_python({**run, "schema": SCHEMA, "rows": [], "summary": []})
+    Grid.model_validate(_known(run["config"]))
+
+
+def _known(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name in Grid.model_fields}
 
 
 def _details(folder: Path, key: str, notes: list[str]) -> Details | None:
@@ -178,8 +224,8 @@ def _details(folder: Path, key: str, notes: list[str]) -> Details | None:
 
 def _is_run(run: dict[str, Any]) -> bool:
     try:
-        adapter().validate_python({**run, "schema": SCHEMA, "rows": [], "summary": []})
-    except ValueError:
+        _check_run(run)
+    except (ValueError, TypeError):
         return False
     return True
 
@@ -189,8 +235,7 @@ def _conditions(run: dict[str, Any]) -> str:
     config = run["config"]
     settings = {name: value for name, value in config.items() if name not in (*GRID, *NAMES)}
     if config.get("forward_tokens"):
-        per_step = config["masks_per_step"] * config["batch_size"] * config["seq_len"]
-        settings["steps"] = config["forward_tokens"] // per_step
+        settings["steps"] = Grid.model_validate(_known(config)).search_steps
     return json.dumps([run["polyprune"], _identity(run), settings], sort_keys=True)
 
 
@@ -206,10 +251,6 @@ def _identity(run: dict[str, Any]) -> list[Any]:
     return [model.get("sha256"), model["parameters"], model["dtype"], model["device"], texts]
 
 
-def _merged_run(run: dict[str, Any]) -> dict[str, Any]:
-    return {name: run[name] for name in RUN}
-
-
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return plain(value)
@@ -218,10 +259,8 @@ def _clean(value: Any) -> Any:
     return [_clean(item) for item in value] if isinstance(value, list) else value
 
 
-def _clean_row(row: Row) -> Row:
-    texts = {f.name: _clean(getattr(row, f.name)) for f in dataclasses.fields(row)}
-    return dataclasses.replace(row, **texts)
-
-
 def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return plain(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}")
     return plain(str(error))[:160]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +52,7 @@ class Part:
     commands: tuple[str, ...]
     sources: tuple[Source, ...]
     facts: dict[str, str]
-    missing: tuple[str, ...]
+    traced: bool
 
 
 def page(loaded: Loaded, arrangement: Arrangement = AS_RUN) -> str:
@@ -116,23 +115,8 @@ def _part(comparison: Comparison, arrangement: Arrangement) -> Part:
         commands=tuple(dict.fromkeys(command(run["config"]) for run in comparison.runs)),
         sources=tuple(_source(s, results, differs) for s in summaries),
         facts=_facts(results),
-        missing=tuple(missing(results, summaries, bool(lines))),
+        traced=bool(lines) or all(summary.row.kind != "search" for summary in summaries),
     )
-
-
-def missing(results: Results, summaries: Sequence[Summary], traced: bool) -> list[str]:
-    """Returns what the stores do not hold, a plain line each."""
-    rows = [row for summary in summaries for row in summary.rows]
-    bare = sum(row.id not in results.details for row in rows)
-    said = []
-    if bare:
-        said.append(
-            f"{bare} of {len(rows)} cells hold no window losses, scores or choices of units: for them evaluation "
-            "noise, maps of kept units and rank agreement are left out."
-        )
-    if not traced and any(row.kind == "search" for row in rows):
-        said.append("No traces of searches lie beside these results: search curves are left out.")
-    return said
 
 
 def _source(summary: Summary, results: Results, differs: frozenset[str]) -> Source:

@@ -35,7 +35,7 @@ def table(results: Results, width: int, arrangement: Arrangement = AS_RUN) -> Ta
 
 
 def tables(sheet: Sheet, width: int) -> list[Table]:
-    """Returns a sheet as tables that each fit `width` columns: one, or as many as a sheet without optional ones needs."""
+    """Returns a sheet as tables that fit `width` columns: one, or several where no column is optional."""
     grid = fitted(sheet, width)
     columns = sheet.head[1:]
     if sheet.optional or len(columns) < 2 or _least(grid) <= width:

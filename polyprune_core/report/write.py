@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -41,7 +42,6 @@ def write(results: Results, form: str, console: Console | None = None, arrangeme
 def to_json(results: Results, arrangement: Arrangement = AS_RUN) -> str:
     """Returns schema 1 with the rows and summaries that are shown."""
     record: dict[str, Any] = arrangement.of_seeds(results).to_json()
-    shown = {row.id for row in arrangement.rows(results)}
-    record["rows"] = [row for row in record["rows"] if row["id"] in shown]
+    record["rows"] = finite([dataclasses.asdict(row) for row in arrangement.rows(results)])
     record["summary"] = finite([s.to_json() for _, group in arrangement.groups(results) for s in group])
     return json.dumps(record, indent=1, allow_nan=False)

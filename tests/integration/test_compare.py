@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from commandline import Run, polyprune
@@ -154,6 +155,33 @@ def test_the_json_has_every_field_that_is_promised(record) -> None:
 def test_the_store_holds_what_was_printed_and_it_reads_back(unbroken, record) -> None:
     assert json.loads((unbroken[0] / "results.json").read_text("utf-8")) == record
     assert load([unbroken[0]]).comparisons[0].results.to_json() == record
+
+
+def test_beside_every_cell_lie_its_windows_and_what_it_kept(unbroken, record, space) -> None:
+    (found,) = load([unbroken[0]]).comparisons
+    total = record["model"]["prunable_parameters"]["head+channel"]
+    dense = record["model"]["parameters"]
+    for row in record["rows"]:
+        details = found.details[row["id"]]
+        assert details.window_nll.shape == (4,)
+        assert details.window_nll.mean() == pytest.approx(row["nll"], rel=1e-6)
+        assert details.run == {name: record[name] for name in ("polyprune", "environment", "config", "model", "texts")}
+        if row["kind"] == "dense":
+            assert details.keep is None
+            continue
+        kept = float(space.cost[torch.from_numpy(details.keep)].sum())
+        assert kept == row["parameters_kept"] - (dense - total)
+        assert [(group.kind, group.layer, group.count) for group in details.groups] == [
+            (group.kind, group.layer, group.count) for group in space.groups
+        ]
+        for kind in space.kind.unique():
+            scores, kept = details.scores[space.kind == kind], details.keep[space.kind == kind]
+            assert np.median(scores[kept]) > np.median(scores[~kept])
+
+
+def test_a_search_is_compared_on_the_same_windows_as_its_start(record) -> None:
+    for summary in record["summary"][5:]:
+        assert summary["versus"]["evaluation"]["windows"] == 4
 
 
 def test_the_sparsity_achieved_is_the_one_asked_for_to_one_unit_of_each_kind(record, space) -> None:
