@@ -146,13 +146,18 @@ def _section(summary: Summary) -> tuple[str | None, float | None]:
 
 
 def _with_best(summaries: list[Summary], windows: Windows) -> list[Summary]:
+    """Marks the best rows; a row that has to win every comparison needs no correction for their number."""
     best = set()
     for section in {_section(each): None for each in summaries}:
         ranked = sorted((s for s in summaries if _section(s) == section and s.log_perplexity), key=_mean_log)
-        differences = [compared(ranked[0], other, windows) for other in ranked[1:]]
-        if differences and all(found is not None and found.verdict == "better" for found in differences):
+        if len(ranked) > 1 and all(_beats(ranked[0], other, windows) for other in ranked[1:]):
             best.add(_without_seed(ranked[0].row))
     return [dataclasses.replace(each, best=_without_seed(each.row) in best) for each in summaries]
+
+
+def _beats(summary: Summary, other: Summary, windows: Windows) -> bool:
+    found = compared(summary, other, windows)
+    return found is not None and found.verdict == "better"
 
 
 def _mean_log(summary: Summary) -> float:

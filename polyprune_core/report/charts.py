@@ -124,7 +124,7 @@ def _trade_off_numbers(lines: dict[str, list[Summary]], asked: Sequence[float]) 
         at = {summary.row.sparsity: summary for summary in line}
         rows.append((Cell(name), *(Cell(perplexity(at[value]) if value in at else "") for value in asked)))
     head = ("criterion", *(f"sparsity {value:g}" for value in asked))
-    return Sheet("Perplexity, mean ± sd over seeds", head, (Band("", tuple(rows)),), "")
+    return Sheet("mean ± sd over seeds", head, (Band("", tuple(rows)),), "")
 
 
 def _mark(summary: Summary, x: float, y: Callable[[float], float]) -> Mark:
@@ -167,7 +167,7 @@ def _search_numbers(lines: Sequence[Curve]) -> Sheet:
         places = [round(part * (len(curve.mean) - 1)) for part in QUARTERS]
         rows.append((Cell(curve.name), *(Cell(f"{curve.mean[place][1]:.3f}") for place in places)))
     head = ("search", "first", *(f"after {part:.0%}" for part in QUARTERS[1:-1]), "last")
-    return Sheet("Loss, mean over seeds", head, (Band("", tuple(rows)),), "")
+    return Sheet("loss, mean over seeds", head, (Band("", tuple(rows)),), "")
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -14,7 +14,7 @@ SIGNS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
-    "~": r"\textasciitilde{}",
+    "~": r"$\sim$",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
@@ -54,7 +54,8 @@ def latex_table(sheet: Sheet) -> str:
         if band.title:
             lines.append(f"\\multicolumn{{{columns}}}{{l}}{{\\emph{{{escape(band.title)}}}}} \\\\")
         lines += [_line(map(_text, row)) for row in band.rows]
-    lines += [r"\bottomrule", r"\end{tabular}", "", r"\par\smallskip", escape(sheet.note), r"\end{table}"]
+    lines += [r"\bottomrule", r"\end{tabular}", "", r"\smallskip"]
+    lines += [f"\\parbox{{\\linewidth}}{{{escape(sheet.note)}}}", r"\end{table}"]
     return "\n".join(lines)
 
 

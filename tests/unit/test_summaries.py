@@ -67,8 +67,11 @@ def test_no_row_is_best_inside_the_noise_of_the_evaluation() -> None:
     assert not by_name(summarise(found, windows(found, 1.0)))["a"].best
 
 
-def test_a_row_alone_is_not_best() -> None:
-    assert not summarise(rows("a", [3.0, 3.1]), {})[0].best
+def test_a_row_alone_or_among_failures_is_not_best() -> None:
+    alone = rows("a", [3.0, 3.1])
+    failed = rows("b", [9.0, 9.0], status="failed")
+    assert not summarise(alone, {})[0].best
+    assert not summarise([*alone, *failed], {})[0].best
 
 
 def test_another_sparsity_or_granularity_is_another_competition() -> None:
