@@ -61,8 +61,7 @@ def compare(
                         done[cell] = store.read(key) or _run(harness, cell, key, plugins, store, run)
                         on_row(done[cell])
     rows = [done[cell] for cell in grid]
-    details = {row.id: found for row in rows if (found := read_details(path_of(store.cells, row.id)))}
-    results = Results(**run, rows=rows, details=details)
+    results = Results(**run, rows=rows, details=_beside(rows, store, reporter))
     try:
         write_json(store.folder / "results.json", results.to_json())
     except ConfigError as error:
@@ -134,6 +133,19 @@ def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation, harness: 
         non_finite_losses=decision.trace.non_finite if decision.trace else 0,
         **_measured(evaluation),
     )
+
+
+def _beside(rows: list[Row], store: Store, reporter: Reporter) -> dict[str, Details]:
+    found = {}
+    for row in rows:
+        try:
+            details = read_details(path_of(store.cells, row.id))
+        except ConfigError as error:
+            reporter.warn(str(error))
+            continue
+        if details is not None:
+            found[row.id] = details
+    return found
 
 
 def _decided(space: MaskSpace, decision: Decision, evaluation: Evaluation, run: dict[str, Any]) -> Details:

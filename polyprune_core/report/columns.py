@@ -148,39 +148,47 @@ def varied(results: Results) -> frozenset[str]:
 
 
 def caption(results: Results) -> str:
-    """Returns the conditions that every row of the table shares, and how to read it."""
+    """Returns the conditions that every row of the table shares, and how to read its columns."""
+    return " ".join([conditions(results), *(text for _, text in how_to_read(results.summaries()))])
+
+
+def conditions(results: Results) -> str:
+    """Returns what every row of the table shares."""
     model, calibration, evaluation = results.model, results.texts["calibration"], results.texts["evaluation"]
     prunable = ", ".join(f"{count / 1e6:.1f} M {name}" for name, count in model["prunable_parameters"].items())
-    said = [
+    return plain(
         f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
-        f"{model['dtype']} on {model['device']}.",
+        f"{model['dtype']} on {model['device']}. "
         f"Perplexity on {evaluation['name']}: {evaluation['windows']} windows of {evaluation['tokens_per_window']}; "
-        f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows.",
-        "Mean ± sd over n seeds.",
-        *_how_to_read(results.summaries()),
-    ]
-    return plain(" ".join(said))
+        f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."
+    )
 
 
-def _how_to_read(summaries: list[Summary]) -> list[str]:
+def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:
+    """Returns (title of a column, what it says) for the columns that say something."""
     compared = [summary.versus for summary in summaries if summary.versus]
-    said = []
+    windows = sorted({found.evaluation.windows for found in compared if found.evaluation})
+    said = [("perplexity", "Mean ± sd over n seeds.")]
+    if any(summary.best for summary in summaries):
+        said.append(("perplexity", "Bold: better than every other row at its sparsity, beyond the noise."))
     if compared:
-        said.append(
+        text = (
             "Against its start: perplexity ratio to the same metric without search, paired by seed, with the wider "
             "side of its 95 % t interval over seeds: ✓ better, ✗ worse, ~ no difference shown; in brackets where that "
-            f"does not hold at a false discovery rate of 5 % over the {len(compared)} comparisons of this table (q)."
+            f"does not hold at a false discovery rate of 5 % over all {len(compared)} of them."
         )
-    windows = {found.evaluation.windows for found in compared if found.evaluation}
+        said.append(("against its start", text))
     if windows:
-        count = " or ".join(map(str, sorted(windows)))
-        said.append(f"Evaluation noise: its 95 % interval over {count} windows of text, the models held fixed.")
+        count = " or ".join(map(str, windows))
+        text = f"Evaluation noise: its 95 % interval over {count} windows of text, the models held fixed."
+        said.append(("evaluation noise", text))
     if any(found.p is not None for found in compared):
-        said.append("p: sign flips.")
-    if any(summary.best for summary in summaries):
-        said.append("Bold: better than every other row at its sparsity, beyond the noise.")
+        said.append(("p", "p: of flipped signs."))
+    if any(found.q is not None for found in compared):
+        said.append(("q", "q: that rate, from the t tests over seeds."))
     if any(summary.pareto for summary in summaries):
-        said.append("Pareto: no row has both a lower mean perplexity and fewer parameters (size) or passes (cost).")
+        text = "Pareto: no row has both a lower mean perplexity and fewer parameters (size) or passes (cost)."
+        said.append(("Pareto", text))
     if any(summary.row.backward_passes for summary in summaries):
-        said.append("∇: needs back-propagation.")
+        said.append(("criterion", "∇: needs back-propagation."))
     return said

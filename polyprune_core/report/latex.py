@@ -55,7 +55,7 @@ def latex_table(sheet: Sheet) -> str:
             lines.append(f"\\multicolumn{{{columns}}}{{l}}{{\\emph{{{escape(band.title)}}}}} \\\\")
         lines += [_line(map(_text, row)) for row in band.rows]
     lines += [r"\bottomrule", r"\end{tabular}", "", r"\smallskip"]
-    lines += [f"\\parbox{{\\linewidth}}{{{escape(sheet.note)}}}", r"\end{table}"]
+    lines += [f"\\parbox{{\\linewidth}}{{{escape(sheet.caption)}}}", r"\end{table}"]
     return "\n".join(lines)
 
 

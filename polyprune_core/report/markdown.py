@@ -25,7 +25,7 @@ def markdown_table(sheet: Sheet) -> str:
         if band.title:
             lines.append(_line([f"*{escape(band.title)}*", *[""] * (len(sheet.head) - 1)]))
         lines += [_line(map(_text, row)) for row in band.rows]
-    return "\n".join([*lines, "", escape(sheet.note)])
+    return "\n".join([*lines, "", escape(sheet.caption)])
 
 
 def escape(text: str) -> str:

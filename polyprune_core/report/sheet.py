@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from polyprune_core.printable import plain
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import COLUMNS, Column, caption, label, sparsity, varied
+from polyprune_core.report.columns import COLUMNS, Column, conditions, how_to_read, label, sparsity, varied
 from polyprune_core.results import Results
 from polyprune_core.summaries import Summary
 
@@ -34,7 +34,7 @@ class Band:
 class Sheet:
     """`head` names every column, that of the names first; `optional` ones may be left out where room is short.
 
-    `legend` says what the palest and the fullest shade stand for.
+    `legend` says what the palest and the fullest shade stand for; `about` explains columns by title.
     """
 
     title: str
@@ -43,11 +43,17 @@ class Sheet:
     note: str
     optional: tuple[str, ...] = ()
     legend: tuple[str, str] | None = None
+    about: tuple[tuple[str, str], ...] = ()
 
     @property
     def rows(self) -> list[tuple[Cell, ...]]:
         """The rows of all bands."""
         return [row for band in self.bands for row in band.rows]
+
+    @property
+    def caption(self) -> str:
+        """The note, and what explains the columns that are there."""
+        return " ".join([self.note, *(text for title, text in self.about if title in self.head)]).strip()
 
     def without(self, titles: Sequence[str]) -> Sheet:
         """Returns the sheet without some columns."""
@@ -67,7 +73,8 @@ def summary_sheet(results: Results, arrangement: Arrangement = AS_RUN, titles: S
     optional = tuple(column.title for column in chosen if column.optional)
     if arrangement.group_by == "sparsity":
         optional += tuple(column.title for column in chosen if column.text is sparsity)
-    return Sheet(heading(results), head, tuple(bands), caption(results), optional)
+    about = tuple(how_to_read(arrangement.of_seeds(results).summaries()))
+    return Sheet(heading(results), head, tuple(bands), conditions(results), optional, about=about)
 
 
 def heading(results: Results) -> str:

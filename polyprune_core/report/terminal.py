@@ -53,7 +53,7 @@ def fitted(sheet: Sheet, width: int) -> Table:
         if _least(grid) <= width:
             break
     grid.title = Text(sheet.title, style="bold") if sheet.title else None
-    grid.caption = Text(sheet.note) if sheet.note else None
+    grid.caption = Text(sheet.caption) if sheet.caption else None
     return grid
 
 

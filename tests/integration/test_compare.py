@@ -184,6 +184,18 @@ def test_a_search_is_compared_on_the_same_windows_as_its_start(record) -> None:
         assert summary["versus"]["evaluation"]["windows"] == 4
 
 
+def test_a_broken_file_beside_a_cell_is_warned_of_and_costs_its_noise_only(copy, record, cells_run) -> None:
+    broken = copy / "cells" / f"{record['rows'][-1]['id']}.safetensors"
+    broken.write_bytes(b"{}")
+    run = grid(copy)
+    assert (run.status, cells_run) == (0, [])
+    assert broken.name in run.err
+    assert run.rows == record["rows"]
+    noise = [s["versus"] and s["versus"]["evaluation"] for s in json.loads(run.out)["summary"]]
+    assert noise[-1] is None
+    assert noise[-2] is not None
+
+
 def test_the_sparsity_achieved_is_the_one_asked_for_to_one_unit_of_each_kind(record, space) -> None:
     total = record["model"]["prunable_parameters"]["head+channel"]
     assert total == space.total_cost

@@ -268,3 +268,13 @@ def test_what_cannot_be_asked_of_a_form_is_refused(loaded, form, show, columns) 
 def test_columns_are_those_asked_for(loaded) -> None:
     text = document(loaded, "markdown", columns=("perplexity", "n"))
     assert text.splitlines()[0] == "| criterion | perplexity | n |"
+
+
+def test_a_caption_explains_the_columns_that_are_there_and_no_others(loaded, results) -> None:
+    whole = summary_sheet(results).caption
+    for sentence in ("Evaluation noise:", "q:", "Pareto:", "Bold:"):
+        assert sentence in whole
+    few = document(loaded, "markdown", columns=("perplexity", "n"))
+    assert "Bold:" in few
+    assert "Pareto:" not in few
+    assert "over all 4 of them" in summary_sheet(results, Arrangement(keep={"sparsity": ("0.2",)})).caption
