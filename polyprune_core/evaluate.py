@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +19,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over `tokens` predicted tokens: `nll` in nats; `kl_to_dense` in nats; `top1_agreement` as a fraction."""
+    """Means over `tokens` predicted tokens: `nll` in nats; `kl_to_dense` in nats; `top1_agreement` as a fraction.
+
+    `window_nll` is each window's own mean, in nats per token and in the order of the windows.
+    """
 
     nll: float
     tokens: int
     kl_to_dense: float | None = None
     top1_agreement: float | None = None
+    window_nll: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def perplexity(self) -> float:
@@ -57,10 +61,13 @@ class Evaluator:
     def _run(self, model: Any, remember: Callable[[Tensor], None] | None, progress: Progress) -> Evaluation:
         nll = kl = agree = 0.0
         tokens = 0
+        windows: list[float] = []
         for done, ids in enumerate(self.batches):
             ids = ids.to(model.device)
             hidden = last_hidden(model, ids)
-            nll += float(losses_from_hidden(model, hidden, ids).sum(dtype=torch.float64))
+            losses = losses_from_hidden(model, hidden, ids)
+            nll += float(losses.sum(dtype=torch.float64))
+            windows += losses.mean(dim=1, dtype=torch.float64).tolist()
             tokens += ids.shape[0] * (ids.shape[1] - 1)
             if remember:
                 remember(hidden)
@@ -70,8 +77,8 @@ class Evaluator:
                 kl, agree = kl + divergence, agree + same
             progress(done + 1, len(self.batches))
         if remember or not self.dense_hidden:
-            return Evaluation(nll / tokens, tokens)
-        return Evaluation(nll / tokens, tokens, kl / tokens, agree / tokens)
+            return Evaluation(nll / tokens, tokens, window_nll=tuple(windows))
+        return Evaluation(nll / tokens, tokens, kl / tokens, agree / tokens, tuple(windows))
 
 
 def _agreement(heads: tuple[Any, Any], dense: Tensor, pruned: Tensor) -> tuple[float, float]:

@@ -1,21 +1,16 @@
-"""A finished cell of a results store as a decision: which units of which model stay.
-
-CELL.json holds the row; CELL.safetensors beside it `keep`, one bit a unit, `scores` (U,) float32, and in its header
-`run`, the comparison that made it.
-"""
+"""A finished cell of a results store as a decision: which units of which model stay."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from polyprune_core.artefact import PrunedModel
+from polyprune_core.details import path_of, read_details
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
@@ -106,26 +101,10 @@ def _told(row: Row) -> str:
 
 
 def _read(store: Store, row: Row) -> FinishedCell:
-    from safetensors import SafetensorError, safe_open
-
-    path = store.cells / f"{row.id}.safetensors"
-    try:
-        with safe_open(path, "np") as file:
-            run: dict[str, Any] = json.loads((file.metadata() or {})["run"])
-            scores, bits = file.get_tensor("scores"), file.get_tensor("keep")
-        return FinishedCell(
-            row=row,
-            keep=torch.from_numpy(np.unpackbits(bits, count=len(scores))).bool(),
-            scores=torch.from_numpy(scores),
-            config=run["config"],
-            sha256=str(run["model"]["sha256"]),
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"cell {row.id} of {store.folder} holds no decision; delete {row.id}.json and run it again."
-        ) from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(
-            f"{path} does not hold what was decided ({reason}). Delete it and run the cell again."
-        ) from error
+    path = path_of(store.cells, row.id)
+    found = read_details(path)
+    if found is None or found.keep is None or found.scores is None:
+        raise ConfigError(f"{path} does not hold what the cell kept. Run the comparison again in a new --output.")
+    run = found.run
+    keep, scores = torch.from_numpy(found.keep), torch.from_numpy(found.scores)
+    return FinishedCell(row, keep, scores, run["config"], run["model"]["sha256"])

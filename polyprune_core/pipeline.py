@@ -7,9 +7,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from polyprune_core import __version__
 from polyprune_core.config import Cell, Comparison, cell_id, cells
 from polyprune_core.data import ROLES, Text, load_text
+from polyprune_core.details import Details, Group, path_of, read_details, write_details
 from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluate import Evaluation
@@ -20,6 +24,7 @@ from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter
 from polyprune_core.request import check_plugins
 from polyprune_core.results import Results, Row
+from polyprune_core.space import MaskSpace
 from polyprune_core.store import Store, write_json
 from polyprune_core.tasks import Tasks
 
@@ -39,6 +44,13 @@ def compare(
     sources = check_plugins(config, registry)
     harness = open_harness(config, registry, reporter)
     shared = _identity(harness, config)
+    run: dict[str, Any] = {
+        "polyprune": __version__,
+        "environment": environment(),
+        "config": config.model_dump(mode="json"),
+        "model": _model(harness),
+        "texts": _texts(harness),
+    }
     grid = cells(config)
     plugins = {cell: used_plugins(cell, sources) for cell in grid}
     keys = {cell: cell_id(cell, config, shared | {"plugins": plugins[cell]}) for cell in grid}
@@ -51,14 +63,12 @@ def compare(
                 row = _finished(blank, store)
                 if row is None:
                     with store.claimed(blank.id, wait) as mine:
-                        row = (_finished(blank, store) or _run(harness, cell, blank, store)) if mine else None
+                        row = (_finished(blank, store) or _run(harness, cell, blank, store, run)) if mine else None
                 if row:
                     done[cell] = row
                     on_row(row)
     rows = [done[cell] for cell in grid]
-    results = Results(
-        __version__, environment(), config.model_dump(mode="json"), _model(harness), _texts(harness), rows
-    )
+    results = Results(**run, rows=rows, details=_beside(rows, store, reporter))
     try:
         write_json(store.folder / "results.json", results.to_json())
     except ConfigError as error:
@@ -112,22 +122,25 @@ def _failed(blank: Row, error: PolypruneError) -> Row:
     return dataclasses.replace(blank, status="failed", error=str(error))
 
 
-def _run(harness: Harness, cell: Cell, blank: Row, store: Store) -> Row:
+def _run(harness: Harness, cell: Cell, blank: Row, store: Store, run: dict[str, Any]) -> Row:
     checkpoint = store.checkpoint(blank.id, harness.reporter)
     try:
         if cell.kind == "dense":
             row, trace = _dense_row(blank, harness), None
+            details = Details(_windows(harness.dense), run)
         else:
             decision = harness.decide(cell, checkpoint)
             label, space = _label(cell), harness.space(cell.granularity or "")
             evaluation = harness.evaluate(label, space, decision.selection)
             blank = dataclasses.replace(blank, tasks=harness.task_scores(label, space, decision.selection))
             row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
+            details = _decided(space, decision, evaluation, run)
     except PolypruneError as error:
         checkpoint.remove()
         harness.reporter.detail("".join(traceback.format_exception(error)))
         return _failed(blank, error)
     try:
+        write_details(path_of(store.cells, row.id), details)
         store.write(row, trace)
         checkpoint.remove()
     except ConfigError as error:
@@ -154,6 +167,33 @@ def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation, harness: 
         non_finite_losses=decision.trace.non_finite if decision.trace else 0,
         **_measured(evaluation),
     )
+
+
+def _beside(rows: list[Row], store: Store, reporter: Reporter) -> dict[str, Details]:
+    found = {}
+    for row in rows:
+        try:
+            details = read_details(path_of(store.cells, row.id))
+        except ConfigError as error:
+            reporter.warn(str(error))
+            continue
+        if details is not None:
+            found[row.id] = details
+    return found
+
+
+def _decided(space: MaskSpace, decision: Decision, evaluation: Evaluation, run: dict[str, Any]) -> Details:
+    return Details(
+        window_nll=_windows(evaluation),
+        run=run,
+        groups=tuple(Group(group.kind, group.layer, group.count) for group in space.groups),
+        keep=decision.selection.keep.numpy(),
+        scores=decision.scores.values.numpy(),
+    )
+
+
+def _windows(evaluation: Evaluation) -> NDArray[np.float32]:
+    return np.asarray(evaluation.window_nll, np.float32)
 
 
 def _dense_row(blank: Row, harness: Harness) -> Row:

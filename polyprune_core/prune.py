@@ -68,6 +68,7 @@ class Outcome:
         record["report"]["path"] = self.report.path.name
         for name in ("dense", "in_memory", "reloaded"):
             record[name]["perplexity"] = getattr(self, name).perplexity
+            del record[name]["window_nll"]
         return {"polyprune": __version__, "environment": environment(), **record}
 
 

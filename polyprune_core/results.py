@@ -1,16 +1,19 @@
-"""The results of a comparison: rows as measured, a summary over seeds, and the JSON form of both (schema 1)."""
+"""The results of a comparison: rows as measured, and their JSON form with the summary over seeds (schema 1)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from polyprune_core.statistics import Paired, Sample, paired, sample
+from polyprune_core.summaries import Summary, summarise
+
+if TYPE_CHECKING:
+    from polyprune_core.details import Details
 
 SCHEMA = 1
 
@@ -55,20 +58,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Rows that differ in their seed only; `versus` compares a search with its own starting policy, seed by seed."""
-
-    row: Row
-    seeds: tuple[int, ...]
-    perplexity: Sample | None
-    log_perplexity: Sample | None
-    versus: Paired | None
-    failed: int
-
-
-@dataclass(frozen=True)
 class Results:
-    """Everything a report needs."""
+    """A comparison: what ran on what, its rows, and by row id what their cells hold beside them."""
 
     polyprune: str
     environment: dict[str, Any]
@@ -76,13 +67,15 @@ class Results:
     model: dict[str, Any]
     texts: dict[str, Any]
     rows: list[Row]
+    details: dict[str, Details] = field(default_factory=dict, repr=False, compare=False)
 
     def summaries(self) -> list[Summary]:
         """Groups rows over seeds, in the order in which they first appear."""
-        groups: dict[tuple[Any, ...], list[Row]] = {}
-        for row in self.rows:
-            groups.setdefault(_without_seed(row), []).append(row)
-        return [_summarise(rows, self.rows) for rows in groups.values()]
+        return list(self._summaries)
+
+    @cached_property
+    def _summaries(self) -> list[Summary]:
+        return summarise(self.rows, {key: found.window_nll for key, found in self.details.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values; a number that is not finite becomes null."""
@@ -95,7 +88,7 @@ class Results:
                 "model": self.model,
                 "texts": self.texts,
                 "rows": [dataclasses.asdict(row) for row in self.rows],
-                "summary": [_summary_json(summary) for summary in self.summaries()],
+                "summary": [summary.to_json() for summary in self.summaries()],
             }
         )
         return record
@@ -103,7 +96,7 @@ class Results:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Results:
         """Reads what `to_json` gave."""
-        names = [f.name for f in dataclasses.fields(cls) if f.name != "rows"]
+        names = [f.name for f in dataclasses.fields(cls) if f.name not in ("rows", "details")]
         return cls(**{name: record[name] for name in names}, rows=[row_from_json(row) for row in record["rows"]])
 
 
@@ -123,67 +116,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _without_seed(row: Row) -> tuple[Any, ...]:
-    asked = (row.sparsity, row.budget)
-    return (row.kind, row.granularity, asked, row.initializer, row.estimator, row.scope, row.scale)
-
-
-def _start_of(row: Row) -> tuple[Any, ...]:
-    return ("start", row.granularity, (row.sparsity, row.budget), row.initializer, None, row.scope, None)
-
-
-def _summarise(rows: list[Row], everything: Iterable[Row]) -> Summary:
-    done = [row for row in rows if row.status == "ok" and row.nll is not None]
-    versus = None
-    if done and done[0].kind == "search":
-        starts = {row.seed: row.nll for row in everything if _without_seed(row) == _start_of(done[0]) and row.nll}
-        pairs = [(row.nll, starts[row.seed]) for row in done if row.seed in starts]
-        versus = paired(*zip(*pairs, strict=True)) if pairs else None
-    return Summary(
-        row=_mean_row(done) if done else rows[0],
-        seeds=tuple(row.seed for row in done if row.seed is not None),
-        perplexity=sample([row.perplexity or math.inf for row in done]) if done else None,
-        log_perplexity=sample([row.nll or 0.0 for row in done]) if done else None,
-        versus=versus,
-        failed=len(rows) - len(done),
-    )
-
-
-def _mean_row(rows: list[Row]) -> Row:
-    """The first row with what varies over seeds averaged; peak memory is the highest."""
-    means = {
-        name: sum(values) / len(values)
-        for name in ("sparsity_achieved", "budget_achieved", "kl_to_dense", "top1_agreement", "search_seconds")
-        if (values := [value for row in rows if (value := getattr(row, name)) is not None])
-    }
-    tasks = {task: _mean_scores([row.tasks[task] for row in rows if task in row.tasks]) for task in rows[0].tasks}
-    peaks = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
-    return dataclasses.replace(rows[0], peak_memory_mb=max(peaks, default=None), tasks=tasks, **means)
-
-
-def _mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
-    return {metric: sum(one[metric] for one in scores) / len(scores) for metric in scores[0]}
-
-
-def _summary_json(summary: Summary) -> dict[str, Any]:
-    row, perplexity, versus = summary.row, summary.perplexity, summary.versus
-    return {
-        "kind": row.kind,
-        "granularity": row.granularity,
-        "initializer": row.initializer,
-        "estimator": row.estimator,
-        "sparsity": row.sparsity,
-        "budget": row.budget,
-        "scope": row.scope,
-        "scale": row.scale,
-        "n": len(summary.seeds) or int(row.kind == "dense"),
-        "failed": summary.failed,
-        "perplexity_mean": perplexity and perplexity.mean,
-        "perplexity_sd": perplexity and perplexity.sd,
-        "ci95": perplexity and perplexity.ci95,
-        "tasks": row.tasks,
-        "versus": versus
-        and {"row": "start", "ratio": versus.ratio, "ci95": versus.ci95, "p": versus.p, "verdict": versus.verdict},
-    }

@@ -18,6 +18,7 @@ from polyprune_core.cli.evaluate import evaluate
 from polyprune_core.cli.export import export
 from polyprune_core.cli.plugins import plugins
 from polyprune_core.cli.prune import prune
+from polyprune_core.cli.report import report
 from polyprune_core.errors import PolypruneError, plain
 from polyprune_core.plugins.discovery import NO_EXTERNAL
 
@@ -38,7 +39,7 @@ def cli(context: click.Context, no_external: bool) -> None:
         context.with_resource(_only_own_plugins())
 
 
-for command in (compare, prune, evaluate, export, plugins, completion):
+for command in (compare, prune, evaluate, export, report, plugins, completion):
     cli.add_command(command)
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from polyprune_core.errors import ConfigError
+from polyprune_core.errors import plain as plain
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.progress import Reporter, Task
 

@@ -79,7 +79,7 @@ class Guarded:
     def _guard(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            with ExitStack() as watched:
+            with blamed(self._blame), ExitStack() as watched:
                 if self._kind != "exporter":
                     watched.enter_context(shared_randomness_unused(self._blame))
                 if name == "score":

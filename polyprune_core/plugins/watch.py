@@ -95,7 +95,8 @@ def _hook_dictionaries(model: nn.Module) -> dict[str, list[Any]]:
 def _remove_new_hooks(model: nn.Module, before: dict[str, list[set[int]]]) -> list[str]:
     left = []
     for name, kinds in _hook_dictionaries(model).items():
-        new = [(kind, id_) for kind, known in zip(kinds, before[name], strict=True) for id_ in set(kind or ()) - known]
+        known = before.get(name, [set() for _ in kinds])  # none are known of what the plugin itself has added
+        new = [(kind, id_) for kind, ids in zip(kinds, known, strict=True) for id_ in set(kind or ()) - ids]
         for kind, id_ in new:
             del kind[id_]
         left += [name] if new else []

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from commandline import Run, polyprune
@@ -32,6 +33,7 @@ from polyprune_core.models.sources import load_model
 from polyprune_core.objective import Objective
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
 from polyprune_core.pydocs import calibration_text, evaluation_text
+from polyprune_core.report.load import load
 from polyprune_core.results import Results, Row
 from polyprune_core.space import MaskSpace
 
@@ -156,7 +158,46 @@ def test_the_json_has_every_field_that_is_promised(record) -> None:
 
 def test_the_store_holds_what_was_printed_and_it_reads_back(unbroken, record) -> None:
     assert json.loads((unbroken[0] / "results.json").read_text("utf-8")) == record
-    assert Results.from_json(record).to_json() == record
+    assert load([unbroken[0]]).comparisons[0].results.to_json() == record
+
+
+def test_beside_every_cell_lie_its_windows_and_what_it_kept(unbroken, record, space) -> None:
+    (found,) = load([unbroken[0]]).comparisons
+    total = record["model"]["prunable_parameters"]["head+channel"]
+    dense = record["model"]["parameters"]
+    for row in record["rows"]:
+        details = found.details[row["id"]]
+        assert details.window_nll.shape == (4,)
+        assert details.window_nll.mean() == pytest.approx(row["nll"], rel=1e-6)
+        assert details.run == {name: record[name] for name in ("polyprune", "environment", "config", "model", "texts")}
+        if row["kind"] == "dense":
+            assert details.keep is None
+            continue
+        kept = float(space.cost[torch.from_numpy(details.keep)].sum())
+        assert kept == row["parameters_kept"] - (dense - total)
+        assert [(group.kind, group.layer, group.count) for group in details.groups] == [
+            (group.kind, group.layer, group.count) for group in space.groups
+        ]
+        for kind in space.kind.unique():
+            scores, kept = details.scores[space.kind == kind], details.keep[space.kind == kind]
+            assert np.median(scores[kept]) > np.median(scores[~kept])
+
+
+def test_a_search_is_compared_on_the_same_windows_as_its_start(record) -> None:
+    for summary in record["summary"][5:]:
+        assert summary["versus"]["evaluation"]["windows"] == 4
+
+
+def test_a_broken_file_beside_a_cell_is_warned_of_and_costs_its_noise_only(copy, record, cells_run) -> None:
+    broken = copy / "cells" / f"{record['rows'][-1]['id']}.safetensors"
+    broken.write_bytes(b"{}")
+    run = grid(copy)
+    assert (run.status, cells_run) == (0, [])
+    assert broken.name in run.err
+    assert run.rows == record["rows"]
+    noise = [s["versus"] and s["versus"]["evaluation"] for s in json.loads(run.out)["summary"]]
+    assert noise[-1] is None
+    assert noise[-2] is not None
 
 
 def test_the_sparsity_achieved_is_the_one_asked_for_to_one_unit_of_each_kind(record, space) -> None:

@@ -111,7 +111,16 @@ sys.exit(f"loaded: {sorted(heavy & sys.modules.keys())}")
 
 @pytest.mark.parametrize(
     "command",
-    ["--help", "--version", "compare --help", "prune --help", "evaluate --help", "export --help", "plugins list"],
+    [
+        "--help",
+        "--version",
+        "compare --help",
+        "prune --help",
+        "evaluate --help",
+        "export --help",
+        "report --help",
+        "plugins list",
+    ],
 )
 def test_no_heavy_library_is_loaded_for(command: str) -> None:
     run = piped(*command.split(), program=WATCHED)
@@ -124,14 +133,14 @@ def test_the_version_is_that_of_the_package() -> None:
     assert polyprune("--version") == (0, f"polyprune, version {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["compare"], ["prune"], ["evaluate"], ["export"], ["plugins"]])
+@pytest.mark.parametrize("command", [[], ["compare"], ["prune"], ["evaluate"], ["export"], ["report"], ["plugins"]])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_is_on_stdout_and_is_not_cut(command: list[str], flag: str) -> None:
     status, out, err = polyprune(*command, flag)
     assert (status, err) == (0, "")
     assert "Usage:" in out
     assert "…" not in out.replace("antithetic, …", "").replace("masks, …", "")
-    assert "..." not in out.replace("[ARGS]...", "").replace("COMMAND...", "")
+    assert "..." not in out.replace("[ARGS]...", "").replace("STORE...", "").replace("COMMAND...", "")
 
 
 def test_the_help_of_compare_names_its_options_whole() -> None:

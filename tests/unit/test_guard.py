@@ -225,6 +225,19 @@ def test_hooks_that_were_there_stay() -> None:
     assert calls == [1]
 
 
+def test_a_model_that_is_added_to_or_taken_from_is_a_fault_like_any_other() -> None:
+    def add(model: nn.Module) -> None:
+        model.added = nn.Linear(2, 2)
+        model.added.register_forward_hook(lambda *_: None)
+
+    def take(model: nn.Module) -> None:
+        del model.get_submodule("model.layers.0.mlp").up_proj
+
+    for act in (add, take):
+        with refused(WHO["initializer"]):
+            scored(act)
+
+
 @torch.no_grad()
 def swap_rows(model: nn.Module) -> None:
     weight = model.get_parameter("model.layers.2.mlp.up_proj.weight")

@@ -169,8 +169,9 @@ def test_a_summary_of_failures_only_has_no_numbers() -> None:
 def test_the_summary_in_json_has_the_fields_that_are_promised() -> None:
     rows = [row("dense"), *(row(kind, seed=seed, nll=3 + seed / 7) for kind in ("start", "search") for seed in (0, 1))]
     dense, start, search = results(*rows).to_json()["summary"]
-    cell = ["kind", "granularity", "initializer", "estimator", "sparsity", "budget", "scope", "scale"]
-    assert list(search) == [*cell, "n", "failed", "perplexity_mean", "perplexity_sd", "ci95", "tasks", "versus"]
+    fields = ["kind", "granularity", "initializer", "estimator", "sparsity", "budget", "scope", "scale", "n", "failed"]
+    measured = ["perplexity_mean", "perplexity_sd", "ci95", "tasks", "versus", "best", "pareto"]
+    assert list(search) == [*fields, *measured]
     assert (dense["n"], start["n"], search["n"]) == (1, 2, 2)
     assert (dense["versus"], start["versus"]) == (None, None)
     assert search["versus"] == {
@@ -178,6 +179,8 @@ def test_the_summary_in_json_has_the_fields_that_are_promised() -> None:
         "ratio": 1.0,
         "ci95": [1.0, 1.0],
         "p": None,
+        "q": pytest.approx(1.0),
+        "evaluation": None,
         "verdict": search["versus"]["verdict"],
     }
     assert search["ci95"][0] < search["perplexity_mean"] < search["ci95"][1]

@@ -48,7 +48,5 @@ def polyprune_estimators() -> Iterator[Provider[GradientEstimator]]:
         "halves of the unsure units against each other (biased)",
         Complement,
         reference="arXiv 2402.05406",
-        xfail={
-            "units_are_kept_with_their_probability": "unsure units stay in half of the masks, all others in all"
-        },
+        xfail={"units_are_kept_with_their_probability": "unsure units stay in half of the masks, all others in all"},
     )

@@ -1,0 +1,108 @@
+"""What a cell measured and decided in full, in one file beside its row: read with NumPy, without a model.
+
+CELL.safetensors holds `window_nll` (N,) float32, the mean loss of each evaluation window in nats per token, and for a
+pruned model `scores` (U,) float32, higher = keep, and `keep`, one bit a unit. Its header holds the run that made it
+and the units as groups of one kind and layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyprune_core.atomic import write_atomically
+from polyprune_core.errors import ConfigError
+
+FORMAT = "polyprune cell 1"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A run of `count` units of one kind in one layer, in the order of the units."""
+
+    kind: str
+    layer: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Details:
+    """`run` is the record of the comparison: polyprune, environment, config, model, texts. N windows, U units."""
+
+    window_nll: NDArray[np.float32]
+    run: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    keep: NDArray[np.bool_] | None = None
+    scores: NDArray[np.float32] | None = None
+
+    def kept(self) -> dict[str, list[tuple[int, int, int]]]:
+        """Returns (layer, units kept, units there are) for every layer of every kind."""
+        found: dict[str, list[tuple[int, int, int]]] = {}
+        if self.keep is None:
+            return found
+        start = 0
+        for group in self.groups:
+            there = self.keep[start : start + group.count]
+            found.setdefault(group.kind, []).append((group.layer, int(there.sum()), group.count))
+            start += group.count
+        return found
+
+    def of_kind(self, kind: str) -> NDArray[np.bool_]:
+        """Returns (U,) bool: which units are of this kind."""
+        counts = [group.count for group in self.groups]
+        return np.repeat([group.kind == kind for group in self.groups], counts)
+
+
+def path_of(cells: Path, key: str) -> Path:
+    """Returns where the details of a cell lie."""
+    return cells / f"{key}.safetensors"
+
+
+def write_details(path: Path, details: Details) -> None:
+    """Writes the file whole or not at all."""
+    from safetensors.numpy import save
+
+    arrays: dict[str, NDArray[Any]] = {"window_nll": np.asarray(details.window_nll, np.float32)}
+    if details.keep is not None and details.scores is not None:
+        arrays |= {"keep": np.packbits(details.keep), "scores": np.asarray(details.scores, np.float32)}
+    groups = [[group.kind, group.layer, group.count] for group in details.groups]
+    header = {"format": FORMAT, "run": json.dumps(details.run), "groups": json.dumps(groups)}
+    write_atomically(path, save(arrays, header))
+
+
+def read_details(path: Path) -> Details | None:
+    """Returns what `write_details` wrote, or None for a cell without such a file.
+
+    Raises:
+        ConfigError: the file is there but is not one of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            return _details(file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{path} does not hold the details of a cell ({reason}). Delete it to do without.") from error
+
+
+def _details(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> Details:
+    if header.get("format") != FORMAT:
+        raise ValueError(f"format {header.get('format')!r} is not {FORMAT!r}")
+    groups = tuple(Group(str(kind), int(layer), int(count)) for kind, layer, count in json.loads(header["groups"]))
+    units = sum(group.count for group in groups)
+    if any(group.count < 1 for group in groups):
+        raise ValueError("a group without units")
+    windows, scores, run = arrays["window_nll"], arrays.get("scores"), json.loads(header["run"])
+    keep = np.unpackbits(arrays["keep"])[:units].astype(bool) if "keep" in arrays else None
+    if windows.ndim != 1 or not isinstance(run, dict) or any(len(v) != units for v in (keep, scores) if v is not None):
+        raise ValueError("its arrays do not fit its header")
+    return Details(windows, run, groups, keep, scores)

@@ -1,0 +1,33 @@
+"""Results as people and scripts read them: terminal, Markdown, LaTeX, CSV, JSON and one HTML page. No torch here."""
+
+from __future__ import annotations
+
+from polyprune_core.report.arrange import AS_RUN, Arrangement
+from polyprune_core.report.columns import COLUMNS, Column, accuracy, caption, label, number, varied
+from polyprune_core.report.csvfile import to_csv
+from polyprune_core.report.latex import latex
+from polyprune_core.report.markdown import markdown
+from polyprune_core.report.sheet import summary_sheet
+from polyprune_core.report.terminal import line, table
+from polyprune_core.report.write import FORMATS, PIPED_WIDTH, write
+
+__all__ = [
+    "AS_RUN",
+    "COLUMNS",
+    "FORMATS",
+    "PIPED_WIDTH",
+    "Arrangement",
+    "Column",
+    "accuracy",
+    "caption",
+    "label",
+    "latex",
+    "line",
+    "markdown",
+    "number",
+    "summary_sheet",
+    "table",
+    "to_csv",
+    "varied",
+    "write",
+]

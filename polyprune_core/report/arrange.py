@@ -1,0 +1,133 @@
+"""Which rows a report shows, in which order, under which titles."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyprune_core.errors import ConfigError, plain, unknown_name
+from polyprune_core.results import Results, Row
+from polyprune_core.summaries import Summary
+
+
+def _of(name: str) -> Callable[[Summary], Any]:
+    return lambda summary: getattr(summary.row, name)
+
+
+SORTS: dict[str, Callable[[Summary], Any]] = {
+    "perplexity": lambda summary: summary.perplexity and summary.perplexity.mean,
+    "cost": lambda summary: (summary.row.forward_tokens, summary.row.backward_passes),
+    "sparsity": _of("sparsity"),
+    "ratio": lambda summary: summary.versus and summary.versus.ratio,
+    "kl": _of("kl_to_dense"),
+    "agreement": lambda summary: -(summary.row.top1_agreement or 0),
+    "parameters": _of("parameters_kept"),
+    "seconds": _of("search_seconds"),
+    "memory": _of("peak_memory_mb"),
+    "criterion": lambda summary: (summary.row.initializer or "", summary.row.estimator or ""),
+}
+KEYS = ("sparsity", "budget", "granularity", "kind", "initializer", "estimator", "scope", "scale")
+FILTERS = (*KEYS, "seed", "status")
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """`sort` and `group_by` are names of SORTS and KEYS or None: as run; `keep` allows values of FILTERS.
+
+    The dense model is the reference of every row: it comes first, and stays unless `keep` names kinds. A choice of
+    seeds changes the statistics; every other choice leaves them those of the whole comparison.
+    """
+
+    sort: str | None = None
+    reverse: bool = False
+    group_by: str | None = None
+    keep: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def of_seeds(self, results: Results) -> Results:
+        """Returns the comparison with the seeds that were chosen.
+
+        Raises:
+            ConfigError: a value asked for is in no row.
+        """
+        for key, values in self.keep.items():
+            _check(key, values, results.rows)
+        seeds = self.keep.get("seed")
+        if seeds is None:
+            return results
+        rows = [row for row in results.rows if row.seed is None or _matches(row.seed, seeds)]
+        return dataclasses.replace(results, rows=rows)
+
+    def rows(self, results: Results) -> list[Row]:
+        """Returns the measured rows that are shown, in the order of their summaries."""
+        rows = [row for row in self.of_seeds(results).rows if self._shows(row)]
+        if self.sort is None and self.group_by is None:
+            return rows
+        order = [_cell(summary.row) for _, group in self.groups(results) for summary in group]
+        place = {cell: index for index, cell in enumerate(order)}
+        return sorted(rows, key=lambda row: place[_cell(row)])
+
+    def groups(self, results: Results) -> list[tuple[str, list[Summary]]]:
+        """Returns the summaries that are shown, in order, in groups with their titles."""
+        shown = self._sorted([s for s in self.of_seeds(results).summaries() if self._shows(s.row)])
+        if self.group_by is None:
+            alike = itertools.groupby(shown, lambda s: None if self.sort else _asked(s.row))
+            return [("", list(group)) for _, group in alike]
+        groups: dict[Any, list[Summary]] = {}
+        for summary in shown:
+            groups.setdefault(getattr(summary.row, self.group_by), []).append(summary)
+        if self.group_by == "sparsity":
+            groups = dict(sorted(groups.items(), key=lambda item: item[0] or 0.0))
+        return [("" if value is None else plain(f"{self.group_by} {value}"), group) for value, group in groups.items()]
+
+    def _sorted(self, summaries: list[Summary]) -> list[Summary]:
+        if self.sort is None:
+            return summaries
+        value = SORTS[self.sort]
+        known = [s for s in summaries if s.row.kind != "dense" and value(s) is not None]
+        known.sort(key=lambda summary: value(summary), reverse=self.reverse)
+        return [
+            *(summary for summary in summaries if summary.row.kind == "dense"),
+            *known,
+            *(summary for summary in summaries if summary.row.kind != "dense" and value(summary) is None),
+        ]
+
+    def _shows(self, row: Row) -> bool:
+        if row.kind == "dense" and "kind" not in self.keep:
+            return True
+        return all(_matches(getattr(row, key), values) for key, values in self.keep.items() if key != "seed")
+
+
+AS_RUN = Arrangement()
+
+
+def _asked(row: Row) -> tuple[Any, ...]:
+    return (row.granularity, row.sparsity, row.budget)
+
+
+def _cell(row: Row) -> tuple[Any, ...]:
+    return tuple(getattr(row, key) for key in KEYS)
+
+
+def _matches(value: Any, allowed: Sequence[str]) -> bool:
+    return any(_same(value, text) for text in allowed)
+
+
+def _same(value: Any, text: str) -> bool:
+    if isinstance(value, (int, float)):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return str(value).lower() == text.strip().lower()
+
+
+def _check(key: str, values: Sequence[str], rows: Sequence[Row]) -> None:
+    if key not in FILTERS:
+        raise ConfigError(unknown_name("filter", key, FILTERS))
+    there = {getattr(row, key) for row in rows}
+    for text in values:
+        if not any(_same(value, text) for value in there):
+            raise ConfigError(unknown_name(f"{key} in these results", text, [plain(str(value)) for value in there]))

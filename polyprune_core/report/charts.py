@@ -1,0 +1,214 @@
+"""Geometry of the charts; the page's template draws it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from polyprune_core.report.columns import label, number, perplexity, short, varied
+from polyprune_core.report.curves import Curve
+from polyprune_core.report.sheet import Band, Cell, Sheet
+from polyprune_core.results import Results
+from polyprune_core.summaries import Summary
+
+WIDTH, HEIGHT = 480, 320
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 44
+DODGE = 3.0
+COLOURS, MARKERS = 7, 6
+NICE = (1, 2, 2.5, 5, 10)
+QUARTERS = (0, 0.25, 0.5, 0.75, 1)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A place on an axis in pixels, and what stands there."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A measured point in pixels, its interval's ends (or None), and what it says."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: `style` counts the names of the page, so that each looks alike everywhere; `faint` lines lie behind."""
+
+    name: str
+    style: int
+    line: str
+    marks: tuple[Mark, ...] = ()
+    faint: tuple[str, ...] = ()
+
+    @property
+    def colour(self) -> int:
+        """Which of the colours."""
+        return self.style % COLOURS
+
+    @property
+    def marker(self) -> int:
+        """Which of the marker shapes."""
+        return self.style % MARKERS
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of WIDTH by HEIGHT pixels, and its numbers; `level` is a horizontal line of reference."""
+
+    title: str
+    about: str
+    x_title: str
+    y_title: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    series: tuple[Series, ...]
+    numbers: Sheet
+    level: Tick | None = None
+
+
+def trade_offs(results: Results, summaries: Sequence[Summary], styles: dict[str, int]) -> list[Chart]:
+    """Returns perplexity against sparsity, one chart a granularity; intervals are t intervals of log-perplexity."""
+    differs = varied(results)
+    done = [s for s in summaries if s.log_perplexity and math.isfinite(s.log_perplexity.mean)]
+    dense = next((s for s in done if s.row.kind == "dense"), None)
+    charts = []
+    for granularity in dict.fromkeys(s.row.granularity for s in done if s.row.granularity):
+        lines: dict[str, list[Summary]] = {}
+        for summary in done:
+            if summary.row.granularity == granularity:
+                lines.setdefault(label(summary.row, differs), []).append(summary)
+        charts.append(_trade_off(granularity, lines, dense, styles))
+    return charts
+
+
+def _trade_off(
+    granularity: str, lines: dict[str, list[Summary]], dense: Summary | None, styles: dict[str, int]
+) -> Chart:
+    shown = [summary for line in lines.values() for summary in line]
+    logs = [_log(s) for s in [*shown, *([dense] if dense else [])]]
+    asked = sorted({s.row.sparsity or 0.0 for s in shown})
+    edge = (asked[-1] - asked[0]) * 0.12 or 0.05
+    x = _scale(asked[0] - edge, asked[-1] + edge, LEFT, WIDTH - RIGHT)
+    low, high = _padded(min(logs), max(logs))
+    y = _scale(low, high, HEIGHT - BOTTOM, TOP)
+    series = []
+    for index, (name, line) in enumerate(lines.items()):
+        shift = (index - (len(lines) - 1) / 2) * DODGE
+        marks = tuple(_mark(s, x(_sparsity(s)) + shift, y) for s in sorted(line, key=_sparsity))
+        series.append(Series(name, styles[name], _path([(m.x, m.y) for m in marks]), marks))
+    return Chart(
+        title=f"Perplexity against sparsity, {granularity}",
+        about=f"{len(series)} criteria at {len(asked)} sparsities.",
+        x_title="sparsity (fraction of prunable parameters removed)",
+        y_title="perplexity (log scale)",
+        x_ticks=tuple(Tick(x(value), f"{value:g}") for value in asked),
+        y_ticks=tuple(Tick(y(math.log(value)), _power(value)) for value in log_ticks(low, high)),
+        series=tuple(series),
+        numbers=_trade_off_numbers(lines, asked),
+        level=Tick(y(_log(dense)), "dense") if dense else None,
+    )
+
+
+def _trade_off_numbers(lines: dict[str, list[Summary]], asked: Sequence[float]) -> Sheet:
+    rows = []
+    for name, line in lines.items():
+        at = {summary.row.sparsity: summary for summary in line}
+        rows.append((Cell(name), *(Cell(perplexity(at[value]) if value in at else "") for value in asked)))
+    head = ("criterion", *(f"sparsity {value:g}" for value in asked))
+    return Sheet("mean ± sd over seeds", head, (Band("", tuple(rows)),), "")
+
+
+def _mark(summary: Summary, x: float, y: Callable[[float], float]) -> Mark:
+    found = summary.log_perplexity
+    interval = found.ci95 if found else None
+    low, high = (min(max(y(end), TOP), HEIGHT - BOTTOM) for end in interval) if interval else (None, None)
+    mean = summary.perplexity.mean if summary.perplexity else math.nan
+    text = f"{label(summary.row)}: {number(mean)} at sparsity {summary.row.sparsity:g}, n {len(summary.rows)}"
+    return Mark(round(x, 1), round(y(_log(summary)), 1), low, high, text)
+
+
+def searches(title: str, lines: Sequence[Curve], styles: dict[str, int]) -> Chart:
+    """Returns loss against forward tokens of searches that have the same start."""
+    points = [point for curve in lines for path in (curve.mean, *curve.seeds) for point in path]
+    x = _scale(0, max(tokens for tokens, _ in points), LEFT, WIDTH - RIGHT)
+    low, high = _padded(min(loss for _, loss in points), max(loss for _, loss in points))
+    y = _scale(low, high, HEIGHT - BOTTOM, TOP)
+
+    def path(places: Sequence[tuple[float, float]]) -> str:
+        return _path([(x(tokens), y(loss)) for tokens, loss in places])
+
+    return Chart(
+        title=f"Search: {title}",
+        about=f"{len(lines)} searches; bold: mean over seeds, thin: each seed.",
+        x_title="forward tokens of the search",
+        y_title="loss (nats per token)",
+        x_ticks=tuple(Tick(x(value), short(int(value)) or "0") for value in ticks(0, max(p[0] for p in points))),
+        y_ticks=tuple(Tick(y(value), f"{value:g}") for value in ticks(low, high)),
+        series=tuple(
+            Series(curve.name, styles[curve.name], path(curve.mean), faint=tuple(map(path, curve.seeds)))
+            for curve in lines
+        ),
+        numbers=_search_numbers(lines),
+    )
+
+
+def _search_numbers(lines: Sequence[Curve]) -> Sheet:
+    rows = []
+    for curve in lines:
+        places = [round(part * (len(curve.mean) - 1)) for part in QUARTERS]
+        rows.append((Cell(curve.name), *(Cell(f"{curve.mean[place][1]:.3f}") for place in places)))
+    head = ("search", "first", *(f"after {part:.0%}" for part in QUARTERS[1:-1]), "last")
+    return Sheet("loss, mean over seeds", head, (Band("", tuple(rows)),), "")
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Returns about `count` round numbers from low to high."""
+    rough = (high - low) / count or 1.0
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(nice * power for nice in NICE if nice * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Returns round numbers whose logarithms lie from low to high: powers of ten, their 2 and 5, or any round ones."""
+    if high - low < math.log(8):
+        return ticks(math.exp(low), math.exp(high))
+    powers = range(math.floor(low / math.log(10)), math.ceil(high / math.log(10)) + 1)
+    steps = (1, 2, 5) if high - low < 3 * math.log(10) else (1,)
+    found = [lead * 10.0**power for power in powers for lead in steps]
+    return [value for value in found if low <= math.log(value) <= high]
+
+
+def _log(summary: Summary) -> float:
+    return summary.log_perplexity.mean if summary.log_perplexity else math.nan
+
+
+def _sparsity(summary: Summary) -> float:
+    return summary.row.sparsity or 0.0
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    pad = (high - low) * 0.08 or 0.1
+    return low - pad, high + pad
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) if points else ""
+
+
+def _power(value: float) -> str:
+    return f"{value:,.0f}" if 1 <= value < 10_000 else number(value, 0)

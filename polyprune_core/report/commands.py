@@ -1,0 +1,53 @@
+"""The command line that makes a number again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polyprune_core.config import Comparison
+from polyprune_core.results import Row
+from polyprune_core.summaries import Summary
+
+ONE_SETTING = ("granularity", "scope", "scale")
+
+
+def command(config: Mapping[str, Any]) -> str:
+    """Returns `polyprune compare` with every setting that is not the default."""
+    words = ["polyprune", "compare"]
+    for name, field in Comparison.model_fields.items():
+        value = config.get(name, field.default)
+        if _plain(value) == _plain(field.default):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        words += [option] if value is True else [option, _text(value)]
+    return shlex.join(words)
+
+
+def command_of(summary: Summary, config: Mapping[str, Any]) -> str:
+    """Returns the command for the cells of one summary alone; those it is compared with come along."""
+    row = summary.row
+    lists: dict[str, Any] = {"baselines": (), "estimators": ()}
+    if row.kind != "dense":
+        lists |= {name: (getattr(row, name),) for name in ONE_SETTING if getattr(row, name)}
+        lists |= {"sparsity": (row.sparsity,), "seeds": summary.seeds or config.get("seeds", (0,))}
+        lists |= _plugins(row, config)
+    return command({**config, **lists})
+
+
+def _plugins(row: Row, config: Mapping[str, Any]) -> dict[str, Any]:
+    if row.kind == "baseline":
+        return {"baselines": (row.initializer,)}
+    searches: Sequence[str] = (row.estimator,) if row.estimator else config.get("estimators", ())[:1]
+    return {"initializers": (row.initializer,), "estimators": searches}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value)) or "none"
+    return str(value)

@@ -1,0 +1,38 @@
+"""What each criterion cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from polyprune_core.report.arrange import AS_RUN, Arrangement
+from polyprune_core.report.columns import label, number, varied
+from polyprune_core.report.sheet import Band, Cell, Sheet, heading
+from polyprune_core.results import Results
+from polyprune_core.summaries import Summary
+
+COSTS: dict[str, Callable[[Summary], str]] = {
+    "sparsity": lambda s: "" if s.row.sparsity is None else f"{s.row.sparsity:g}",
+    "n": lambda s: str(len(s.rows)),
+    "forward passes": lambda s: f"{s.row.forward_passes:,}",
+    "forward tokens": lambda s: f"{s.row.forward_tokens:,}",
+    "backward passes": lambda s: f"{s.row.backward_passes:,}",
+    "seconds": lambda s: number(s.row.search_seconds, 1),
+    "peak MB": lambda s: number(s.row.peak_memory_mb, 0),
+    "non-finite losses": lambda s: str(s.row.non_finite_losses),
+}
+
+
+def cost_sheet(results: Results, arrangement: Arrangement = AS_RUN) -> Sheet:
+    """Returns passes, tokens, time and memory of deciding what to remove; evaluation is not counted."""
+    differs = varied(results)
+    bands = tuple(
+        Band(title, tuple((Cell(label(s.row, differs)), *(Cell(text(s)) for text in COSTS.values())) for s in group))
+        for title, group in arrangement.groups(results)
+    )
+    where = results.environment
+    processor = where.get("gpu") or where.get("cpu") or "an unknown processor"
+    note = (
+        "Passes, tokens and non-finite losses of one seed; seconds are means over seeds, memory the highest. "
+        f"A search's passes include its metric's. On {processor}, {where.get('threads', '?')} threads."
+    )
+    return Sheet(f"Cost, {heading(results)}", ("criterion", *COSTS), bands, note)

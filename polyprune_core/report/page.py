@@ -1,0 +1,144 @@
+"""One HTML page of a report: self-contained, without script, everything escaped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from polyprune_core import __version__
+from polyprune_core.report import charts
+from polyprune_core.report.agreement import agreement_sheets
+from polyprune_core.report.arrange import AS_RUN, Arrangement
+from polyprune_core.report.charts import Chart
+from polyprune_core.report.columns import MARKS, label, number, varied
+from polyprune_core.report.commands import command, command_of
+from polyprune_core.report.cost import cost_sheet
+from polyprune_core.report.curves import curves
+from polyprune_core.report.kept import kept_sheets
+from polyprune_core.report.load import Comparison, Loaded
+from polyprune_core.report.sheet import Sheet, heading, summary_sheet
+from polyprune_core.results import Results
+from polyprune_core.summaries import Summary
+
+# The page has a table of costs.
+IN_COSTS = ("forward tokens", "backward passes", "seconds", "peak MB")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How one row is made again."""
+
+    name: str
+    sparsity: str
+    command: str
+    cells: tuple[tuple[str, str], ...]
+    plugins: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison on the page."""
+
+    title: str
+    findings: tuple[str, ...]
+    summary: Sheet
+    trade_offs: list[Chart]
+    searches: list[Chart]
+    kept: list[Sheet]
+    agreement: list[Sheet]
+    cost: Sheet
+    commands: tuple[str, ...]
+    sources: tuple[Source, ...]
+    facts: dict[str, str]
+    traced: bool
+
+
+def page(loaded: Loaded, arrangement: Arrangement = AS_RUN) -> str:
+    """Returns the page of all comparisons."""
+    environment = Environment(
+        loader=PackageLoader("polyprune_core.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    parts = [_part(comparison, arrangement) for comparison in loaded.comparisons]
+    text: str = environment.get_template("page.html").render(
+        parts=parts, notes=loaded.notes, version=__version__, chart=charts
+    )
+    return text
+
+
+def findings(results: Results, arrangement: Arrangement = AS_RUN) -> list[str]:
+    """Returns for each granularity and sparsity which row has the lowest perplexity, and what that is worth."""
+    differs = varied(results)
+    sections: dict[tuple[Any, Any], list[Summary]] = {}
+    for _, group in arrangement.groups(results):
+        for summary in group:
+            if summary.perplexity and summary.row.kind != "dense":
+                sections.setdefault((summary.row.granularity, summary.row.sparsity), []).append(summary)
+    said = []
+    for (granularity, sparsity), summaries in sections.items():
+        first = min(summaries, key=lambda s: s.perplexity.mean if s.perplexity else 0.0)
+        worth = "better than every other row beyond the noise" if first.best else "not set apart from all others"
+        mean = number(first.perplexity.mean if first.perplexity else None)
+        said.append(
+            f"{granularity}, sparsity {sparsity:g}: lowest mean perplexity {mean} by "
+            f"{label(first.row, differs)} (n {len(first.rows)}), {worth}."
+        )
+    compared = [s.versus.verdict for section in sections.values() for s in section if s.versus]
+    if compared:
+        counts = {verdict: compared.count(verdict) for verdict in (*MARKS, "no difference shown")}
+        told = "; ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+        said.append(f"{len(compared)} searches against their own starts: {told}.")
+    return said
+
+
+def _part(comparison: Comparison, arrangement: Arrangement) -> Part:
+    results = comparison.results
+    summaries = [summary for _, group in arrangement.groups(results) for summary in group]
+    differs = varied(results)
+    names = dict.fromkeys(label(s.row, differs) for s in summaries if s.row.kind != "dense")
+    styles = {name: index for index, name in enumerate(names)}
+    lines = curves(results, summaries, comparison.folders)
+    return Part(
+        title=heading(results),
+        findings=tuple(findings(results, arrangement)),
+        summary=summary_sheet(results, arrangement).without(IN_COSTS),
+        trade_offs=charts.trade_offs(results, summaries, styles),
+        searches=[charts.searches(title, found, styles) for title, found in lines.items()],
+        kept=kept_sheets(results, arrangement),
+        agreement=agreement_sheets(results, arrangement),
+        cost=cost_sheet(results, arrangement),
+        commands=tuple(dict.fromkeys(command(run["config"]) for run in comparison.runs)),
+        sources=tuple(_source(s, results, differs) for s in summaries),
+        facts=_facts(results),
+        traced=bool(lines) or all(summary.row.kind != "search" for summary in summaries),
+    )
+
+
+def _source(summary: Summary, results: Results, differs: frozenset[str]) -> Source:
+    row = summary.row
+    return Source(
+        name=label(row, differs),
+        sparsity="" if row.sparsity is None else f"{row.sparsity:g}",
+        command=command_of(summary, results.config),
+        cells=tuple((r.id, "" if r.seed is None else f"seed {r.seed}") for r in summary.rows),
+        plugins=tuple(f"{role}: {source}" for role, source in row.plugins.items()),
+    )
+
+
+def _facts(results: Results) -> dict[str, str]:
+    model, texts, where = results.model, results.texts, results.environment
+    facts = {
+        "model": f"{model['name']}, {model['parameters']:,} parameters, {model['dtype']} on {model['device']}",
+        "weights, sha256": model.get("sha256"),
+        "polyprune": results.polyprune,
+        "environment": ", ".join(f"{name} {value}" for name, value in where.items() if value is not None),
+    }
+    for role, text in texts.items():
+        cut = f"{text['windows']:,} windows of {text['tokens_per_window']} tokens"
+        facts[f"{role} text"] = f"{text['name']}, {cut}, sha256 {text['sha256']}"
+    return {name: str(value) for name, value in facts.items() if value}

@@ -1,0 +1,86 @@
+"""Tables and lines for a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from polyprune_core.errors import plain
+from polyprune_core.report.arrange import AS_RUN, Arrangement
+from polyprune_core.report.columns import label, number
+from polyprune_core.report.sheet import Sheet, summary_sheet
+from polyprune_core.results import Results, Row
+
+WIDE = Console(width=10_000)
+
+
+def line(row: Row) -> str:
+    """Returns one finished cell as one line of console markup."""
+    asked = f"budget {plain(row.budget or '')}" if row.sparsity is None else f"sparsity {row.sparsity:g}"
+    where = "" if row.kind == "dense" else f", {escape(asked)}, seed {row.seed}"
+    outcome = f"perplexity {number(row.perplexity)}"
+    if row.status != "ok":
+        outcome = f"[red]failed:[/] {escape(plain(row.error or ''))}"
+    return f"{escape(label(row, frozenset({'granularity', 'scope', 'scale'})))}{where}: {outcome}"
+
+
+def table(results: Results, width: int, arrangement: Arrangement = AS_RUN) -> Table:
+    """Returns the summary as a rich table that fits `width` columns."""
+    return fitted(dataclasses.replace(summary_sheet(results, arrangement), title=""), width)
+
+
+def tables(sheet: Sheet, width: int) -> list[Table]:
+    """Returns a sheet as tables that fit `width` columns: one, or several where no column is optional."""
+    grid = fitted(sheet, width)
+    columns = sheet.head[1:]
+    if sheet.optional or len(columns) < 2 or _least(grid) <= width:
+        return [grid]
+    half = len(columns) // 2
+    first, second = sheet.without(columns[half:]), sheet.without(columns[:half])
+    first, second = dataclasses.replace(first, note=""), dataclasses.replace(second, title="")
+    return [*tables(first, width), *tables(second, width)]
+
+
+def fitted(sheet: Sheet, width: int) -> Table:
+    """Returns a rich table; optional columns go, the last first, until `width` columns are enough."""
+    for left_out in range(len(sheet.optional) + 1):
+        grid = _grid(sheet.without(sheet.optional[len(sheet.optional) - left_out :]))
+        if _least(grid) <= width:
+            break
+    grid.title = Text(sheet.title, style="bold") if sheet.title else None
+    grid.caption = Text(sheet.caption) if sheet.caption else None
+    return grid
+
+
+def _least(grid: Table) -> int:
+    return Measurement.get(WIDE, WIDE.options, grid).minimum
+
+
+def _grid(sheet: Sheet) -> Table:
+    grid = Table(
+        title_justify="left",
+        caption_justify="left",
+        header_style="bold",
+        pad_edge=False,
+        collapse_padding=True,
+        box=SIMPLE_HEAD,
+    )
+    names, *columns = zip(sheet.head, *([cell.text for cell in row] for row in sheet.rows), strict=True)
+    titles = [band.title for band in sheet.bands]
+    grid.add_column(escape(names[0]), width=max(map(len, (*names, *titles))), no_wrap=True)
+    for head, *texts in columns:
+        widest = max(map(len, (*texts, *head.split())))
+        grid.add_column(escape(head), justify="right", width=widest)
+    for band in sheet.bands:
+        if band.title:
+            grid.add_row(Text(band.title, style="italic"))
+        for index, row in enumerate(band.rows):
+            cells = (Text(cell.text, style="bold" if cell.bold else "") for cell in row)
+            grid.add_row(*cells, end_section=index == len(band.rows) - 1 and band is not sheet.bands[-1])
+    return grid

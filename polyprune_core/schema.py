@@ -1,0 +1,131 @@
+"""The published JSON Schema of results, made from the types that results are read with.
+
+python -m polyprune_core.schema > polyprune_core/results.schema.json
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from polyprune_core.results import Row
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+FILE = "results.schema.json"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The dense model; `parameters` counts all, `prunable_parameters` those of each granularity."""
+
+    name: str
+    dtype: str
+    device: str
+    parameters: int
+    prunable_parameters: dict[str, int]
+    sha256: str | None = None
+    weights_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """A text in one role, cut into windows of tokens."""
+
+    name: str
+    sha256: str
+    windows: int
+    tokens_per_window: int
+
+
+@dataclass(frozen=True)
+class TextsRecord:
+    """The two texts."""
+
+    calibration: TextRecord
+    evaluation: TextRecord
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """95 % interval of a ratio over windows of text."""
+
+    windows: int
+    ci95: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class VersusRecord:
+    """A perplexity ratio to the row's own start, paired by seed."""
+
+    row: Literal["start"]
+    ratio: float | None
+    ci95: tuple[float | None, float | None] | None
+    p: float | None
+    verdict: str
+    q: float | None = None
+    evaluation: EvaluationRecord | None = None
+
+
+@dataclass(frozen=True)
+class SummaryRecord:
+    """Rows that differ in their seed only; `n` were measured, `failed` were not."""
+
+    kind: str
+    granularity: str | None
+    initializer: str | None
+    estimator: str | None
+    sparsity: float | None
+    scope: str | None
+    scale: str | None
+    n: int
+    failed: int
+    perplexity_mean: float | None
+    perplexity_sd: float | None
+    ci95: tuple[float | None, float | None] | None
+    versus: VersusRecord | None
+    best: bool | None = None
+    pareto: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A comparison: results.json of a store, and what `--format json` prints. A number that is not finite is null."""
+
+    schema: Literal[1]
+    polyprune: str
+    environment: dict[str, Any]
+    config: dict[str, Any]
+    model: ModelRecord
+    texts: TextsRecord
+    rows: list[Row]
+    summary: list[SummaryRecord]
+
+
+@cache
+def adapter() -> TypeAdapter[Record]:
+    """Returns what checks a record."""
+    return TypeAdapter(Record)
+
+
+def results_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of a comparison's results."""
+    return {"$schema": DIALECT, "title": "polyprune results, schema 1"} | adapter().json_schema()
+
+
+def published() -> str:
+    """Returns the text of the schema file that ships with the package."""
+    return files("polyprune_core").joinpath(FILE).read_text("utf-8")
+
+
+def rendered() -> str:
+    """Returns the text that the schema file has to have."""
+    return json.dumps(results_schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    print(rendered(), end="")  # noqa: T201

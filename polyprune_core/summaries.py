@@ -1,0 +1,204 @@
+"""Rows over seeds: means and noise, each search against its own start, and what may be called best."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyprune_core.statistics import (
+    EvaluationNoise,
+    Paired,
+    Sample,
+    corrected,
+    evaluation_noise,
+    paired,
+    pareto,
+    sample,
+)
+
+if TYPE_CHECKING:
+    from polyprune_core.results import Row
+
+Windows = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows that differ in their seed only.
+
+    `versus` compares a search with its own starting policy, seed by seed. `best` is the row that every other one of
+    its granularity and sparsity is worse than, beyond the noise. `pareto` names what no other row beats this one in,
+    by means: `size` (perplexity and parameters kept) and `cost` (perplexity and passes, at one sparsity).
+    """
+
+    row: Row
+    rows: tuple[Row, ...]
+    perplexity: Sample | None
+    log_perplexity: Sample | None
+    failed: int
+    versus: Paired | None = None
+    best: bool = False
+    pareto: tuple[str, ...] = ()
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that were measured."""
+        return tuple(row.seed for row in self.rows if row.seed is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the summary as JSON values."""
+        row, perplexity = self.row, self.perplexity
+        names = ("kind", "granularity", "initializer", "estimator", "sparsity", "budget", "scope", "scale")
+        return {name: getattr(row, name) for name in names} | {
+            "n": len(self.rows),
+            "failed": self.failed,
+            "perplexity_mean": perplexity and perplexity.mean,
+            "perplexity_sd": perplexity and perplexity.sd,
+            "ci95": perplexity and perplexity.ci95,
+            "tasks": row.tasks,
+            "versus": self.versus and _versus_json(self.versus),
+            "best": self.best,
+            "pareto": list(self.pareto),
+        }
+
+
+def summarise(rows: Sequence[Row], windows: Windows) -> list[Summary]:
+    """Groups rows over seeds, in the order in which they first appear.
+
+    `windows` maps the id of a row to (N,), the mean loss of each evaluation window in nats per token; a row without
+    them has no evaluation noise.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_without_seed(row), []).append(row)
+    found = [_summary(group) for group in groups.values()]
+    starts = {_without_seed(each.row): each for each in found if each.row.kind == "start"}
+    versus = corrected([_against(each, starts.get(_start_of(each.row)), windows) for each in found])
+    marked = _with_best([dataclasses.replace(each, versus=v) for each, v in zip(found, versus, strict=True)], windows)
+    return _with_pareto(marked)
+
+
+def compared(summary: Summary, reference: Summary, windows: Windows) -> Paired | None:
+    """Compares two rows over the seeds they share; None where they share none."""
+    others = {row.seed: row for row in reference.rows}
+    pairs = [(row, others[row.seed]) for row in summary.rows if row.seed in others]
+    if not pairs:
+        return None
+    ours, theirs = zip(*pairs, strict=True)
+    noise = _evaluation_noise(ours, theirs, windows)
+    return dataclasses.replace(paired(_losses(ours), _losses(theirs)), evaluation=noise)
+
+
+def _without_seed(row: Row) -> tuple[Any, ...]:
+    asked = (row.sparsity, row.budget)
+    return (row.kind, row.granularity, asked, row.initializer, row.estimator, row.scope, row.scale)
+
+
+def _start_of(row: Row) -> tuple[Any, ...]:
+    return ("start", row.granularity, (row.sparsity, row.budget), row.initializer, None, row.scope, None)
+
+
+def _summary(rows: list[Row]) -> Summary:
+    done = tuple(row for row in rows if row.status == "ok" and row.nll is not None)
+    return Summary(
+        row=_mean_row(done) if done else rows[0],
+        rows=done,
+        perplexity=sample([row.perplexity or math.inf for row in done]) if done else None,
+        log_perplexity=sample(_losses(done)) if done else None,
+        failed=len(rows) - len(done),
+    )
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    """The first row with what varies over seeds averaged; peak memory is the highest."""
+    means = {
+        name: sum(values) / len(values)
+        for name in ("sparsity_achieved", "budget_achieved", "kl_to_dense", "top1_agreement", "search_seconds")
+        if (values := [value for row in rows if (value := getattr(row, name)) is not None])
+    }
+    peaks = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
+    tasks = {task: _mean_scores([row.tasks[task] for row in rows if task in row.tasks]) for task in rows[0].tasks}
+    return dataclasses.replace(rows[0], peak_memory_mb=max(peaks, default=None), tasks=tasks, **means)
+
+
+def _mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
+    return {metric: sum(one[metric] for one in scores) / len(scores) for metric in scores[0]}
+
+
+def _losses(rows: Iterable[Row]) -> list[float]:
+    return [row.nll or 0.0 for row in rows]
+
+
+def _against(summary: Summary, start: Summary | None, windows: Windows) -> Paired | None:
+    return compared(summary, start, windows) if summary.row.kind == "search" and start is not None else None
+
+
+def _evaluation_noise(ours: Sequence[Row], theirs: Sequence[Row], windows: Windows) -> EvaluationNoise | None:
+    sides = [[windows.get(row.id) for row in side] for side in (ours, theirs)]
+    lengths = {None if found is None else len(found) for side in sides for found in side}
+    if None in lengths or len(lengths) > 1:
+        return None
+    return evaluation_noise(*(np.stack([found for found in side if found is not None]) for side in sides))
+
+
+def _section(summary: Summary) -> tuple[str | None, float | None, str | None]:
+    return (summary.row.granularity, summary.row.sparsity, summary.row.budget)
+
+
+def _asked(row: Row) -> tuple[float | None, str | None]:
+    return (row.sparsity, row.budget)
+
+
+def _with_best(summaries: list[Summary], windows: Windows) -> list[Summary]:
+    """Marks the best rows; a row that has to win every comparison needs no correction for their number."""
+    best = set()
+    for section in {_section(each): None for each in summaries}:
+        ranked = sorted((s for s in summaries if _section(s) == section and s.log_perplexity), key=_mean_log)
+        if len(ranked) > 1 and all(_beats(ranked[0], other, windows) for other in ranked[1:]):
+            best.add(_without_seed(ranked[0].row))
+    return [dataclasses.replace(each, best=_without_seed(each.row) in best) for each in summaries]
+
+
+def _beats(summary: Summary, other: Summary, windows: Windows) -> bool:
+    found = compared(summary, other, windows)
+    return found is not None and found.verdict == "better"
+
+
+def _mean_log(summary: Summary) -> float:
+    return summary.log_perplexity.mean if summary.log_perplexity else math.inf
+
+
+def _with_pareto(summaries: list[Summary]) -> list[Summary]:
+    """Marks the rows on either front; sizes are compared to 0.1 % of the model, passes forward and backward apart."""
+    names: dict[int, list[str]] = {index: [] for index in range(len(summaries))}
+    means = {i: each.perplexity.mean for i, each in enumerate(summaries) if each.perplexity}
+    done = [index for index, mean in means.items() if math.isfinite(mean)]
+    sized = [(means[i], round(summaries[i].row.parameters_kept_fraction or 1, 3)) for i in done]
+    for index in itertools.compress(done, pareto(sized)):
+        names[index].append("size")
+    for asked in {_asked(summaries[i].row) for i in done} - {(None, None)}:
+        here = [i for i in done if _asked(summaries[i].row) == asked]
+        costs = [(means[i], summaries[i].row.forward_tokens, summaries[i].row.backward_passes) for i in here]
+        for index in itertools.compress(here, pareto(costs)):
+            names[index].append("cost")
+    return [dataclasses.replace(each, pareto=tuple(names[index])) for index, each in enumerate(summaries)]
+
+
+def _versus_json(versus: Paired) -> dict[str, Any]:
+    noise = versus.evaluation
+    return {
+        "row": "start",
+        "ratio": versus.ratio,
+        "ci95": versus.ci95,
+        "p": versus.p,
+        "q": versus.q,
+        "evaluation": noise and {"windows": noise.windows, "ci95": noise.ci95},
+        "verdict": versus.verdict,
+    }

@@ -1,0 +1,54 @@
+"""The published schema is that of the code, and results are what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from polyprune_core import schema
+from polyprune_core.results import Results, Row
+from polyprune_core.schema import published, rendered, results_schema
+
+COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "estimators.json"
+
+
+@pytest.fixture(scope="module")
+def validator() -> jsonschema.Draft202012Validator:
+    record = json.loads(published())
+    jsonschema.Draft202012Validator.check_schema(record)
+    return jsonschema.Draft202012Validator(record)
+
+
+def test_the_file_that_ships_is_the_one_that_the_types_give() -> None:
+    assert published() == rendered(), f"write it anew: {schema.__doc__}"
+
+
+def test_every_field_of_a_row_is_in_the_schema() -> None:
+    assert set(results_schema()["$defs"]["Row"]["properties"]) == {field.name for field in dataclasses.fields(Row)}
+
+
+def test_committed_results_and_what_they_are_read_as_are_valid(validator) -> None:
+    record = json.loads(COMMITTED.read_text("utf-8"))
+    validator.validate(record)
+    validator.validate(Results.from_json(record).to_json())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"schema": 2},
+        {"model": {}},
+        {"rows": [{"kind": "dense"}]},
+        {"rows": [{"id": "x", "kind": "dense", "perplexity": "low"}]},
+        {"texts": None},
+        {"summary": [{}]},
+    ],
+)
+def test_what_is_not_results_is_not_valid(validator, fault) -> None:
+    record = json.loads(COMMITTED.read_text("utf-8"))
+    assert not validator.is_valid(record | fault)
+    assert not validator.is_valid({name: value for name, value in record.items() if name not in fault})
