@@ -88,6 +88,8 @@ class SummaryRecord:
     perplexity_sd: float | None
     ci95: tuple[float | None, float | None] | None
     versus: VersusRecord | None
+    budget: str | None = None
+    tasks: dict[str, dict[str, float]] | None = None
     best: bool | None = None
     pareto: list[str] | None = None
 
