@@ -40,18 +40,19 @@ MORE = [
     show_default=True,
     help="What stdout gets.",
 )
-def evaluate(target: str, config: Path | None, form: str, quiet: bool, **values: Any) -> None:
+def evaluate(target: str, config: Path | None, form: str, quiet: bool, verbose: bool, **values: Any) -> None:
     """Evaluate TARGET: a model's name or folder, a pruned model's folder, or a folder of masks.
 
     Perplexity, agreement with the dense model, size, and what else is asked for.
     """
-    from polyprune_core.cli.console import TerminalReporter, stderr
+    from polyprune_core.cli.console import TerminalReporter, check_loudness, stderr
     from polyprune_core.config import parse
     from polyprune_core.requests import Examination
 
+    check_loudness(quiet, verbose)
     values["generate"] = values["generate"] or None
     request = parse(Examination, given(values | {"target": target}, config))
-    reporter = TerminalReporter(stderr(), quiet)
+    reporter = TerminalReporter(stderr(), quiet, verbose)
     reporter.status("loading torch and transformers")
 
     from polyprune_core import findings

@@ -27,19 +27,27 @@ WHAT = [
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Stdout."
 )
 def export(
-    source: Path, config: Path | None, output: Path, overwrite: bool, form: str, quiet: bool, **values: Any
+    source: Path,
+    config: Path | None,
+    output: Path,
+    overwrite: bool,
+    form: str,
+    quiet: bool,
+    verbose: bool,
+    **values: Any,
 ) -> None:
     """Write what SOURCE decided: a folder of masks, a results store with --cell, or the file of one cell."""
-    from polyprune_core.cli.console import TerminalReporter, show_problems, stderr
+    from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
     from polyprune_core.config import parse
     from polyprune_core.plugins.registry import load_registry
     from polyprune_core.requests import Export
 
+    check_loudness(quiet, verbose)
     console = stderr()
     request = parse(Export, given(values | {"source": source}, config))
     registry = load_registry()
     show_problems(registry, console)
-    reporter = TerminalReporter(console, quiet)
+    reporter = TerminalReporter(console, quiet, verbose)
     reporter.status("loading torch and transformers")
 
     from polyprune_core.export import export as run

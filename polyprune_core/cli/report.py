@@ -25,7 +25,7 @@ SORTS = (
     "criterion",
     "none",
 )
-GROUPS = ("sparsity", "granularity", "kind", "initializer", "estimator", "scope", "scale", "none")
+GROUPS = ("sparsity", "budget", "granularity", "kind", "initializer", "estimator", "scope", "scale", "none")
 
 
 @click.command()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from commandline import Run, polyprune
-from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
-from polyprune_core.maskfile import MaskFile
 from polyprune_core.models.sources import load_model
 from polyprune_core.pydocs import calibration_text, evaluation_text
 from polyprune_plugins.exporters.huggingface import HuggingFace
@@ -42,18 +39,10 @@ def masks() -> Path:
 
 @pytest.fixture(scope="module")
 def store(masks) -> Path:
-    """A store of two cells of which one holds what it decided: what the masks did."""
+    """A store of two pruned cells, of which one decided what the masks did."""
     grid = ("--baselines", "wanda,magnitude", "-s", "0.3", "--scope", "global")
     run = polyprune("compare", *SMALL, *grid, "-o", "runs", "--format", "json")
     assert run.status == 0, run.err
-    _, wanda, _ = run.rows
-    decided = MaskFile.read(masks)
-    record: dict[str, Any] = json.loads(run.out)
-    save_file(
-        {"scores": decided.scores.values.numpy(), "keep": np.packbits(decided.keep.numpy())},
-        Path("runs") / "cells" / f"{wanda['id']}.safetensors",
-        {"run": json.dumps({"config": record["config"], "model": record["model"]})},
-    )
     return Path("runs").resolve()
 
 
@@ -71,8 +60,9 @@ def refused(run: Run, output: Path, *parts: str) -> None:
 
 
 def wanda_cell(store: Path) -> str:
-    (path,) = (store / "cells").glob("*.safetensors")
-    return path.stem
+    rows = [json.loads(path.read_text("utf-8")) for path in (store / "cells").glob("*.json")]
+    (found,) = [row for row in rows if row["row"]["initializer"] == "wanda"]
+    return found["row"]["id"]
 
 
 def test_masks_become_the_model_that_prune_would_have_written(masks, tmp_path) -> None:
@@ -139,7 +129,9 @@ def test_what_cannot_be_exported_is_refused(masks, store, tmp_path, tiny) -> Non
     refused(export(tmp_path, new), new, "no folder of masks and no results store")
     refused(export(store, new), new, "has 2 pruned cells", "--cell", wanda, "magnitude")
     refused(export(store, new, "--cell", "zzz"), new, "0 cells", "begin with 'zzz'", wanda)
-    refused(export(store, new, "--cell", other), new, "holds no decision", "run it again")
+    shutil.copytree(store, tmp_path / "older")
+    (tmp_path / "older" / "cells" / f"{other}.safetensors").unlink()
+    refused(export(tmp_path / "older", new, "--cell", other), new, "does not hold what the cell kept", "Run the")
     refused(export(masks, new, "--exporter", "gold"), new, "no exporter named 'gold'")
     tiny("llama").save_pretrained(tmp_path / "another")
     tokenizer = load_model("tiny").path / "tokenizer.json"
@@ -160,7 +152,9 @@ def test_a_decision_that_is_cut_short_is_refused(store, tmp_path) -> None:
     try:
         path.write_bytes(whole[: len(whole) // 2])
         refused(
-            export(store, tmp_path / "new", "--cell", path.stem), tmp_path / "new", "does not hold what was decided"
+            export(store, tmp_path / "new", "--cell", path.stem),
+            tmp_path / "new",
+            "does not hold the details of a cell",
         )
     finally:
         path.write_bytes(whole)

@@ -58,7 +58,7 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 
 BY_BOTH: dict[str, tuple[str, tuple[str, ...]]] = {
     "an unknown model": ("-m tinny", ("'tinny'", "Did you mean 'tiny'?")),
-    "an unknown option": ("--sparsityy 0.2", ("--sparsityy", "Did you mean '--sparsity'?")),
+    "an unknown option": ("--sparsityy 0.2", ("--sparsityy", "'--sparsity'?")),
     "an option without its value": ("--steps", ("--steps",)),
     "a word for a number": ("--steps many", ("--steps", "'many'")),
     "a fraction for a whole number": ("--batch-size 1.5", ("--batch-size", "'1.5'")),
@@ -175,7 +175,7 @@ def test_prune_refuses(folder: Path, fault: str) -> None:
 @pytest.mark.parametrize("command", ["compare --estimators", "prune --estimator"])
 def test_fewer_tokens_than_a_step_needs_are_refused(folder: Path, command: str) -> None:
     run = polyprune(*command.split(), "rloo", *TINY, "-q", "-o", "new", "--forward-tokens", 127)
-    refused(run, "127", "one step of 128 tokens", "2 masks x 2 sequences x 32")
+    refused(run, "127", "one step of 128 tokens", "2 forward passes x 2 sequences x 32")
 
 
 def test_fewer_tokens_than_a_step_needs_are_refused_before_anything_runs(folder: Path) -> None:
