@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from commandline import polyprune
@@ -12,20 +10,13 @@ from commandline import polyprune
 from polyprune_core import harness
 from polyprune_core.latency import Seconds
 from polyprune_core.models.sources import load_model
-from polyprune_core.pydocs import calibration_text, evaluation_text
 
 SMALL = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
 SMALL += ("--batch-size", "2", "--steps", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")
 FEW = ("compare", *SMALL, "--baselines", "wanda", "--estimators", "rloo", "--format", "json")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _two_short_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("texts"))
-        Path("learn.txt").write_text(calibration_text()[:20_000], "utf-8")
-        Path("test.txt").write_text(evaluation_text()[:20_000], "utf-8")
-        yield
+pytestmark = pytest.mark.usefixtures("two_short_texts")
 
 
 @pytest.fixture

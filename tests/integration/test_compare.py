@@ -32,7 +32,6 @@ from polyprune_core import MaskBatch, Provider, __version__, pipeline, report
 from polyprune_core.models.sources import load_model
 from polyprune_core.objective import Objective
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
-from polyprune_core.pydocs import calibration_text, evaluation_text
 from polyprune_core.report.load import load
 from polyprune_core.results import Results, Row
 from polyprune_core.space import MaskSpace
@@ -62,14 +61,7 @@ def cell_files(store: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (store / "cells").glob("*.json")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _two_short_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Texts in the current folder: to cut the built-in one into tokens takes longer than all else in a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("texts"))
-        Path("learn.txt").write_text(calibration_text()[:20_000], "utf-8")
-        Path("test.txt").write_text(evaluation_text()[:20_000], "utf-8")
-        yield
+pytestmark = pytest.mark.usefixtures("two_short_texts")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,13 @@ import pytest
 from commandline import Run, polyprune
 
 from polyprune_core.cli import dryrun
-from polyprune_core.pydocs import calibration_text, evaluation_text
 
 SMALL = ("-m", "tiny", "--limit", "4", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
 SMALL += ("--batch-size", "2", "--steps", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")
 GRID = ("compare", *SMALL, "--estimators", "rloo,antithetic", "--baselines", "random,llm-pruner")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _two_short_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("texts"))
-        Path("learn.txt").write_text(calibration_text()[:20_000], "utf-8")
-        Path("test.txt").write_text(evaluation_text()[:20_000], "utf-8")
-        yield
+pytestmark = pytest.mark.usefixtures("two_short_texts")
 
 
 @pytest.fixture(scope="module")

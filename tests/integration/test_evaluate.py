@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from commandline import Run, polyprune
 
 from polyprune_core import tasks as tasks_module
 from polyprune_core.models.sources import load_model
-from polyprune_core.pydocs import calibration_text, evaluation_text
 
 TEXT = ("--evaluation", "test.txt", "--limit", "2")
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,13 +23,7 @@ PRUNE = ("-m", "tiny", "--seq-len", "32", "--eval-seq-len", "64", "--calibration
 PRUNE += ("--calibration", "learn.txt", *TEXT, "--sparsity", "0.4")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _two_short_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("texts"))
-        Path("learn.txt").write_text(calibration_text()[:20_000], "utf-8")
-        Path("test.txt").write_text(evaluation_text()[:20_000], "utf-8")
-        yield
+pytestmark = pytest.mark.usefixtures("two_short_texts")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -14,20 +13,13 @@ from commandline import Run, polyprune
 from safetensors.torch import load_file
 
 from polyprune_core.models.sources import load_model
-from polyprune_core.pydocs import calibration_text, evaluation_text
 from polyprune_plugins.exporters.huggingface import HuggingFace
 
 SMALL = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
 SMALL += ("--batch-size", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _two_short_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("texts"))
-        Path("learn.txt").write_text(calibration_text()[:20_000], "utf-8")
-        Path("test.txt").write_text(evaluation_text()[:20_000], "utf-8")
-        yield
+pytestmark = pytest.mark.usefixtures("two_short_texts")
 
 
 @pytest.fixture(scope="module")
