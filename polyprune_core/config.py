@@ -76,7 +76,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
-        return PRESETS.get(values.get("preset", "default"), {}) | values if isinstance(values, dict) else values
+        return PRESETS.get(str(values.get("preset", "default")), {}) | values if isinstance(values, dict) else values
 
     @property
     def search_steps(self) -> int:

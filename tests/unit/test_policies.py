@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from polyprune_core.budget import Budget, select
+from polyprune_core.config import PRESETS, Cell, Comparison, Pruning, cell_id, parse
 from polyprune_core.errors import ConfigError
 from polyprune_core.limits import check_estimator
 from polyprune_core.optimizer import cosine, ramp, stepped
@@ -178,3 +179,17 @@ def test_an_estimator_for_independent_units_is_refused_where_they_are_not() -> N
     with pytest.raises(ConfigError, match=r"arm.*independently.*--policy"):
         check_estimator("arm", ARM(), 2, "gaussian")
     check_estimator("arm", ARM(), 2, "hierarchical")
+
+
+def test_a_preset_sets_what_is_not_given_and_is_no_part_of_a_cells_identity() -> None:
+    paper = parse(Comparison, {"preset": "paper"})
+    assert (paper.policy, paper.precondition, paper.learning_rate) == ("probabilities", "none", 2e-3)
+    assert parse(Comparison, {"preset": "released"}).precondition == "half-natural"
+    assert parse(Comparison, {"preset": "paper", "learning_rate": 0.5}).learning_rate == 0.5
+    assert parse(Pruning, {"preset": "paper"}).as_comparison().precondition == "none"
+    with pytest.raises(ConfigError, match=r"--preset.*paper"):
+        parse(Comparison, {"preset": "papr"})
+    cell = Cell(kind="search", granularity="head+channel", initializer="wanda", estimator="rloo", sparsity=0.2, seed=0)
+    spelled_out = parse(Comparison, PRESETS["paper"])
+    assert cell_id(cell, paper, {}) == cell_id(cell, spelled_out, {})
+    assert cell_id(cell, paper, {}) != cell_id(cell, parse(Comparison, {}), {})

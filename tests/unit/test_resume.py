@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 from polyprune_core import resume
 from polyprune_core.budget import Budget
 from polyprune_core.errors import PluginError
-from polyprune_core.policies import Start
-from polyprune_core.policies.probabilities import Probabilities
+from polyprune_core.policies import FAMILIES, Start
 from polyprune_core.progress import Reporter
 from polyprune_core.resume import Checkpoint, pack, stranger, unpack
 from polyprune_core.search import SearchOptions, search
 from polyprune_core.types import Policy, Trace
 from polyprune_plugins.estimators.antithetic import Antithetic
+from polyprune_plugins.estimators.conditional_bernoulli import ConditionalBernoulli
+from polyprune_plugins.estimators.control_variate import ControlVariate
 from polyprune_plugins.estimators.reinforce import Reinforce
 from polyprune_plugins.estimators.reinforce_released import ReinforceReleased
 from polyprune_plugins.estimators.rloo import RLOO
@@ -92,7 +93,15 @@ class Nested:
         return moment.float(), {"deep": deep, "count": (state["count"] if state else 0) + 1}
 
 
-ESTIMATORS = [RLOO(), Antithetic(), Reinforce(), ReinforceReleased(), Nested()]
+ESTIMATORS = [
+    RLOO(),
+    Antithetic(),
+    Reinforce(),
+    ReinforceReleased(),
+    ControlVariate(),
+    ConditionalBernoulli(),
+    Nested(),
+]
 by_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
 
 
@@ -118,10 +127,11 @@ def nothing(given: Any) -> None:
     """What sees a step and does nothing."""
 
 
-def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_resume=nothing, **changes):
+def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_resume=nothing, policy=None, **changes):
+    family = FAMILIES[policy or "probabilities"](Start(space, torch.linspace(0, 1, len(space)), Budget(0.5)))
     return search(
-        Probabilities(Start(space, torch.zeros(len(space)), Budget(0.5))),
-        torch.full((len(space),), 0.5),
+        family,
+        family.start() if policy else torch.full((len(space),), 0.5),
         FakeObjective(space, dies),
         estimator or Nested(),
         batches(),
@@ -177,6 +187,17 @@ def test_a_search_ended_again_and_again_goes_on_to_the_same_result(space, tmp_pa
         with pytest.raises(Killed):
             run(space, checkpoint=Checkpoint(tmp_path / "search", CELL, Told()), dies=1)
     assert same(run(space, checkpoint=Checkpoint(tmp_path / "search", CELL, Told())), run(space))
+
+
+@pytest.mark.usefixtures("at_every_step")
+@pytest.mark.parametrize("policy", sorted(FAMILIES))
+def test_every_policy_goes_on_with_what_its_optimizer_and_its_average_remember(space, tmp_path, policy) -> None:
+    how: dict[str, Any] = {"policy": policy, "optimizer": "adam", "averaging": 0.5, "warmup": 0.3}
+    for done in range(1, STEPS):
+        with pytest.raises(Killed):
+            run(space, RLOO(), Checkpoint(tmp_path / "search", CELL, Told()), dies=done, **how)
+        assert same(run(space, RLOO(), Checkpoint(tmp_path / "search", CELL, Told()), **how), run(space, RLOO(), **how))
+        (tmp_path / "search").unlink()
 
 
 @by_estimator
