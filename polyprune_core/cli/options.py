@@ -167,7 +167,11 @@ SEARCH = [
         shell_complete=words("sigmoid-norm", "min-max-norm", "const", "uniform"),
         help="How a metric starts a policy: sigmoid-norm, min-max-norm, const or uniform.",
     ),
-    _option("--start-scale", metavar="NAME", help="How a gaussian policy's metric is pooled to start. [zscore]"),
+    _option(
+        "--start-scale",
+        metavar="NAME",
+        help="How a gaussian policy starts: uniform shares, or raw, zscore or per-parameter scores pooled. [uniform]",
+    ),
     _option("--sigma", type=float, metavar="X", help="Standard deviation of a gaussian policy's noise. [0.3]"),
     _option("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises. [0]"),
     _option("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged. [0]"),

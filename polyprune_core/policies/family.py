@@ -18,8 +18,8 @@ class Start:
     """Where a policy starts: the units, a metric's scores (U,), and the budget.
 
     `across_layers`: whether the scores already say how much each layer gives. `probabilities` says how scores become
-    keep probabilities (`policy.PROBABILITIES`); a Gaussian policy compares them across layers as `start_scale` says
-    (`policy.SCALES`), and `sigma` is the standard deviation of its noise.
+    keep probabilities (`policy.PROBABILITIES`); a Gaussian policy starts with the same share of every group
+    (`start_scale` "uniform") or compares scores across layers (one of `policy.SCALES`), and `sigma` is the standard deviation of its noise.
     """
 
     space: MaskSpace
@@ -27,7 +27,7 @@ class Start:
     budget: Budget
     across_layers: bool = False
     probabilities: str = "sigmoid-norm"
-    start_scale: str = "zscore"
+    start_scale: str = "uniform"
     sigma: float = 0.3
 
     def keep_prob(self) -> Tensor:

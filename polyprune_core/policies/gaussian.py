@@ -19,9 +19,6 @@ from polyprune_core.policies.family import Start
 from polyprune_core.policy import scale
 from polyprune_core.types import MaskBatch, Policy
 
-# Units of groups this small (heads) each have an offset of their own.
-FEW = 8
-
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianPolicy(Policy):
@@ -57,31 +54,32 @@ def _noise(batch: MaskBatch) -> Tensor:
 
 
 class Gaussian:
-    """Parameters are the means of the offsets: one a kind, then one for each group, or for each unit of a small one.
+    """Parameters are the means of the offsets: one a kind, then one a group.
 
     Within a group units stand at the normal quantiles of their metric's ranks, so that an offset is in standard
-    deviations of its group. Offsets start where the metric's own selection keeps as many units of every group.
+    deviations of its group. Offsets start where every group keeps the same share (`start_scale` "uniform"), or as many
+    units as the metric's own selection. Units alone in their group start at their rank in their kind.
     """
 
     def __init__(self, start: Start) -> None:
         self.given, space = start, start.space
-        counts = torch.tensor([group.count for group in space.groups])
-        self.alone = (counts <= FEW)[space.group]
-        label = torch.where(self.alone, len(counts) + torch.arange(len(space)), space.group)
-        self.offset = len(space.kinds) + torch.unique(label, return_inverse=True)[1]
-        self.scores = scale(start.scores, space, "raw" if start.across_layers else start.start_scale)
-        self.base = torch.where(self.alone, 0.0, _normal_quantiles(self.scores, space.group))
+        how = "raw" if start.across_layers or start.start_scale == "uniform" else start.start_scale
+        self.scores = scale(start.scores, space, how)
+        self.base = _normal_quantiles(self.scores, space.group)
 
     def start(self) -> Tensor:
         given, space, budget = self.given, self.given.space, self.given.budget
-        if given.start_scale == "zscore" and budget.scope == "global" and not given.across_layers:
+        if given.start_scale == "uniform" and not given.across_layers:
+            budget = replace(budget, scope="layer")
+        elif given.start_scale == "zscore" and budget.scope == "global" and not given.across_layers:
             # z-scores say nothing of one kind against another: each kind then starts with its own share.
             budget = replace(budget, scope="kind")
         kept = budget.select(self.scores, space).keep
         place = _normal_quantiles(self.scores, space.kind) + _normal_quantile_of_share(kept, space.kind)
-        offset = torch.where(self.alone, place, _normal_quantile_of_share(kept, space.group))
-        parameters = torch.zeros(int(self.offset.max()) + 1)
-        parameters[self.offset] = offset
+        alone = (torch.bincount(space.group) == 1)[space.group]
+        offset = torch.where(alone, place, _normal_quantile_of_share(kept, space.group))
+        parameters = torch.zeros(len(space.kinds) + len(space.groups))
+        parameters[len(space.kinds) + space.group] = offset
         return parameters
 
     def policy(self, parameters: Tensor, sparsity: float) -> Policy:
@@ -110,7 +108,8 @@ class Gaussian:
         return parameters
 
     def ranking(self, parameters: Tensor) -> Tensor:
-        return self.base + parameters[self.given.space.kind] + parameters[self.offset]
+        space = self.given.space
+        return self.base + parameters[space.kind] + parameters[len(space.kinds) + space.group]
 
 
 def _normal_quantiles(values: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from polyprune_core.errors import ConfigError
 from polyprune_core.limits import check_estimator
 from polyprune_core.optimizer import cosine, ramp, stepped
 from polyprune_core.policies import FAMILIES, Start
-from polyprune_core.policies.gaussian import FEW, Gaussian
+from polyprune_core.policies.gaussian import Gaussian
 from polyprune_core.policy import expected_sparsity, from_scores
 from polyprune_core.policy import scale as scaled
 from polyprune_core.search import SearchOptions, search
@@ -79,12 +79,12 @@ def test_the_fisher_information_is_that_of_the_masks(space, name) -> None:
 
 
 @by_scope
-@pytest.mark.parametrize("scale", ["raw", "zscore", "per-parameter"])
+@pytest.mark.parametrize("scale", ["uniform", "raw", "zscore", "per-parameter"])
 def test_a_gaussian_policy_starts_about_where_the_metric_alone_would_cut(space, scope, scale) -> None:
     made = Gaussian(Start(space, scores(space), Budget(0.4, scope), start_scale=scale))
     found = select(made.ranking(made.start()), space, 0.4, scope)
-    own = "kind" if scale == "zscore" and scope == "global" else scope
-    alone = select(scaled(scores(space), space, scale), space, 0.4, own)
+    own = "layer" if scale == "uniform" else "kind" if scale == "zscore" and scope == "global" else scope
+    alone = select(scaled(scores(space), space, "raw" if scale == "uniform" else scale), space, 0.4, own)
     assert (found.keep ^ alone.keep).float().mean() < 0.15
 
 
@@ -99,14 +99,13 @@ def test_every_mask_of_a_gaussian_policy_is_an_exact_selection(space, scope) -> 
         assert 0.6 - 72 * 2 / space.total_cost <= spent <= 0.6 + 1e-9
 
 
-def test_within_a_group_the_metric_orders_and_small_groups_order_themselves(space) -> None:
+def test_within_a_group_the_metric_orders_the_units(space) -> None:
     made = Gaussian(Start(space, scores(space), Budget(0.4)))
     offsets = made.start() + torch.randn(len(made.start()), generator=torch.Generator().manual_seed(5))
     ranking = made.ranking(offsets)
-    for where, group in zip(space.slices(), space.groups, strict=True):
-        same = ranking[where].argsort().tolist() == scores(space)[where].argsort().tolist()
-        assert same == (group.count > FEW)
-    assert len(offsets) == 2 + 3 + 12
+    for where in space.slices():
+        assert ranking[where].argsort().tolist() == scores(space)[where].argsort().tolist()
+    assert len(offsets) == len(space.kinds) + len(space.groups)
 
 
 def test_gaussian_antithetic_pairs_mirror_and_the_gradient_is_unbiased(space) -> None:
