@@ -126,6 +126,14 @@ class TaskSettings(BaseModel):
         return self
 
 
+Loggers = Annotated[
+    tuple[Literal["tensorboard", "wandb", "trackio"], ...],
+    Distinct,
+    BeforeValidator(lambda value: () if value == "none" else value),
+    ManyOrOne,
+]
+
+
 class Comparison(Settings, TaskSettings):
     """A grid: every combination of these lists is one or more rows."""
 
@@ -138,6 +146,8 @@ class Comparison(Settings, TaskSettings):
     seeds: Annotated[tuple[int, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
     scope: Annotated[tuple[Scope, ...], Field(min_length=1), Distinct, ManyOrOne] = ("kind",)
     scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct, ManyOrOne] = ("zscore",)
+    # Decides no number: neither results nor the commands that make them again hold it.
+    report_to: Annotated[Loggers, Field(exclude=True)] = ()
 
     @model_validator(mode="after")
     def _one_spelling(self) -> Comparison:
@@ -214,6 +224,12 @@ class Cell(BaseModel):
     def asked(self) -> str:
         """The budget as the user gave it."""
         return f"budget {self.budget}" if self.budget else f"sparsity {self.sparsity}"
+
+    @property
+    def label(self) -> str:
+        """What the cell is called while it runs; granularity, scope and scale are left out."""
+        name = f"{self.initializer} → {self.estimator}" if self.estimator else self.initializer
+        return f"{name}, {self.asked}, seed {self.seed}"
 
 
 # Names of what the identity of a cell holds itself: settings of a preset, weights, texts, number format and device.

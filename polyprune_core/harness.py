@@ -268,9 +268,7 @@ class Harness:
             **settings.model_dump(include=STEPPING),
         )
         self.memory.restart()
-        with self.reporter.task(
-            f"{cell.initializer} → {cell.estimator}, {cell.asked}, seed {seed}", options.steps
-        ) as task:
+        with self.reporter.task(cell.label, options.steps) as task:
             learned, trace = search(
                 family,
                 parameters,

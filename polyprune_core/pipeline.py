@@ -130,7 +130,7 @@ def _run(harness: Harness, cell: Cell, blank: Row, store: Store, run: dict[str, 
             details = Details(_windows(harness.dense), run)
         else:
             decision = harness.decide(cell, checkpoint)
-            label, space = _label(cell), harness.space(cell.granularity or "")
+            label, space = cell.label, harness.space(cell.granularity or "")
             evaluation = harness.evaluate(label, space, decision.selection)
             blank = dataclasses.replace(blank, tasks=harness.task_scores(label, space, decision.selection))
             row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
@@ -217,11 +217,6 @@ def _measured(evaluation: Evaluation) -> dict[str, Any]:
         "kl_to_dense": evaluation.kl_to_dense,
         "top1_agreement": evaluation.top1_agreement,
     }
-
-
-def _label(cell: Cell) -> str:
-    name = f"{cell.initializer} → {cell.estimator}" if cell.estimator else cell.initializer
-    return f"{name}, {cell.asked}, seed {cell.seed}"
 
 
 def _identity(harness: Harness, config: Comparison) -> dict[str, Any]:

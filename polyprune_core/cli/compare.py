@@ -14,6 +14,7 @@ from polyprune_core.cli.options import (
     SEARCH,
     TASKS,
     TEXT,
+    TRACKING,
     CommaList,
     _option,
     given,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from polyprune_core.config import Comparison
     from polyprune_core.plugins.registry import Registry
-    from polyprune_core.results import Results
+    from polyprune_core.results import Results, Row
 
 GRID = [
     _option(
@@ -86,7 +87,7 @@ GRID = [
 
 
 @click.command()
-@options(GRID, MODEL, TEXT, TASKS, SEARCH, OUTPUT)
+@options(GRID, MODEL, TEXT, TASKS, SEARCH, TRACKING, OUTPUT)
 @click.option(
     "--output",
     "-o",
@@ -114,10 +115,12 @@ def compare(
     from polyprune_core.cli.console import check_loudness, show_problems, stderr
     from polyprune_core.config import Comparison, parse
     from polyprune_core.plugins.registry import load_registry
+    from polyprune_core.tracking import check_loggers
 
     check_loudness(quiet, verbose)
     console = stderr()
     request = parse(Comparison, given(values, config))
+    check_loggers(request.report_to)
     registry = load_registry()
     show_problems(registry, console)
     if dry_run:
@@ -145,18 +148,26 @@ def _run(
     from polyprune_core.cli.live import GridView, PlainView
     from polyprune_core.estimate import evaluation_tokens, work_of
     from polyprune_core.request import check_plugins
+    from polyprune_core.tracking import Tracking
 
     check_plugins(request, registry)
     work = work_of(request, registry, evaluation_tokens(request) or 1, ())
     shown = GridView if console.is_terminal and not quiet else PlainView
-    with shown(console, work, _varied(request), quiet=quiet, verbose=verbose) as view:
+    with (
+        shown(console, work, _varied(request), quiet=quiet, verbose=verbose) as view,
+        Tracking(request, registry, output, view) as tracking,
+    ):
         view.status("loading torch and transformers")
 
         from polyprune_core.pipeline import compare as run
         from polyprune_core.store import Store
 
+        def on_row(row: Row) -> None:
+            view.row(row)
+            tracking.row(row)
+
         try:
-            return run(request, registry, Store(output), view, view.row)
+            return run(request, registry, Store(output), tracking, on_row)
         except KeyboardInterrupt:
             raise click.Abort("finished cells are kept, and the same command goes on from there") from None
 

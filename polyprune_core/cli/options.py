@@ -177,6 +177,15 @@ SEARCH = [
     _option("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged. [0]"),
     _option("--min-keep", type=int, metavar="N", help="Units that every group keeps. [1]"),
 ]
+TRACKING = [
+    _option(
+        "--report-to",
+        type=CommaList(),
+        metavar="LIST",
+        shell_complete=words("none", "tensorboard", "wandb", "trackio"),
+        help="Loggers of losses and rows: tensorboard, wandb, trackio; a run a cell. [none]",
+    ),
+]
 OUTPUT = [
     click.option(
         "--config", "-C", type=click.Path(path_type=Path), help="TOML file with the same keys; the command line wins."

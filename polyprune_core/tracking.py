@@ -1,0 +1,199 @@
+"""A grid in experiment loggers, through accelerate's trackers: one run a cell, the course of its search and its row."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyprune_core.config import NAMES, Cell, Comparison, Settings, TaskSettings, cell_id, cells
+from polyprune_core.errors import ConfigError, plain
+from polyprune_core.plugins.contracts import extra_passes
+from polyprune_core.plugins.registry import Registry
+from polyprune_core.progress import Reporter, Task
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+    from polyprune_core.results import Row
+
+PROJECT = "polyprune"
+# The modules of which one makes a logger usable, the first by the name of its package.
+LIBRARIES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raises ConfigError unless the libraries of these loggers are installed."""
+    missing = [LIBRARIES[name][0] for name in names if not any(map(find_spec, LIBRARIES[name]))]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise ConfigError(
+            f"--report-to needs {' and '.join(missing)}, which {verb} not installed: pip install {' '.join(missing)}."
+        )
+
+
+class Tracking(Reporter):
+    """Passes progress on to `reporter`, and to the loggers of `config.report_to` what a grid measures.
+
+    A cell is a run, by a name that the same request gives again: of a search `search/loss` (nats per token) and
+    `search/forward_tokens` at every step, of every finished cell the numbers of its row under `result/`. A cell read
+    from the store has its row logged and no course. Files go below `folder`, for tensorboard in `folder`/tensorboard.
+    A logger that fails is warned of and left alone from then on. Used as a context, it closes what was left open.
+    """
+
+    def __init__(self, config: Comparison, registry: Registry, folder: Path, reporter: Reporter) -> None:
+        self.config, self.registry, self.folder, self.reporter = config, registry, folder, reporter
+        self.names = list(config.report_to)
+        self.waiting = cells(config)
+        self.cell: Cell | None = None
+        self.held: list[tuple[float, float]] = []
+        self.trackers: dict[str, GeneralTracker] = {}
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def status(self, text: str) -> None:
+        self.reporter.status(text)
+
+    def warn(self, text: str) -> None:
+        self.reporter.warn(text)
+
+    def detail(self, text: str) -> None:
+        self.reporter.detail(text)
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        searches = [cell for cell in self.waiting if cell.kind == "search" and cell.label == label]
+        # Of two that are called the same, only the row will say which it was.
+        self.cell = searches[0] if len(searches) == 1 else None
+        with self.reporter.task(label, total) as task:
+            yield _Followed(task, self._point) if searches else task
+
+    def row(self, row: Row) -> None:
+        """Logs a finished cell, or why it failed, and ends its run."""
+        cell = Cell(**{name: getattr(row, name) for name in Cell.model_fields})
+        self.waiting.remove(cell)
+        self._log_held(cell)
+        values = {"error": plain(row.error or "")} if row.status == "failed" else numbers(row)
+        result = {f"result/{name}": value for name, value in values.items()}
+        self._each(lambda tracker: tracker.log(result, step=self._costs(cell)[0]))
+        self._close()
+
+    def _point(self, step: float, loss: float) -> None:
+        self.held.append((step, loss))
+        if self.cell:
+            self._log_held(self.cell)
+
+    def _log_held(self, cell: Cell) -> None:
+        if not self.trackers:
+            self._open(cell)
+        tokens = self._costs(cell)[1]
+        for step, loss in self.held:
+            values = {"search/loss": loss, "search/forward_tokens": int(step * tokens)}
+            self._each(lambda tracker, values=values, step=step: tracker.log(values, step=int(step)))
+        self.held = []
+
+    def _costs(self, cell: Cell) -> tuple[int, int]:
+        """Returns the steps of the cell's search and the forward tokens of each."""
+        if cell.kind != "search":
+            return 0, 0
+        extra = extra_passes(self.registry.build("estimator", cell.estimator or ""))
+        passes = self.config.masks_per_step + extra
+        return self.config.steps_for(extra), passes * self.config.batch_size * self.config.seq_len
+
+    def _open(self, cell: Cell) -> None:
+        if not self.names:
+            return
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        PartialState()  # the trackers' own log messages need it
+        name = run_name(cell, self.config)
+        runs: dict[str, dict[str, Any]] = {
+            "tensorboard": {"run_name": name, "logging_dir": str(self.folder / "tensorboard")},
+            "wandb": {
+                "run_name": PROJECT,
+                "name": name,
+                "id": name.rpartition("_")[2],
+                "group": self.folder.name,
+                "dir": str(self.folder),
+                "resume": "allow",
+            },
+            "trackio": {"run_name": PROJECT, "name": name, "group": self.folder.name, "resume": "allow"},
+        }
+        self.trackers = {logger: LOGGER_TYPE_TO_CLASS[logger](**runs[logger]) for logger in self.names}
+        self._each(lambda tracker: tracker.start())
+        self._each(lambda tracker: tracker.store_init_configuration(settings(cell, self.config)))
+
+    def _close(self) -> None:
+        self._each(lambda tracker: tracker.finish())
+        self.trackers, self.held, self.cell = {}, [], None
+
+    def _each(self, act: Callable[[Any], None]) -> None:
+        """What a logger prints is for people's eyes: stdout is for results."""
+        for name, tracker in list(self.trackers.items()):
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    act(tracker)
+            except Exception as error:  # noqa: BLE001 - a foreign library, on a disk or a network
+                self.names.remove(name)
+                del self.trackers[name]
+                self.warn(f"{name} failed and gets no more: {plain(str(error)) or type(error).__name__}")
+
+
+class _Followed(Task):
+    """Hands on every step of a search, those before it was resumed too."""
+
+    def __init__(self, task: Task, point: Callable[[float, float], None]) -> None:
+        self.task, self.point = task, point
+
+    def update(self, done: float, note: str = "", loss: float | None = None) -> None:
+        self.task.update(done, note, loss)
+        if loss is not None:
+            self.point(done, loss)
+
+    def resume(self, losses: Sequence[float]) -> None:
+        self.task.resume(losses)
+        for step, loss in enumerate(losses, 1):
+            self.point(step, loss)
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """Returns what was measured of a cell, by name; of tasks by TASK/METRIC."""
+    measured = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    found = {
+        name: value
+        for name, value in measured.items()
+        if name not in Cell.model_fields and isinstance(value, int | float)
+    }
+    return found | {f"{task}/{metric}": value for task, scores in row.tasks.items() for metric, value in scores.items()}
+
+
+def settings(cell: Cell, config: Comparison) -> dict[str, Any]:
+    """Returns what the cell is and what all cells share, as text, numbers and booleans."""
+    shared = config.model_dump(mode="json", include={*Settings.model_fields, *TaskSettings.model_fields})
+    values = {**shared, **cell.model_dump()}
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def run_name(cell: Cell, config: Comparison) -> str:
+    """Returns a name fit for a folder: what the cell is, and digits that tell it from the same under other settings."""
+    seed = None if cell.seed is None else f"seed-{cell.seed}"
+    asked = None if cell.kind == "dense" else cell.asked
+    parts = (cell.kind, cell.initializer, cell.estimator, cell.granularity, asked, cell.scope, cell.scale, seed)
+    words = [re.sub(r"[^\w.+=-]+", "-", part) for part in parts if part]
+    names = config.model_dump(mode="json", include={*NAMES, *TaskSettings.model_fields})
+    return "_".join([*words, cell_id(cell, config, names)])
