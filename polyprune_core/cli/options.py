@@ -170,6 +170,7 @@ SEARCH = [
     _option(
         "--start-scale",
         metavar="NAME",
+        shell_complete=words("uniform", "raw", "zscore", "per-parameter"),
         help="How a gaussian policy starts: uniform shares, or raw, zscore or per-parameter scores pooled. [uniform]",
     ),
     _option("--sigma", type=float, metavar="X", help="Standard deviation of a gaussian policy's noise. [0.3]"),

@@ -18,8 +18,9 @@ class Start:
     """Where a policy starts: the units, a metric's scores (U,), and the budget.
 
     `across_layers`: whether the scores already say how much each layer gives. `probabilities` says how scores become
-    keep probabilities (`policy.PROBABILITIES`); a Gaussian policy starts with the same share of every group
-    (`start_scale` "uniform") or compares scores across layers (one of `policy.SCALES`), and `sigma` is the standard deviation of its noise.
+    keep probabilities (`policy.PROBABILITIES`). A Gaussian policy starts with the same share of every group
+    (`start_scale` "uniform") or compares scores across layers (one of `policy.SCALES`); `sigma` is the standard
+    deviation of its noise.
     """
 
     space: MaskSpace
