@@ -129,8 +129,8 @@ class TaskSettings(BaseModel):
 Loggers = Annotated[
     tuple[Literal["tensorboard", "wandb", "trackio"], ...],
     Distinct,
-    BeforeValidator(lambda value: () if value == "none" else value),
     ManyOrOne,
+    BeforeValidator(lambda value: () if value == "none" else value),
 ]
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +49,7 @@ class Tracking(Reporter):
 
     def __init__(self, config: Comparison, registry: Registry, folder: Path, reporter: Reporter) -> None:
         self.config, self.registry, self.folder, self.reporter = config, registry, folder, reporter
-        self.names = list(config.report_to)
+        self.names: list[str] = list(config.report_to)
         self.waiting = cells(config)
         self.cell: Cell | None = None
         self.held: list[tuple[float, float]] = []
@@ -84,8 +84,7 @@ class Tracking(Reporter):
         self.waiting.remove(cell)
         self._log_held(cell)
         values = {"error": plain(row.error or "")} if row.status == "failed" else numbers(row)
-        result = {f"result/{name}": value for name, value in values.items()}
-        self._each(lambda tracker: tracker.log(result, step=self._costs(cell)[0]))
+        self._log({f"result/{name}": value for name, value in values.items()}, self._costs(cell)[0])
         self._close()
 
     def _point(self, step: float, loss: float) -> None:
@@ -98,8 +97,7 @@ class Tracking(Reporter):
             self._open(cell)
         tokens = self._costs(cell)[1]
         for step, loss in self.held:
-            values = {"search/loss": loss, "search/forward_tokens": int(step * tokens)}
-            self._each(lambda tracker, values=values, step=step: tracker.log(values, step=int(step)))
+            self._log({"search/loss": loss, "search/forward_tokens": int(step) * tokens}, int(step))
         self.held = []
 
     def _costs(self, cell: Cell) -> tuple[int, int]:
@@ -133,6 +131,9 @@ class Tracking(Reporter):
         self.trackers = {logger: LOGGER_TYPE_TO_CLASS[logger](**runs[logger]) for logger in self.names}
         self._each(lambda tracker: tracker.start())
         self._each(lambda tracker: tracker.store_init_configuration(settings(cell, self.config)))
+
+    def _log(self, values: Mapping[str, float | str], step: int) -> None:
+        self._each(lambda tracker: tracker.log(values, step=step))
 
     def _close(self) -> None:
         self._each(lambda tracker: tracker.finish())
