@@ -55,7 +55,7 @@ class Recorder(trackers.GeneralTracker):
         return self.run
 
     def _note(self, what: str, values: Any = None, step: Any = None) -> None:
-        print("a logger that talks")
+        sys.stdout.write("a logger that talks\n")
         self.calls.append((self.run, what, values, step))
         if what == self.fails_at:
             raise OSError("no space\nleft")
@@ -226,7 +226,8 @@ def test_a_missing_library_is_told_by_its_package_before_anything_loads(monkeypa
         run = polyprune(*GRID, "-o", tmp_path / "store", "--report-to", "wandb,tensorboard", *more)
         assert run.status == 2
         assert run.err.splitlines() == [
-            "polyprune: --report-to needs wandb and tensorboard, which are not installed: pip install wandb tensorboard."
+            "polyprune: --report-to needs wandb and tensorboard, which are not installed: "
+            "pip install wandb tensorboard."
         ]
     assert not (tmp_path / "store").exists()
 
