@@ -1,0 +1,79 @@
+"""Block Influence: how much a layer turns the hidden state that passes through it.
+
+ShortGPT (arXiv 2403.03853): 1 - mean over tokens of the cosine between a layer's input and output. For a whole
+attention or MLP sublayer the same across its residual connection (arXiv 2406.15786). The statistics are
+those of the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from polyprune_core import ConfigError, Initializer, Provider, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from polyprune_core import Calibration, MaskSpace
+
+
+@dataclass(frozen=True)
+class BlockInfluence:
+    def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
+        import torch
+        from torch.nn.functional import cosine_similarity
+
+        if len(space) > len(space.groups):
+            raise ConfigError(
+                f"block-influence is about whole sublayers, and {space.name or 'this granularity'} has units that are "
+                "parts of one; use --granularity layer, attention, mlp or attention+mlp, or another metric."
+            )
+        layout, body = space.layout, cast(Any, model).base_model
+        alike = torch.zeros(len(space), dtype=torch.float64)
+        states: list[Tensor] = []  # of the layer that runs: what enters it, then what leaves each of its sublayers
+
+        def enter(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            states[:] = [inputs[0].float()]
+
+        def add(_sublayer: nn.Module, _inputs: Any, output: Any) -> None:
+            states.append(states[-1] + (output[0] if isinstance(output, tuple) else output))
+
+        def leave(index: int) -> Callable[..., None]:
+            places = {axis.name: place for place, axis in enumerate(a for a in layout.axes if a.layer == index)}
+            units = [
+                (unit, min(places[axis] for axis, _ in group.spans), max(places[axis] for axis, _ in group.spans) + 1)
+                for unit, group in enumerate(space.groups)
+                if group.layer == index
+            ]
+
+            def hook(*_: Any) -> None:
+                for unit, before, after in units:
+                    cosines = cosine_similarity(states[before], states[after], dim=-1)
+                    alike[unit] += cosines.sum(dtype=torch.float64).cpu()
+
+            return hook
+
+        with torch.no_grad(), ExitStack() as undo:
+            for index in range(layout.num_layers):
+                layer = model.get_submodule(f"{layout.layers}.{index}")
+                undo.enter_context(layer.register_forward_pre_hook(enter))
+                undo.enter_context(layer.register_forward_hook(leave(index)))
+            for axis in layout.axes:
+                undo.enter_context(model.get_submodule(axis.module).register_forward_hook(add))
+            for ids in calibration.batches():
+                body(input_ids=ids, use_cache=False)
+        return (1 - alike / calibration.windows.numel()).float()
+
+
+@hookimpl
+def polyprune_initializers() -> Iterator[Provider[Initializer]]:
+    yield Provider(
+        "block-influence",
+        "how much a layer turns the hidden state",
+        BlockInfluence,
+        needs=frozenset({"calibration"}),
+        reference="ShortGPT, arXiv 2403.03853; sublayers as in arXiv 2406.15786",
+    )
