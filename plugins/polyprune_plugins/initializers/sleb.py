@@ -46,8 +46,8 @@ class Sleb:
             )
         removed: list[int] = []
         left = list(range(len(space)))
-        # The last unit is alone: nothing is left to compare it with.
-        rounds = min(ceil(self.until * len(space)), len(space) - 1)
+        # The last unit has nothing to be compared with; 0.07 of 100 is 7, whatever floating point makes of it.
+        rounds = min(ceil(self.until * len(space) - 1e-9), len(space) - 1)
         for done in range(rounds):
             losses = self._losses(removed, left, space, calibration)
             first, *left = [left[place] for place in torch.argsort(losses, stable=True).tolist()]

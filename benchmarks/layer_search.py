@@ -1,0 +1,250 @@
+"""Whole layers of SmolLM2-135M: few enough to know the best pair, and to see how near each criterion comes to it.
+
+    cd FOLDER-WITH-WIKITEXT && python benchmarks/layer_search.py --output benchmarks/results/layer_search.json
+
+Every criterion sees the same few windows of WikiText-2's validation split, so that greedy removal, the searches and the
+exhaustive truth are after the same number; the test split says what it is worth. A mask's loss does not change: it is
+looked up in the file where it was measured before, also by an earlier run, and its cost is counted all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from statistics import mean
+from typing import Any
+from unittest import mock
+
+import click
+import torch
+from torch import Tensor
+
+from polyprune_core.atomic import write_atomically
+from polyprune_core.config import Cell, Comparison
+from polyprune_core.data import sample_windows
+from polyprune_core.environment import environment
+from polyprune_core.harness import Harness
+from polyprune_core.objective import Objective
+from polyprune_core.pipeline import open_harness
+from polyprune_core.plugins.registry import load_registry
+from polyprune_core.progress import Reporter
+from polyprune_core.space import MaskSpace
+from polyprune_core.types import Selection
+
+REMOVED = (2, 6)
+METRICS = ("block-influence", "wanda", "llm-pruner", "magnitude", "random")
+POLICIES = {"gaussian": "adam", "probabilities": "sgd"}
+ESTIMATORS = ("rloo", "antithetic")
+START = "wanda"
+# The first is the default. All are tried on pairs, at the whole budget; the best by calibration loss is used elsewhere.
+RATES = {"gaussian": (1e-3, 3e-2, 1e-1, 3e-1), "probabilities": (1e-3, 3e-2, 3e-1)}
+SHARES = (0.25, 0.5)  # of what greedy removal costs; the whole is tried too
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to choose `removed` layers; a search has an estimator, a policy, a rate and a budget in tokens."""
+
+    removed: int
+    criterion: str
+    seed: int = 0
+    estimator: str | None = None
+    policy: str | None = None
+    learning_rate: float | None = None
+    forward_tokens: int | None = None
+
+
+class Ledger:
+    """What was measured, by removed layers: calibration losses in nats and perplexities; kept in the output file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self.told: dict[str, Any] = found.get("told", {})
+        self.rows: list[dict[str, Any]] = []
+        self.losses: dict[str, float] = found.get("losses", {})
+        self.perplexities: dict[str, float] = found.get("perplexities", {})
+        self.unsaved = 0
+
+    def require_same(self, told: dict[str, Any]) -> None:
+        """Raises UsageError where the file holds what was measured on something else."""
+        if self.told and self.told != told:
+            raise click.UsageError(f"{self.path} was made with {self.told}, not {told}; give another --output.")
+        self.told = told
+
+    def measured(self) -> None:
+        """Counts a measurement and saves now and then."""
+        self.unsaved += 1
+        if self.unsaved >= 20:
+            self.save()
+
+    def save(self) -> None:
+        """Writes everything."""
+        self.unsaved = 0
+        parts = {"told": self.told, "environment": environment(), "losses": self.losses}
+        parts |= {"perplexities": self.perplexities, "rows": self.rows}
+        write_atomically(self.path, json.dumps(parts, indent=1) + "\n")
+
+
+def named(keep: Tensor) -> str:
+    """Returns the removed layers of a mask (U,), as "3,17"."""
+    return ",".join(map(str, (~keep).nonzero().flatten().tolist()))
+
+
+def remembering(ledger: Ledger) -> type[Objective]:
+    """Returns an Objective that looks masks up in the ledger and counts each as one pass."""
+
+    class Remembering(Objective):
+        def losses(self, masks: Tensor, ids: Tensor) -> Tensor:
+            for mask in masks:
+                if named(mask) in ledger.losses:
+                    self.forward_passes += 1
+                    self.forward_tokens += ids.numel()
+                else:
+                    ledger.losses[named(mask)] = float(super().losses(mask[None], ids)[0])
+                    ledger.measured()
+            return torch.tensor([ledger.losses[named(mask)] for mask in masks])
+
+    return Remembering
+
+
+def decide(harness: Harness, settings: Comparison, way: Way) -> tuple[Selection, int]:
+    """Returns what the harness selects and the forward tokens it spent."""
+    search = {"policy": way.policy, "learning_rate": way.learning_rate, "forward_tokens": way.forward_tokens}
+    if way.policy:
+        search["optimizer"] = POLICIES[way.policy]
+    harness.settings = settings.model_copy(update={name: value for name, value in search.items() if value})
+    cell = Cell(
+        kind="search" if way.estimator else "baseline",
+        granularity="layer",
+        initializer=way.criterion,
+        estimator=way.estimator,
+        sparsity=way.removed / harness.layout.num_layers,
+        seed=way.seed,
+        scope="kind",
+        scale="raw",
+    )
+    decision = harness.decide(cell)
+    return decision.selection, decision.cost.forward_tokens
+
+
+def best_pair(objective: Objective, space: MaskSpace, ids: Tensor) -> tuple[Selection, int]:
+    """Returns the pair of layers whose absence costs least, of all pairs, and the tokens that this took."""
+    pairs = torch.tensor(list(combinations(range(len(space)), 2)))
+    masks = torch.ones(len(pairs), len(space), dtype=torch.bool).scatter_(1, pairs, False)
+    keep = masks[int(objective.losses(masks, ids).argmin())]
+    return Selection(keep, int(space.cost[keep].sum()), space.total_cost), len(masks) * ids.numel()
+
+
+class Study:
+    """Runs ways one after another; rows go to the ledger."""
+
+    def __init__(self, harness: Harness, settings: Comparison, ledger: Ledger, seeds: tuple[int, ...]) -> None:
+        self.harness, self.settings, self.ledger, self.seeds = harness, settings, ledger, seeds
+        self.ids, self.space = harness.calibration_windows, harness.space("layer")
+        self.objective = remembering(ledger)(harness.compactor, self.space)
+        self.selections: dict[str, Selection] = {}
+
+    def run(self) -> None:
+        """Everything, then the perplexity of whatever was chosen, once each."""
+        self._row(Way(2, "exhaustive"), *best_pair(self.objective, self.space, self.ids))
+        greedy = {removed: self._greedy(removed) for removed in REMOVED}
+        for removed in REMOVED:
+            for criterion in METRICS:
+                for seed in self.seeds if criterion == "random" else (0,):
+                    self._try(Way(removed, criterion, seed))
+        for policy in POLICIES:
+            rate = self._best_rate(policy, greedy[2])
+            for removed, whole in greedy.items():
+                shares = SHARES if removed == 2 else (*SHARES, 1)
+                for share in shares:
+                    for way in self._searches(removed, policy, rate, int(share * whole)):
+                        self._try(way)
+        for row in self.ledger.rows:
+            row["perplexity"] = self._perplexity(",".join(map(str, row["layers"])))
+        self.ledger.save()
+
+    def _greedy(self, removed: int) -> int:
+        until = removed / len(self.space)
+        return self._try(Way(removed, f"sleb:windows={len(self.ids)}:until={until}"))["forward_tokens"]
+
+    def _best_rate(self, policy: str, tokens: int) -> float:
+        rates = RATES[policy]
+        found = {
+            rate: mean(self._try(way)["calibration_loss"] for way in self._searches(2, policy, rate, tokens))
+            for rate in rates
+        }
+        return min(rates, key=found.__getitem__)
+
+    def _searches(self, removed: int, policy: str, rate: float, tokens: int) -> Iterator[Way]:
+        way = Way(removed, START, policy=policy, learning_rate=rate, forward_tokens=tokens)
+        return (replace(way, estimator=name, seed=seed) for name in ESTIMATORS for seed in self.seeds)
+
+    def _try(self, way: Way) -> dict[str, Any]:
+        return self._row(way, *decide(self.harness, self.settings, way))
+
+    def _row(self, way: Way, selection: Selection, tokens: int) -> dict[str, Any]:
+        layers = named(selection.keep)
+        loss = float(self.objective.losses(selection.keep[None], self.ids)[0])
+        same_size = [value for key, value in self.ledger.losses.items() if key.count(",") == way.removed - 1]
+        row = asdict(way) | {
+            "layers": [int(layer) for layer in layers.split(",")],
+            "calibration_loss": loss,
+            "place_of_all_pairs": 1 + sum(value < loss for value in same_size) if way.removed == 2 else None,
+            "forward_tokens": tokens,
+            "perplexity": None,
+        }
+        self.selections[layers] = selection
+        self.ledger.rows.append(row)
+        self.ledger.save()
+        click.echo(f"{way}: without {layers}, loss {loss:.4f}", err=True)
+        return row
+
+    def _perplexity(self, layers: str) -> float:
+        if layers not in self.ledger.perplexities:
+            evaluation = self.harness.evaluate(f"without {layers}", self.space, self.selections[layers])
+            self.ledger.perplexities[layers] = evaluation.perplexity
+            self.ledger.save()
+            click.echo(f"without {layers}: perplexity {evaluation.perplexity:.2f}", err=True)
+        return self.ledger.perplexities[layers]
+
+
+@click.command()
+@click.option("--calibration", default="wiki.valid.raw", show_default=True)
+@click.option("--evaluation", default="wiki.test.raw", show_default=True)
+@click.option("--windows", default=4, show_default=True, help="Calibration windows of 128 tokens.")
+@click.option("--limit", default=160, show_default=True, help="Evaluation windows of 128 tokens.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds of the searches and of random choice.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file to write and to go on from.")
+def main(calibration: str, evaluation: str, windows: int, limit: int, seeds: str, output: Path) -> None:
+    """Compare every way to remove 2 and 6 of 30 layers."""
+    settings = Comparison(
+        model="smollm2-135m",
+        dtype="bfloat16",
+        granularity="layer",
+        calibration=calibration,
+        evaluation=evaluation,
+        calibration_samples=windows,
+        batch_size=windows,
+        limit=limit,
+    )
+    harness = open_harness(settings, load_registry(), Reporter(), budgets=False)
+    harness.calibration_windows = sample_windows(harness.calibration_windows, windows, 0)
+    ledger = Ledger(output)
+    texts = {role: {"name": text.name, "sha256": text.sha256} for role, text in harness.texts.items()}
+    model = {"model": settings.model, "sha256": harness.loaded.sha256, "dtype": settings.dtype}
+    ledger.require_same({**model, **texts, "windows": windows, "limit": limit, "seq_len": settings.seq_len})
+    remembered = remembering(ledger)
+    with (
+        mock.patch("polyprune_core.harness.Objective", remembered),
+        mock.patch("polyprune_core.scoring.Objective", remembered),
+        harness.compactor,
+    ):
+        Study(harness, settings, ledger, tuple(map(int, seeds.split(",")))).run()
+
+
+if __name__ == "__main__":
+    main()
