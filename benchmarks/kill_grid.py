@@ -1,6 +1,7 @@
 """A grid that is killed again and again, compared with the same grid left alone, in every number.
 
-python benchmarks/kill_grid.py --output benchmarks/results/kill_grid.json
+python benchmarks/kill_grid.py --output benchmarks/results/kill_grid.json --keep grid
+python benchmarks/kill_grid.py --publish grid
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import json
 import os
 import random
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,8 +34,11 @@ from polyprune_core.cli import main
 resume.SECONDS_BETWEEN, resume.SHARE_OF_TIME = {SECONDS_BETWEEN}, 1.0
 main()
 """
-ESTIMATORS, SPARSITIES = ("rloo", "reinforce", "antithetic"), (0.2, 0.3, 0.5)
-TEXTS = {"calibration": "the cat sat on the mat and thought of {} mice. ", "evaluation": "{} dogs went out. "}
+ROOT = Path(__file__).resolve().parent.parent
+SUITE, RESULTS = (ROOT / "benchmarks" / name for name in ("suites/grid.toml", "results/grid.json"))
+PAGE, REPORT = (ROOT / "docs" / name for name in ("howto/report.md", "_static/report.html"))
+# A table of the page, and the block above it with the command that prints it.
+TABLE = re.compile(r"(```bash\n(polyprune report [^`]*)```\n\n<!--- table -->\n).*?(?=\n<!--- end of table -->)", re.S)
 NOT_THE_RESULT = ("search_seconds", "peak_memory_mb")
 STEP = re.compile(r": step (\d+) of \d+, ")
 # What a run tells of work, not of rows that it reads: a step of a search, an evaluation.
@@ -42,27 +48,15 @@ WORK = re.compile(r": step \d+ of \d+, |^perplexity of ")
 class Grid:
     """One request, run by the command line in a process of its own."""
 
-    def __init__(self, folder: Path, seeds: int, steps: int) -> None:
-        self.folder, self.seeds, self.steps = folder, seeds, steps
-        for name, sentence in TEXTS.items():
-            folder.joinpath(name).write_text("".join(sentence.format(i) for i in range(600)), "utf-8")
+    def __init__(self, seeds: int, steps: int) -> None:
+        self.seeds, self.steps = seeds, steps
 
     def start(self, store: Path) -> subprocess.Popen[str]:
         """Starts or resumes the grid in `store`."""
         asked = {
-            "model": "tiny",
-            "estimators": ",".join(ESTIMATORS),
-            "baselines": "random,wanda",
-            "sparsity": ",".join(map(str, SPARSITIES)),
+            "config": SUITE,
             "seeds": ",".join(map(str, range(self.seeds))),
             "steps": self.steps,
-            "batch-size": 2,
-            "seq-len": 32,
-            "eval-seq-len": 32,
-            "limit": 16,
-            "calibration-samples": 8,
-            "learning-rate": 0.05,
-            **{name: self.folder / name for name in TEXTS},
             "output": store,
             "format": "json",
         }
@@ -151,7 +145,7 @@ def differences(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[
 def measure(folder: Path, seeds: int, steps: int, kills: int, seed: int) -> dict[str, Any]:
     """Runs the grid once unbroken and once with `kills` kills, and returns how the two compare."""
     rng = random.Random(seed)
-    grid = Grid(folder, seeds, steps)
+    grid = Grid(seeds, steps)
     unbroken, work = grid.run(folder / "unbroken")
     click.echo(f"{len(unbroken)} cells, {work} search steps and evaluations", err=True)
     moments = sorted(rng.sample(range(int(0.9 * work)), kills))
@@ -175,16 +169,43 @@ def measure(folder: Path, seeds: int, steps: int, kills: int, seed: int) -> dict
     }
 
 
+def report(*words: str | Path) -> str:
+    """Returns what `polyprune report` prints in the folder of the repository."""
+    command = [sys.executable, "-c", "from polyprune_core.cli import main; main()", "report", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+
+
+def tables(page: str) -> str:
+    """Returns a page with the tables made anew, each by the command above it."""
+    return TABLE.sub(lambda found: found[1] + report(*shlex.split(found[2].replace("\\\n", ""))[2:]).strip(), page)
+
+
+def publish(store: Path) -> None:
+    """Writes the grid's results, its report, and the tables of the page that shows them."""
+    shutil.copyfile(store / "results.json", RESULTS)
+    report(store, "--format", "html", "--output", REPORT)
+    PAGE.write_text(tables(PAGE.read_text("utf-8")), "utf-8")
+
+
 @click.command()
 @click.option("--seeds", default=4, show_default=True)
 @click.option("--steps", default=60, show_default=True)
 @click.option("--kills", default=20, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
-def main(seeds: int, steps: int, kills: int, seed: int, output: Path | None) -> None:
+@click.option("--keep", type=click.Path(path_type=Path), help="New folder for the store that was killed and resumed.")
+@click.option("--publish", "store", type=click.Path(path_type=Path), help="Run nothing: make docs/ from such a store.")
+def main(
+    seeds: int, steps: int, kills: int, seed: int, output: Path | None, keep: Path | None, store: Path | None
+) -> None:
     """Kill a grid at random moments with SIGKILL, resume it, and compare it with the unbroken run."""
+    if store:
+        publish(store.resolve())
+        return
     with tempfile.TemporaryDirectory() as folder:
         record = {"environment": environment(), **measure(Path(folder), seeds, steps, kills, seed)}
+        if keep:
+            shutil.copytree(Path(folder) / "killed", keep)
     same = not (record["different_numbers"] or record["different_traces"] or record["files_left_over"])
     click.echo(
         f"{kills} kills, {record['kills_within_a_search']} within a search: {'the same' if same else 'DIFFERENT'}"
