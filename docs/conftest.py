@@ -58,7 +58,7 @@ def toml(example: Example) -> None:
 
 def shell(example: Example) -> None:
     """Runs the block: polyprune's commands in this process, which has its libraries loaded; anything else in bash."""
-    text = example.parsed.replace("\\\n", " ")
+    text = os.path.expandvars(example.parsed.replace("\\\n", " "))
     lines = [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
     if all(words[:1] == ["polyprune"] and not set(words) & {">", "|", "&&"} for words in lines if words):
         outputs = []
