@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|transformers|pluggy|collections|pathlib|types|typing)\..*"),
     (r"py:class", r"nn\.Module|Tensor|Generator|Path|Sequence|Mapping|Callable|Iterable|Iterator|Any|ModuleType"),
-    (r"py:.*", r"PreTrained\w+|dict\[str|T|State|polyprune_core\.plugins\.(contracts\.T|registry\.\w+)"),
+    (r"py:.*", r"PreTrained\w+|dict\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
 ]
 
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
@@ -82,7 +83,19 @@ def _without_arguments_of_protocols(app: Sphinx, what: str, name: str, obj: Any,
     return ("", None) if what == "class" and is_protocol(obj) else None
 
 
+def _from_markdown(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings indent examples after a blank line, put letters behind `code`, and colons into a property's text."""
+    found = ["", *(re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", line) for line in lines)]
+    lines.clear()
+    for before, line, after in zip(["", *found], found, [*found[1:], ""], strict=False):
+        starts = not line and after.startswith("    ") and before[:1].strip()
+        lines += ["", "::", ""] if starts else [line]
+    if what == "property":
+        lines[1] = lines[1].replace(": ", ", ", 1)
+
+
 def setup(app: Sphinx) -> None:
     """Formulas become MathML, which browsers draw themselves: no script and nothing fetched by a reader."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("autodoc-process-signature", _without_arguments_of_protocols)
+    app.connect("autodoc-process-docstring", _from_markdown, priority=400)  # before napoleon
