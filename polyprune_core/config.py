@@ -67,7 +67,7 @@ class Settings(BaseModel):
     optimizer: Literal["sgd", "adam"] = "sgd"
     precondition: Literal["none", "half-natural", "natural"] = "half-natural"
     probabilities: Literal["sigmoid-norm", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
-    start_scale: Literal["uniform", "raw", "zscore", "per-parameter"] = "uniform"
+    start_scale: Literal["uniform", "raw", "zscore", "per-parameter"] = "zscore"
     sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -171,7 +171,7 @@ SEARCH = [
         "--start-scale",
         metavar="NAME",
         shell_complete=words("uniform", "raw", "zscore", "per-parameter"),
-        help="How a gaussian policy starts: uniform shares, or raw, zscore or per-parameter scores pooled. [uniform]",
+        help="How a gaussian policy starts: uniform shares, or raw, zscore or per-parameter scores pooled. [zscore]",
     ),
     _option("--sigma", type=float, metavar="X", help="Standard deviation of a gaussian policy's noise. [0.3]"),
     _option("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises. [0]"),

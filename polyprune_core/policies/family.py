@@ -28,7 +28,7 @@ class Start:
     budget: Budget
     across_layers: bool = False
     probabilities: str = "sigmoid-norm"
-    start_scale: str = "uniform"
+    start_scale: str = "zscore"
     sigma: float = 0.3
 
     def keep_prob(self) -> Tensor:
