@@ -149,22 +149,21 @@ class Study:
         self.selections: dict[str, Selection] = {}
 
     def run(self) -> None:
-        """Everything, then the perplexity of whatever was chosen, once each."""
+        """Truth and metrics first, then searches; the perplexity of whatever was chosen is measured once."""
         self._row(Way(2, "exhaustive"), *best_pair(self.objective, self.space, self.ids))
         greedy = {removed: self._greedy(removed) for removed in REMOVED}
         for removed in REMOVED:
             for criterion in METRICS:
                 for seed in self.seeds if criterion == "random" else (0,):
                     self._try(Way(removed, criterion, seed))
-        for policy in POLICIES:
-            rate = self._best_rate(policy, greedy[2])
-            for removed, whole in greedy.items():
-                shares = SHARES if removed == 2 else (*SHARES, 1)
-                for share in shares:
+        rates = {policy: self._best_rate(policy, greedy[2]) for policy in POLICIES}
+        for removed, whole in greedy.items():
+            for policy, rate in rates.items():
+                for share in SHARES if removed == 2 else (*SHARES, 1):
                     for way in self._searches(removed, policy, rate, int(share * whole)):
                         self._try(way)
-        for row in self.ledger.rows:
-            row["perplexity"] = self._perplexity(",".join(map(str, row["layers"])))
+            for row in self.ledger.rows:
+                row["perplexity"] = self._perplexity(",".join(map(str, row["layers"])))
         self.ledger.save()
 
     def _greedy(self, removed: int) -> int:
