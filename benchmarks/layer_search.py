@@ -38,9 +38,9 @@ REMOVED = (2, 6)
 METRICS = ("block-influence", "wanda", "llm-pruner", "magnitude", "random")
 POLICIES = {"gaussian": "adam", "probabilities": "sgd"}
 ESTIMATORS = ("rloo", "antithetic")
-START = "wanda"
+STARTS = ("block-influence", "wanda")
 # The first is the default. All are tried on pairs, at the whole budget; the best by calibration loss is used elsewhere.
-RATES = {"gaussian": (1e-3, 3e-2, 1e-1, 3e-1), "probabilities": (1e-3, 3e-2, 3e-1)}
+RATES = {"gaussian": (1e-3, 1e-1, 3e-1, 1.0), "probabilities": (1e-3, 3e-2, 3e-1)}
 SHARES = (0.25, 0.5)  # of what greedy removal costs; the whole is tried too
 
 
@@ -156,30 +156,40 @@ class Study:
             for criterion in METRICS:
                 for seed in self.seeds if criterion == "random" else (0,):
                     self._try(Way(removed, criterion, seed))
-        rates = {policy: self._best_rate(policy, greedy[2]) for policy in POLICIES}
-        for removed, whole in greedy.items():
-            for policy, rate in rates.items():
-                for share in SHARES if removed == 2 else (*SHARES, 1):
-                    for way in self._searches(removed, policy, rate, int(share * whole)):
-                        self._try(way)
-            for row in self.ledger.rows:
-                row["perplexity"] = self._perplexity(",".join(map(str, row["layers"])))
+        rates = {}
+        for policy in POLICIES:
+            for start in STARTS:
+                rates[policy, start] = self._best_rate(policy, start, greedy[2])
+                self._spend(2, policy, start, rates[policy, start], [int(share * greedy[2]) for share in SHARES])
+            self._evaluate()
+        for (policy, start), rate in rates.items():
+            self._spend(6, policy, start, rate, [int(share * greedy[6]) for share in (*SHARES, 1)])
+            self._evaluate()
+
+    def _spend(self, removed: int, policy: str, start: str, rate: float, budgets: list[int]) -> None:
+        for tokens in budgets:
+            for way in self._searches(removed, policy, start, rate, tokens):
+                self._try(way)
+
+    def _evaluate(self) -> None:
+        for row in self.ledger.rows:
+            row["perplexity"] = self._perplexity(",".join(map(str, row["layers"])))
         self.ledger.save()
 
     def _greedy(self, removed: int) -> int:
         until = removed / len(self.space)
         return self._try(Way(removed, f"sleb:windows={len(self.ids)}:until={until}"))["forward_tokens"]
 
-    def _best_rate(self, policy: str, tokens: int) -> float:
+    def _best_rate(self, policy: str, start: str, tokens: int) -> float:
         rates = RATES[policy]
         found = {
-            rate: mean(self._try(way)["calibration_loss"] for way in self._searches(2, policy, rate, tokens))
+            rate: mean(self._try(way)["calibration_loss"] for way in self._searches(2, policy, start, rate, tokens))
             for rate in rates
         }
         return min(rates, key=found.__getitem__)
 
-    def _searches(self, removed: int, policy: str, rate: float, tokens: int) -> Iterator[Way]:
-        way = Way(removed, START, policy=policy, learning_rate=rate, forward_tokens=tokens)
+    def _searches(self, removed: int, policy: str, start: str, rate: float, tokens: int) -> Iterator[Way]:
+        way = Way(removed, start, policy=policy, learning_rate=rate, forward_tokens=tokens)
         return (replace(way, estimator=name, seed=seed) for name in ESTIMATORS for seed in self.seeds)
 
     def _try(self, way: Way) -> dict[str, Any]:
@@ -189,12 +199,12 @@ class Study:
         layers = named(selection.keep)
         loss = float(self.objective.losses(selection.keep[None], self.ids)[0])
         same_size = [value for key, value in self.ledger.losses.items() if key.count(",") == way.removed - 1]
-        row = asdict(way) | {
+        row: dict[str, Any] = asdict(way) | {
             "layers": [int(layer) for layer in layers.split(",")],
             "calibration_loss": loss,
             "place_of_all_pairs": 1 + sum(value < loss for value in same_size) if way.removed == 2 else None,
             "forward_tokens": tokens,
-            "perplexity": None,
+            "perplexity": self.ledger.perplexities.get(layers),
         }
         self.selections[layers] = selection
         self.ledger.rows.append(row)
