@@ -67,7 +67,7 @@ class Ledger:
         self.rows: list[dict[str, Any]] = []
         self.losses: dict[str, float] = found.get("losses", {})
         self.perplexities: dict[str, float] = found.get("perplexities", {})
-        self.unsaved = 0
+        self.unsaved, self.environment = 0, environment()
 
     def require_same(self, told: dict[str, Any]) -> None:
         """Raises UsageError where the file holds what was measured on something else."""
@@ -84,7 +84,7 @@ class Ledger:
     def save(self) -> None:
         """Writes everything."""
         self.unsaved = 0
-        parts = {"told": self.told, "environment": environment(), "losses": self.losses}
+        parts = {"told": self.told, "environment": self.environment, "losses": self.losses}
         parts |= {"perplexities": self.perplexities, "rows": self.rows}
         write_atomically(self.path, json.dumps(parts, indent=1) + "\n")
 
