@@ -46,6 +46,7 @@ from polyprune_core.surgery import Compactor
 from polyprune_core.types import MaskBatch, Policy
 
 MASKS = 16
+POINTS = ("start", "gaussian start", "trained")
 # Estimators that draw the same masks share a pool.
 POOLS = {
     "independent": ["rloo", "reinforce", "reinforce-released", "residual", "control-variate"],
@@ -62,33 +63,38 @@ PASSES_WITH_BACKWARD = 3
 
 
 class Kept:
-    """What was measured so far, in the output file: a part that is there is not measured again."""
+    """What was found so far, in the output file: what was measured with the same settings is not measured again."""
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
-        self.path, self.record = path, {"environment": environment(), "settings": settings, "measured": {}}
-        if path and path.is_file():
-            old = json.loads(path.read_text("utf-8"))
-            if old.get("settings") == settings:
-                self.record["measured"] = old["measured"]
+        self.path, self.settings = path, settings
+        old = json.loads(path.read_text("utf-8")) if path and path.is_file() else {}
+        self.measured: dict[str, Any] = old["measured"] if old.get("settings") == settings else {}
+        self.results: dict[str, dict[str, Any]] = {}
 
     def part(self, name: str, work: Callable[[], Any]) -> Any:
-        """Returns the part of that name, by `work` where it is missing."""
-        if name not in self.record["measured"]:
+        """Returns what was measured under that name, by `work` where it was not yet."""
+        if name not in self.measured:
             start = time.perf_counter()
             value = rounded(work())
-            self.record["measured"][name] = {"seconds": time.perf_counter() - start, "value": value}
-            click.echo(f"{name}: {time.perf_counter() - start:.0f} s")
+            self.measured[name] = {"seconds": rounded(time.perf_counter() - start), "value": value}
+            click.echo(f"{name}: {self.measured[name]['seconds']:.0f} s")
             self.write()
-        return self.record["measured"][name]["value"]
+        return self.measured[name]["value"]
 
-    def checkpoint(self, name: str) -> Checkpoint | None:
-        """Returns where a search is kept while the output is not complete."""
-        return self.path and Checkpoint(self.path.with_suffix(f".{name}.search"), json.dumps(self.record["settings"]))
+    def result(self, problem: str, name: str, value: dict[str, Any]) -> None:
+        """Takes in a result."""
+        self.results.setdefault(problem, {})[name] = rounded(value)
+        self.write()
 
-    def write(self, **more: Any) -> None:
+    def checkpoint(self, problem: str) -> Checkpoint | None:
+        """Returns where the search of a problem is kept until the output is complete."""
+        return Checkpoint(self.path.with_suffix(f".{problem}.search"), str(self.settings)) if self.path else None
+
+    def write(self) -> None:
         """Writes the output file."""
         if self.path:
-            self.path.write_text(json.dumps(rounded(self.record | more), indent=1) + "\n", "utf-8")
+            record = {"environment": environment(), "settings": self.settings, "results": self.results}
+            self.path.write_text(json.dumps(record | {"measured": self.measured}, indent=1) + "\n", "utf-8")
 
 
 def rounded(value: Any) -> Any:
@@ -276,8 +282,8 @@ def examine(problem: Problem, kept: Kept, policy: Policy, point: str, sizes: dic
         if drawn == "independent":
             record["loss"] = {"mean": float(losses[:, :MASKS].mean()), "mode": float(losses[:, MASKS].mean())}
             whole = series(problem, policy, "rloo", batches, losses, warm_up=0)
+            record["leave-one-out over the pool"] = reference_record(problem, whole)
             reference = exactly(problem.objective.gradient(policy) * v.double()) if known else whole
-            record["reference"] = reference_record(problem, reference)
         for name in names:
             for masks in (MASKS,) if name == "arms" else (2, MASKS):
                 found = series(problem, policy, name, batches, losses, masks, number * 10**5)
@@ -300,40 +306,37 @@ def wanda_start(loaded: LoadedModel, space: MaskSpace, windows: Tensor, sparsity
     return Start(space, scores.float(), Budget(sparsity))
 
 
-def trained(problem: Problem, start: Start, steps: int, checkpoint: Checkpoint | None) -> Tensor:
+def trained(problem: Problem, start: Start, steps: int, kept: Kept) -> Tensor:
     """Returns the keep probabilities after a short search by leave-one-out, 4 masks a step."""
     family = FAMILIES["probabilities"](start)
     options = SearchOptions(steps, masks_per_step=4, learning_rate=LEARNING_RATE, sparsity=start.budget.sparsity)
     rloo = problem.registry.build("estimator", "rloo")
     rng = generator(0, "masks of the search")
-    batches = problem.batches("search")
+    batches, checkpoint = problem.batches("search"), kept.checkpoint(problem.name)
     return search(family, family.start(), problem.objective, rloo, batches, options, rng, checkpoint=checkpoint)[0]
 
 
-def examined(problem: Problem, start: Start, kept: Kept, sizes: dict[str, int]) -> dict[str, Any]:
-    """Returns the record of a problem: at both policies, the spread of its losses and what its estimators do."""
-    free, shared = (FAMILIES[name](start) for name in ("probabilities", "gaussian"))
-    sparsity = start.budget.sparsity
-    learned = trained(problem, start, sizes["search_steps"], kept.checkpoint(problem.name))
-    policies = {
-        "start": free.policy(free.start(), sparsity),
-        "trained": free.policy(learned, sparsity),
-        "gaussian start": shared.policy(shared.start(), sparsity),
-    }
-    record: dict[str, Any] = {"units": len(problem.space), "groups": len(problem.space.groups), "spread": {}}
-    for point, policy in policies.items():
+def examined(problem: Problem, start: Start, kept: Kept, sizes: dict[str, int]) -> None:
+    """Finds what is asked of a problem: at each policy, the spread of its losses and what its estimators do."""
+    kept.result(problem.name, "units", {"units": len(problem.space), "groups": len(problem.space.groups)})
+    for point in POINTS:
+        family = FAMILIES["gaussian" if point == "gaussian start" else "probabilities"](start)
+        parameters = trained(problem, start, sizes["search_steps"], kept) if point == "trained" else family.start()
+        policy = family.policy(parameters, start.budget.sparsity)
         masks = policy.sample(sizes["spread_masks"], generator(0, "masks of the spread")).masks
         windows = evenly_spaced(problem.windows, sizes["spread_windows"])
         losses = kept.part(
             f"{problem.name}, {point}, spread", lambda m=masks, w=windows: problem.window_losses(m, w).tolist()
         )
         parts = components(torch.tensor(losses))
-        record["spread"][point] = {"variances": parts} | {f"{b} windows": spread(parts, b) for b in (2, 8)}
-    return record | {point: examine(problem, kept, policies[point], point, sizes) for point in ("start", "trained")}
+        spreads = {"variances": parts} | {f"{b} windows": spread(parts, b) for b in (2, 8)}
+        kept.result(problem.name, f"spread, {point}", spreads)
+        if point != "gaussian start":
+            kept.result(problem.name, point, examine(problem, kept, policy, point, sizes))
 
 
-def record_of_tiny(kept: Kept, registry: Registry, sparsity: float, sizes: dict[str, int]) -> dict[str, Any]:
-    """Returns the record of the heads and MLPs of two layers of `tiny` under all their masks, on the built-in text."""
+def examine_table(kept: Kept, registry: Registry, sparsity: float, sizes: dict[str, int]) -> None:
+    """Examines the heads and MLPs of two layers of `tiny` under all their masks, on the built-in text."""
     loaded = load_model("tiny")
     layout = describe(loaded.model)
     groups = [g for part in ("head", "mlp") for g in registry.build("granularity", part).groups(layout)]
@@ -345,13 +348,13 @@ def record_of_tiny(kept: Kept, registry: Registry, sparsity: float, sizes: dict[
         losses = window_losses(compactor, space, all_masks(len(space)), few)
         table = Table(losses, Objective(compactor, space), few)
         numbers = torch.arange(len(few))[:, None]
-        return examined(Problem("tiny", space, table, numbers, registry), start, kept, sizes)
+        examined(Problem("table", space, table, numbers, registry), start, kept, sizes)
 
 
-def record_of_model(
+def examine_model(
     loaded: LoadedModel, text: Text, kept: Kept, registry: Registry, sparsity: float, sizes: dict[str, int]
-) -> dict[str, Any]:
-    """Returns the record of the heads and channels of a model on windows of 128 tokens."""
+) -> None:
+    """Examines the heads and channels of a model on windows of 128 tokens."""
     layout = describe(loaded.model)
     groups = [g for part in ("head", "channel") for g in registry.build("granularity", part).groups(layout)]
     space = MaskSpace(layout, groups, "head+channel")
@@ -359,17 +362,17 @@ def record_of_model(
     start = wanda_start(loaded, space, windows, sparsity, registry)
     with Compactor(loaded.model, layout) as compactor:
         problem = Problem(loaded.name, space, Objective(compactor, space), windows, registry)
-        return examined(problem, start, kept, sizes)
+        examined(problem, start, kept, sizes)
 
 
-TINY = {"independent": 400, "own": 400, "backward": 60, "search_steps": 200, "spread_masks": 200}
+TABLE = {"independent": 80, "own": 80, "backward": 40, "search_steps": 200, "spread_masks": 200}
 
 
 @click.command()
 @click.argument("text")
 @click.option("--model", default="smollm2-135m", show_default=True)
 @click.option("--sparsity", default=0.3, show_default=True)
-@click.option("--steps", default=16, show_default=True, help="Steps of 16 independent masks; other draws get half.")
+@click.option("--steps", default=12, show_default=True, help="Steps of 16 independent masks; other draws get half.")
 @click.option("--search-steps", default=60, show_default=True, help="Of the search that trains the second policy.")
 @click.option("--passes", default=64, show_default=True, help="Forward passes behind the mean whose cosine is given.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write, and to go on from.")
@@ -378,16 +381,15 @@ def main(
 ) -> None:
     """Measure the noise of losses and of gradient estimators on TEXT."""
     sizes = {"independent": steps, "own": steps // 2, "backward": steps // 2, "search_steps": search_steps}
-    sizes |= {"spread_masks": 12, "spread_windows": 24, "passes": passes}
+    sizes |= {"spread_masks": 12, "spread_windows": 16, "passes": passes}
     loaded, source, registry = load_model(model), load_text(text, "calibration"), load_registry()
     of_model = {"model": model, "sha256": loaded.sha256, "text": source.name, "text_sha256": source.sha256}
     kept = Kept(output, of_model | {"sparsity": sparsity, "sizes": sizes, "masks_per_step": [2, MASKS], "batch": 2})
-    tiny = record_of_tiny(kept, registry, sparsity, sizes | TINY)
-    measured = record_of_model(loaded, source, kept, registry, sparsity, sizes)
-    kept.write(results={"tiny": tiny, model: measured})
-    if output:
-        for name in ("tiny", model):
-            kept.checkpoint(name).remove()
+    examine_table(kept, registry, sparsity, sizes | TABLE)
+    examine_model(loaded, source, kept, registry, sparsity, sizes)
+    for name in kept.results:
+        if checkpoint := kept.checkpoint(name):
+            checkpoint.remove()
 
 
 if __name__ == "__main__":

@@ -83,17 +83,21 @@ def compare(estimates: Series, reference: Series, passes: int) -> dict[str, Any]
     `variance_per_pass`: trace of the covariance times the forward passes of one estimate; divided by F it is that of
     the mean over F passes. `bias` is the length of (expectation - gradient) over that of the gradient, `direction` the
     cosine between the two expectations, `cosine` that between the gradient and the mean over `passes` forward passes.
-    What the noise leaves open (a square that comes out negative) is None.
+    Where the gradient itself is not known from zero (its squared length is less than two standard errors), or a square
+    comes out negative, what depends on it is None. `cosine_error` is the standard error of `cosine`.
     """
     variance, error = estimates.variance()
     size, own, cross = inner(reference, reference), inner(estimates, estimates), inner(estimates, reference)
+    known = not size <= 2 * inner_error(reference, reference)
+    size = size if known else math.nan
     averaged = own + variance * estimates.passes / passes
     return {
         "variance_per_pass": variance * estimates.passes,
         "variance_error": error * estimates.passes,
-        "bias": _root((own - 2 * cross + size) / size) if size > 0 else None,
-        "direction": _cosine(cross, own, size),
-        "cosine": _cosine(cross, averaged, size),
+        "bias": _root((own - 2 * cross + size) / size),
+        "direction": _over_root(cross, own, size),
+        "cosine": _over_root(cross, averaged, size),
+        "cosine_error": _over_root(inner_error(estimates, reference), averaged, size),
     }
 
 
@@ -101,8 +105,8 @@ def _root(square: float) -> float | None:
     return math.sqrt(square) if square >= 0 else None
 
 
-def _cosine(cross: float, first: float, second: float) -> float | None:
-    return cross / math.sqrt(first * second) if first > 0 and second > 0 else None
+def _over_root(value: float, first: float, second: float) -> float | None:
+    return value / math.sqrt(first * second) if first > 0 and second > 0 else None
 
 
 def components(losses: Tensor) -> dict[str, float]:
