@@ -44,7 +44,7 @@ class Budget:
 def pools(space: MaskSpace, scope: str) -> list[Tensor]:
     """Returns the unit indices of each pool of a scope."""
     label = SCOPES[scope](space)
-    return [(label == value).nonzero().flatten() for value in label.unique().tolist()]
+    return [(label == value).nonzero().flatten() for value in _distinct(label)]
 
 
 def pool_labels(space: MaskSpace, scope: str) -> Tensor:
@@ -128,7 +128,7 @@ def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_ke
     floor = _floor(order, space, min_keep)
     keep = floor.clone()
     labels = SCOPES["kind" if scope == "layer" else scope](space)
-    for label in labels.unique().tolist():
+    for label in _distinct(labels):
         pool = labels == label
         budget = (1 - sparsity) * float(space.price[pool].sum()) * (1 + 1e-12)
         spent = float(space.price[floor & pool].sum())
@@ -141,11 +141,19 @@ def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_ke
     return Selection(keep, int(space.cost[keep].sum()), space.total_cost)
 
 
+def _distinct(labels: Tensor) -> list[int]:
+    """Returns the distinct labels, ascending; counted, as sorting them all takes most of a selection's time."""
+    return torch.bincount(labels).nonzero().flatten().tolist()
+
+
 def _floor(order: Tensor, space: MaskSpace, min_keep: int) -> Tensor:
     floor = torch.zeros(len(space), dtype=torch.bool)
-    rank_in_group = _rank_within(space.group[order])
-    small = torch.tensor([group.count for group in space.groups])[space.group[order]] > 1
-    floor[order[(rank_in_group < min_keep) & small]] = True
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    for units in space.slices():
+        count = units.stop - units.start
+        if count > 1:
+            floor[units.start + place[units].topk(min(min_keep, count), largest=False).indices] = True
     return floor
 
 
