@@ -27,6 +27,7 @@ import torch
 from gradient_statistics import Series, compare, components, exactly, inner, inner_error, split_half_cosine, spread
 from torch import Tensor
 
+from polyprune_core.atomic import write_atomically
 from polyprune_core.budget import Budget
 from polyprune_core.data import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
 from polyprune_core.environment import environment
@@ -68,8 +69,9 @@ class Kept:
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
         old = json.loads(path.read_text("utf-8")) if path and path.is_file() else {}
-        self.measured: dict[str, Any] = old["measured"] if old.get("settings") == settings else {}
-        self.results: dict[str, dict[str, Any]] = {}
+        same = old.get("settings") == settings
+        self.measured: dict[str, Any] = old["measured"] if same else {}
+        self.results: dict[str, dict[str, Any]] = old["results"] if same else {}
 
     def part(self, name: str, work: Callable[[], Any]) -> Any:
         """Returns what was measured under that name, by `work` where it was not yet."""
@@ -81,10 +83,14 @@ class Kept:
             self.write()
         return self.measured[name]["value"]
 
-    def result(self, problem: str, name: str, value: dict[str, Any]) -> None:
+    def result(self, problem: str, name: str, value: Any) -> None:
         """Takes in a result."""
         self.results.setdefault(problem, {})[name] = rounded(value)
         self.write()
+
+    def complete(self, problem: str) -> bool:
+        """Whether everything is there that is asked of a problem."""
+        return self.results.get(problem, {}).get("complete", False)
 
     def checkpoint(self, problem: str) -> Checkpoint | None:
         """Returns where the search of a problem is kept until the output is complete."""
@@ -94,7 +100,7 @@ class Kept:
         """Writes the output file."""
         if self.path:
             record = {"environment": environment(), "settings": self.settings, "results": self.results}
-            self.path.write_text(json.dumps(record | {"measured": self.measured}, indent=1) + "\n", "utf-8")
+            write_atomically(self.path, (json.dumps(record | {"measured": self.measured}, indent=1) + "\n").encode())
 
 
 def rounded(value: Any) -> Any:
@@ -269,12 +275,12 @@ def reference_record(problem: Problem, reference: Series) -> dict[str, Any]:
     return record
 
 
-def examine(problem: Problem, kept: Kept, policy: Policy, point: str, sizes: dict[str, int]) -> dict[str, Any]:
-    """Returns what all estimators do at one policy."""
+def examine(problem: Problem, kept: Kept, policy: Policy, point: str, sizes: dict[str, int]) -> None:
+    """Finds what all estimators do at one policy."""
     v = policy.keep_prob * (1 - policy.keep_prob)
     known = isinstance(problem.objective, Table)
-    record: dict[str, Any] = {"entropy": entropy(policy)}
     results: dict[str, Any] = {}
+    record: dict[str, Any] = {"entropy": entropy(policy), "estimators": results}
     for number, (drawn, names) in enumerate(POOLS.items()):
         count = sizes["independent" if drawn == "independent" else "own"]
         batches, measure = pool(problem, policy, DRAWN_BY.get(drawn, drawn), f"{point} {drawn}", count)
@@ -288,6 +294,7 @@ def examine(problem: Problem, kept: Kept, policy: Policy, point: str, sizes: dic
             for masks in (MASKS,) if name == "arms" else (2, MASKS):
                 found = series(problem, policy, name, batches, losses, masks, number * 10**5)
                 results[f"{name}, {masks} masks"] = levels(problem, found, reference, sizes["passes"])
+        kept.result(problem.name, point, record)
     for name in BACK_PROPAGATION:
         found = kept.part(
             f"{problem.name}, {point}, {name}",
@@ -296,7 +303,7 @@ def examine(problem: Problem, kept: Kept, policy: Policy, point: str, sizes: dic
             ),
         )
         results[f"{name}, 2 masks"] = found
-    return record | {"estimators": results}
+    kept.result(problem.name, point, record)
 
 
 def wanda_start(loaded: LoadedModel, space: MaskSpace, windows: Tensor, sparsity: float, registry: Registry) -> Start:
@@ -332,7 +339,8 @@ def examined(problem: Problem, start: Start, kept: Kept, sizes: dict[str, int]) 
         spreads = {"variances": parts} | {f"{b} windows": spread(parts, b) for b in (2, 8)}
         kept.result(problem.name, f"spread, {point}", spreads)
         if point != "gaussian start":
-            kept.result(problem.name, point, examine(problem, kept, policy, point, sizes))
+            examine(problem, kept, policy, point, sizes)
+    kept.result(problem.name, "complete", True)
 
 
 def examine_table(kept: Kept, registry: Registry, sparsity: float, sizes: dict[str, int]) -> None:
@@ -385,8 +393,10 @@ def main(
     loaded, source, registry = load_model(model), load_text(text, "calibration"), load_registry()
     of_model = {"model": model, "sha256": loaded.sha256, "text": source.name, "text_sha256": source.sha256}
     kept = Kept(output, of_model | {"sparsity": sparsity, "sizes": sizes, "masks_per_step": [2, MASKS], "batch": 2})
-    examine_table(kept, registry, sparsity, sizes | TABLE)
-    examine_model(loaded, source, kept, registry, sparsity, sizes)
+    if not kept.complete("table"):
+        examine_table(kept, registry, sparsity, sizes | TABLE)
+    if not kept.complete(model):
+        examine_model(loaded, source, kept, registry, sparsity, sizes)
     for name in kept.results:
         if checkpoint := kept.checkpoint(name):
             checkpoint.remove()

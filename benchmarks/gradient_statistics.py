@@ -88,8 +88,8 @@ def compare(estimates: Series, reference: Series, passes: int) -> dict[str, Any]
     """
     variance, error = estimates.variance()
     size, own, cross = inner(reference, reference), inner(estimates, estimates), inner(estimates, reference)
-    known = not size <= 2 * inner_error(reference, reference)
-    size = size if known else math.nan
+    if size <= 2 * inner_error(reference, reference):
+        size = math.nan
     averaged = own + variance * estimates.passes / passes
     return {
         "variance_per_pass": variance * estimates.passes,
