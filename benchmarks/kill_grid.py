@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 
+from polyprune_core.details import read_details
 from polyprune_core.environment import environment
 
 # Between two checkpoints: shorter than what users get, so that searches of a second are killed in the middle of theirs.
@@ -39,6 +40,7 @@ SUITE, RESULTS = (ROOT / "benchmarks" / name for name in ("suites/grid.toml", "r
 PAGE, REPORT = (ROOT / "docs" / name for name in ("howto/report.md", "_static/report.html"))
 # A table of the page, and the block above it with the command that prints it.
 TABLE = re.compile(r"(```bash\n(polyprune report [^`]*)```\n\n<!--- table -->\n).*?(?=\n<!--- end of table -->)", re.S)
+FAULTS = ("different_numbers", "different_traces", "different_decisions", "files_left_over")
 NOT_THE_RESULT = ("search_seconds", "peak_memory_mb")
 STEP = re.compile(r": step (\d+) of \d+, ")
 # What a run tells of work, not of rows that it reads: a step of a search, an evaluation.
@@ -130,6 +132,21 @@ def traces(store: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def decisions(store: Path) -> dict[str, list[Any]]:
+    """Returns the scores, kept units and window losses of every cell, by file."""
+    found = {path.name: read_details(path) for path in store.glob("cells/*.safetensors")}
+    arrays = {name: (each.window_nll, each.scores, each.keep) for name, each in found.items() if each}
+    return {name: [None if array is None else array.tolist() for array in each] for name, each in arrays.items()}
+
+
+def left_over(cells: Path) -> list[str]:
+    """Returns the files that belong to no finished cell."""
+    rows = {path.stem for path in cells.glob("*.json")}
+    kinds = (".json", ".safetensors", ".trace.jsonl", ".lock")
+    known = {f"{row}{kind}" for row in rows for kind in kinds}
+    return sorted(path.name for path in cells.iterdir() if path.name not in known)
+
+
 def differences(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[str]:
     """Returns what rows differ in besides time and memory."""
     if [row["id"] for row in one] != [row["id"] for row in other]:
@@ -154,7 +171,6 @@ def measure(folder: Path, seeds: int, steps: int, kills: int, seed: int) -> dict
         killed.append(kill(grid, folder / "killed", moment - before, rng.uniform(0, 0.1)))
         click.echo(killed[-1], err=True)
     resumed, _ = grid.run(folder / "killed")
-    left = [path.name for path in (folder / "killed" / "cells").iterdir() if path.suffix not in (".json", ".jsonl")]
     return {
         "cells": len(unbroken),
         "search_steps": steps,
@@ -165,7 +181,8 @@ def measure(folder: Path, seeds: int, steps: int, kills: int, seed: int) -> dict
         "searches_resumed_from_a_checkpoint": sum(one["resumed"] for one in killed),
         "different_numbers": differences(unbroken, resumed),
         "different_traces": traces(folder / "unbroken") != traces(folder / "killed"),
-        "files_left_over": [name for name in left if not name.endswith(".lock")],
+        "different_decisions": decisions(folder / "unbroken") != decisions(folder / "killed"),
+        "files_left_over": left_over(folder / "killed" / "cells"),
     }
 
 
@@ -206,7 +223,7 @@ def main(
         record = {"environment": environment(), **measure(Path(folder), seeds, steps, kills, seed)}
         if keep:
             shutil.copytree(Path(folder) / "killed", keep)
-    same = not (record["different_numbers"] or record["different_traces"] or record["files_left_over"])
+    same = not any(record[fault] for fault in FAULTS)
     click.echo(
         f"{kills} kills, {record['kills_within_a_search']} within a search: {'the same' if same else 'DIFFERENT'}"
     )
