@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import polyprune
@@ -128,9 +129,15 @@ def test_a_terminal_sees_the_grid_run_and_keeps_the_cells_and_the_table(texts, t
     assert not re.search(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d)m", seen)
 
 
+def _interruptible() -> None:
+    """Undoes what a shell does to its background jobs, whose children ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interruption_is_one_line_that_says_how_to_go_on(texts, tmp_path) -> None:
     command = [sys.executable, "-c", PROGRAM, *SMALL, *texts, "-o", str(tmp_path / "store"), "--steps", "100000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True) as run:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment(), preexec_fn=_interruptible, **pipes) as run:
         while not list(tmp_path.glob("store/cells/*.search.safetensors")):
             assert run.poll() is None
             time.sleep(0.1)
