@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,14 @@ def polyprune_initializers():
 
 
 @pytest.fixture(autouse=True)
-def _no_trace(monkeypatch) -> None:
+def _no_trace(monkeypatch, tmp_path) -> Iterator[None]:
     monkeypatch.setitem(plugins.commands, "check", check)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture
