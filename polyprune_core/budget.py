@@ -8,7 +8,7 @@ fraction of the price of all units to remove: of parameters, unless the space is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -62,12 +62,18 @@ def project(values: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: 
     and 1, where the score function vanishes and a unit could never return. A unit without a price is kept, at 1 - eps.
     """
     projected = torch.full_like(values, 1 - eps, dtype=torch.float64)
+    for pool, cost, budget in _priced_pools(space, sparsity, scope):
+        projected[pool] = _project_pool(values[pool].double(), cost, budget, eps)
+    return projected.to(values.dtype)
+
+
+def _priced_pools(space: MaskSpace, sparsity: float, scope: str) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Yields each pool's units that have a price, their prices relative to the mean, and what may be kept of those."""
     for pool in pools(space, scope):
         pool = pool[space.price[pool] > 0]
         if len(pool):
-            cost = space.price[pool] / space.price[pool].mean()
-            projected[pool] = _project_pool(values[pool].double(), cost, (1 - sparsity) * float(cost.sum()), eps)
-    return projected.to(values.dtype)
+            price = space.price[pool] / space.price[pool].mean()
+            yield pool, price, (1 - sparsity) * float(price.sum())
 
 
 def _project_pool(values: Tensor, cost: Tensor, budget: float, eps: float) -> Tensor:
@@ -96,11 +102,8 @@ def shift_logits(logits: Tensor, space: MaskSpace, sparsity: float, scope: str, 
     sum(price * s) <= (1 - sparsity) * sum(price), s the sigmoid of the logits, kept within eps of 0 and 1.
     """
     shift = torch.zeros_like(logits, dtype=torch.float64)
-    for pool in pools(space, scope):
-        pool = pool[space.price[pool] > 0]
-        if len(pool):
-            price = space.price[pool] / space.price[pool].mean()
-            shift[pool] = _shift_of_pool(logits[pool].double(), price, (1 - sparsity) * float(price.sum()), eps)
+    for pool, price, budget in _priced_pools(space, sparsity, scope):
+        shift[pool] = _shift_of_pool(logits[pool].double(), price, budget, eps)
     return shift.to(logits.dtype)
 
 
