@@ -11,14 +11,17 @@ from torch import Tensor
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
     "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=rate),
-    "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
+    "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.95)),
 }
 
 
 def stepped(
     name: str, parameters: Tensor, direction: Tensor, rate: float, memory: Mapping[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Returns parameters (P,) after one step against `direction` (P,), and what the optimizer remembers of it."""
+    """Returns parameters (P,) after one step against `direction` (P,), and what the optimizer remembers of it.
+
+    A parameter without a direction stays, whatever momentum says.
+    """
     moved = parameters.clone()
     optimizer = OPTIMIZERS[name]([moved], rate)
     if memory:
@@ -26,7 +29,7 @@ def stepped(
     moved.grad = direction.to(moved.dtype)
     optimizer.step()
     kept = {key: value for key, value in optimizer.state[moved].items() if isinstance(value, Tensor)}
-    return moved.detach(), kept
+    return torch.where(direction == 0, parameters, moved.detach()), kept
 
 
 def cosine(rate: float, step: int, steps: int) -> float:

@@ -134,7 +134,8 @@ def _advance(
     clock: float,
 ) -> StepRecord:
     before = (objective.forward_passes, objective.forward_tokens, objective.backward_passes)
-    policy = family.policy(state.parameters, ramp(options.sparsity, state.step, options.steps, options.warmup))
+    sparsity = ramp(options.sparsity, state.step, options.steps, options.warmup)
+    policy = family.policy(state.parameters, sparsity, state.step / options.steps)
     batch = estimator.sample(policy, options.masks_per_step, state.rng)
     _check_masks(batch, options.masks_per_step, policy, estimator)
     batch, losses = _run(batch, objective, next(batches))

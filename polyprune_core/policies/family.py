@@ -46,8 +46,8 @@ class Family(Protocol):
     def start(self) -> Tensor:
         """Returns the parameters that a metric starts, within the budget."""
 
-    def policy(self, parameters: Tensor, sparsity: float) -> Policy:
-        """Returns the distribution of masks."""
+    def policy(self, parameters: Tensor, sparsity: float, progress: float = 1.0) -> Policy:
+        """Returns the distribution of masks after `progress`, a fraction, of the search."""
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
         """Returns (P,): the gradient with respect to `policy.parameters` carried over to the family's own."""

@@ -3,6 +3,9 @@
 Offsets are drawn together, and every mask is the exact hard selection they give. So one mask differs from another by
 whole widths, not by thousands of independent coins, and a loss says something about every offset. The gradient is that
 of the loss smoothed over the offsets (evolution strategies: Salimans et al. 2017, arXiv 1703.03864).
+
+From coarse to fine: kinds that share a budget are weighed against each other first, then their groups. A kind's offset
+moves all of its groups, so beside its noise that of one group could not be heard.
 """
 
 from __future__ import annotations
@@ -19,13 +22,18 @@ from polyprune_core.policies.family import Start
 from polyprune_core.policy import scale
 from polyprune_core.types import MaskBatch, Policy
 
+KINDS_FIRST = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianPolicy(Policy):
-    """Masks `mask_of(mean + sigma e)` with e standard normal (P,); `keep_prob` is about each unit's share of them."""
+    """Masks `mask_of(mean + sigma e)`, e standard normal (P,); `keep_prob` is about each unit's share of them.
+
+    `sigma` (P,) is 0 where an offset stands still.
+    """
 
     mean: Tensor
-    sigma: float
+    sigma: Tensor
     mask_of: Callable[[Tensor], Tensor]
 
     @property
@@ -40,12 +48,12 @@ class GaussianPolicy(Policy):
         return MaskBatch(torch.stack([self.mask_of(self.mean + self.sigma * e) for e in noise]), noise)
 
     def score_function(self, batch: MaskBatch) -> Tensor:
-        """Returns (K, P): d log p(offsets) / d mean = e / sigma."""
-        return _noise(batch) / self.sigma
+        """Returns (K, P): d log p(offsets) / d mean = e / sigma, 0 where an offset stands still."""
+        return torch.where(self.sigma > 0, _noise(batch) / self.sigma, 0.0)
 
     def pair_score(self, batch: MaskBatch) -> Tensor:
-        """Returns (K / 2, P): e / (2 sigma), as the two of a pair have opposite scores."""
-        return _noise(batch)[0::2] / (2 * self.sigma)
+        """Returns (K / 2, P): half the first's score, as the two of a pair have opposite ones."""
+        return self.score_function(batch)[0::2] / 2
 
 
 def _noise(batch: MaskBatch) -> Tensor:
@@ -62,41 +70,40 @@ class Gaussian:
     """
 
     def __init__(self, start: Start) -> None:
-        self.given, space = start, start.space
+        self.given, self.space = start, start.space
         how = "raw" if start.across_layers or start.start_scale == "uniform" else start.start_scale
-        self.scores = scale(start.scores, space, how)
-        self.base = _normal_quantiles(self.scores, space.group)
+        self.scores = scale(start.scores, self.space, how)
+        self.base = _normal_quantiles(start.scores, self.space.group)
+        self.of_kind = torch.arange(len(self.space.kinds) + len(self.space.groups)) < len(self.space.kinds)
+        self.kinds_trade = start.budget.scope == "global" and len(self.space.kinds) > 1
 
     def start(self) -> Tensor:
-        given, space, budget = self.given, self.given.space, self.given.budget
+        given, space, budget = self.given, self.space, self.given.budget
         if given.start_scale == "uniform" and not given.across_layers:
             budget = replace(budget, scope="layer")
         elif given.start_scale == "zscore" and budget.scope == "global" and not given.across_layers:
             # z-scores say nothing of one kind against another: each kind then starts with its own share.
             budget = replace(budget, scope="kind")
         kept = budget.select(self.scores, space).keep
-        place = _normal_quantiles(self.scores, space.kind) + _normal_quantile_of_share(kept, space.kind)
+        of_kind = _normal_quantiles(self.scores, space.kind)
         alone = (torch.bincount(space.group) == 1)[space.group]
-        offset = torch.where(alone, place, _normal_quantile_of_share(kept, space.group))
-        parameters = torch.zeros(len(space.kinds) + len(space.groups))
+        offset = torch.where(alone, of_kind - _edge(of_kind, kept, space.kind), -_edge(self.base, kept, space.group))
+        parameters = torch.zeros(len(self.of_kind))
         parameters[len(space.kinds) + space.group] = offset
         return parameters
 
-    def policy(self, parameters: Tensor, sparsity: float) -> Policy:
-        given = self.given
+    def policy(self, parameters: Tensor, sparsity: float, progress: float = 1.0) -> Policy:
+        given, space, budget = self.given, self.space, replace(self.given.budget, sparsity=sparsity)
 
         def mask_of(offsets: Tensor) -> Tensor:
-            return replace(given.budget, sparsity=sparsity).select(self.ranking(offsets), given.space).keep
+            return budget.select(self.ranking(offsets), space).keep
 
-        values, kept = self.ranking(parameters), mask_of(parameters)
-        edges = [
-            torch.where(kept & (given.space.kind == kind), values, torch.inf).amin()
-            for kind in range(len(given.space.kinds))
-        ]
-        above = torch.special.ndtr((values - torch.stack(edges)[given.space.kind]) / (given.sigma * math.sqrt(2)))
-        return GaussianPolicy(
-            above.clamp(EPS, 1 - EPS), given.space.group, mean=parameters, sigma=given.sigma, mask_of=mask_of
-        )
+        values = self.ranking(parameters)
+        beyond = values - _edge(values, mask_of(parameters), space.kind)
+        keep_prob = torch.special.ndtr(beyond / (given.sigma * math.sqrt(2))).clamp(EPS, 1 - EPS)
+        weighing_kinds = self.kinds_trade and progress < KINDS_FIRST
+        sigma = torch.where(self.of_kind == weighing_kinds, given.sigma, 0.0)
+        return GaussianPolicy(keep_prob, space.group, mean=parameters, sigma=sigma, mask_of=mask_of)
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
         return gradient
@@ -108,7 +115,7 @@ class Gaussian:
         return parameters
 
     def ranking(self, parameters: Tensor) -> Tensor:
-        space = self.given.space
+        space = self.space
         return self.base + parameters[space.kind] + parameters[len(space.kinds) + space.group]
 
 
@@ -123,9 +130,15 @@ def _normal_quantiles(values: Tensor, labels: Tensor) -> Tensor:
     return quantiles
 
 
-def _normal_quantile_of_share(kept: Tensor, labels: Tensor) -> Tensor:
-    """Returns (U,): the standard normal quantile of the share that is kept of the units of each label."""
-    counts = torch.bincount(labels)
-    share = (torch.bincount(labels, kept.float()) + 0.5) / (counts + 1)
-    quantiles: Tensor = torch.special.ndtri(share)[labels]
-    return quantiles
+def _edge(values: Tensor, kept: Tensor, labels: Tensor) -> Tensor:
+    """Returns (U,): half-way between the lowest value kept and the highest removed among those of the unit's label.
+
+    Where all are kept, or none, it lies half beyond the last.
+    """
+    none = torch.full((int(labels.max()) + 1,), math.inf)
+    lowest = none.scatter_reduce(0, labels, torch.where(kept, values, math.inf), "amin")
+    highest = (-none).scatter_reduce(0, labels, torch.where(kept, -math.inf, values), "amax")
+    above = torch.where(lowest.isinf(), highest + 1, lowest)
+    below = torch.where(highest.isinf(), lowest - 1, highest)
+    edges: Tensor = (above + below) / 2
+    return edges[labels]

@@ -27,7 +27,7 @@ class Hierarchical:
         groups, kinds, units = (torch.zeros(size) for size in self.sizes)
         return self.project(torch.cat([groups, kinds + 1, units]), self.given.budget.sparsity)
 
-    def policy(self, parameters: Tensor, sparsity: float) -> Policy:
+    def policy(self, parameters: Tensor, sparsity: float, progress: float = 1.0) -> Policy:
         return Policy(torch.sigmoid(self.ranking(parameters)).clamp(EPS, 1 - EPS), self.space.group, self.pool)
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class Logits:
     def start(self) -> Tensor:
         return self.given.keep_prob().logit()
 
-    def policy(self, parameters: Tensor, sparsity: float) -> Policy:
+    def policy(self, parameters: Tensor, sparsity: float, progress: float = 1.0) -> Policy:
         return Policy(torch.sigmoid(parameters).clamp(EPS, 1 - EPS), self.given.space.group, self.pool)
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class Probabilities:
     def start(self) -> Tensor:
         return self.given.keep_prob()
 
-    def policy(self, parameters: Tensor, sparsity: float) -> Policy:
+    def policy(self, parameters: Tensor, sparsity: float, progress: float = 1.0) -> Policy:
         return Policy(parameters, self.given.space.group, self.pool)
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
