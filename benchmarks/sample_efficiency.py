@@ -99,8 +99,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
                 ends = [s.ci95 or (s.mean, s.mean) for _, s in means]
                 values = [math.exp(s.mean) for _, s in means]
                 errors = [
-                    [v - math.exp(low) for v, (low, _) in zip(values, ends)],
-                    [math.exp(high) - v for v, (_, high) in zip(values, ends)],
+                    [v - math.exp(low) for v, (low, _) in zip(values, ends, strict=True)],
+                    [math.exp(high) - v for v, (_, high) in zip(values, ends, strict=True)],
                 ]
                 panel.errorbar([t for t, _ in means], values, errors, label=name, marker="o", ms=4, capsize=2, lw=1.2)
             else:

@@ -23,6 +23,7 @@ from polyprune_core.policy import scale
 from polyprune_core.types import MaskBatch, Policy
 
 KINDS_FIRST = 0.1
+KINDS_WIDER = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class Gaussian:
         beyond = values - _edge(values, mask_of(parameters), space.kind)
         keep_prob = torch.special.ndtr(beyond / (given.sigma * math.sqrt(2))).clamp(EPS, 1 - EPS)
         weighing_kinds = self.kinds_trade and progress < KINDS_FIRST
-        sigma = torch.where(self.of_kind == weighing_kinds, given.sigma, 0.0)
+        sigma = torch.where(self.of_kind == weighing_kinds, given.sigma * (KINDS_WIDER if weighing_kinds else 1), 0.0)
         return GaussianPolicy(keep_prob, space.group, mean=parameters, sigma=sigma, mask_of=mask_of)
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
