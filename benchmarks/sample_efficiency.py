@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from polyprune_core.config import Comparison, parse
 from polyprune_core.pipeline import compare
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.results import Results, Row
-from polyprune_core.statistics import sample
+from polyprune_core.statistics import Sample, sample
 from polyprune_core.store import Store
 
 SUITE = Path(__file__).parent / "suites" / "sample_efficiency.toml"
@@ -66,54 +66,91 @@ def collected(store: Path, suite: Path) -> dict[str, Any]:
     return {name: first[name] for name in SHARED} | {"comparisons": comparisons, "rows": list(rows.values())}
 
 
-def curves(record: dict[str, Any], sparsity: float) -> Iterator[tuple[str, list[tuple[int, list[float]]]]]:
-    """Yields each criterion with its points: forward tokens, and nats per token of each seed."""
+@dataclass(frozen=True)
+class Criterion:
+    """One way to prune at one sparsity and cost: nats per token by seed; forward and backward passes of one seed."""
+
+    name: str
+    searched: bool
+    forward_tokens: int
+    backward_passes: int
+    nll: dict[int, float]
+
+    @property
+    def spread(self) -> Sample:
+        """Nats per token over seeds."""
+        return sample(list(self.nll.values()))
+
+
+def criteria(record: dict[str, Any], sparsity: float) -> list[Criterion]:
+    """Returns the metrics and searches of a record at one sparsity; a metric's seeds are taken from all comparisons."""
     rows = {row["id"]: row for row in record["rows"]}
-    points: dict[str, dict[int, list[float]]] = {}
+    found: dict[tuple[Any, ...], Criterion] = {}
     for comparison in record["comparisons"].values():
-        config = comparison["config"]
         for row in (rows[key] for key in comparison["rows"]):
-            if row["sparsity"] != sparsity or row["status"] != "ok" or row["nll"] is None:
-                continue
-            name = f"{row['initializer']} {row['scope']} {row['scale']}"
-            if row["kind"] == "search":
-                name = f"{config['policy']}: {row['estimator']}"
-            if row["kind"] in ("baseline", "search"):
-                points.setdefault(name, {}).setdefault(row["forward_tokens"], []).append(row["nll"])
-    for name, at in points.items():
-        yield name, sorted(at.items())
+            if row["sparsity"] == sparsity and row["kind"] in ("baseline", "search") and row["nll"] is not None:
+                name = _name(row, comparison["config"])
+                cost = row["forward_tokens"], row["backward_passes"]
+                key = (name, row["forward_tokens"])
+                found.setdefault(key, Criterion(name, row["kind"] == "search", *cost, {})).nll[row["seed"]] = row["nll"]
+    return list(found.values())
+
+
+def _name(row: dict[str, Any], config: dict[str, Any]) -> str:
+    if row["kind"] == "search":
+        preset = "" if config["preset"] == "default" else f", {config['preset']}"
+        return f"{config['policy']}, {row['estimator']}{preset}"
+    pooled = "per layer" if row["scope"] == "layer" else f"{row['scope']}, {row['scale']}"
+    return f"{row['initializer']} ({pooled})"
+
+
+def best_metric(found: list[Criterion]) -> Criterion:
+    """Returns the metric with the lowest mean loss."""
+    return min((each for each in found if not each.searched), key=lambda each: each.spread.mean)
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Writes the picture: perplexity against forward tokens, one panel a sparsity."""
+    """Writes the picture: perplexity against forward tokens, one panel a sparsity, the best metrics as levels."""
     from matplotlib import pyplot
 
-    sparsities = sorted({row["sparsity"] for row in record["rows"] if row["kind"] == "search"})
-    figure, panels = pyplot.subplots(1, len(sparsities), figsize=(5 * len(sparsities), 4.6), squeeze=False)
+    pyplot.rcParams["svg.hashsalt"] = "polyprune"
     dense = next(row["perplexity"] for row in record["rows"] if row["kind"] == "dense")
+    sparsities = sorted({row["sparsity"] for row in record["rows"] if row["kind"] == "search"})
+    figure, panels = pyplot.subplots(1, len(sparsities), figsize=(4.2 * len(sparsities), 4.6), squeeze=False)
+    names = list(dict.fromkeys(each.name for s in sparsities for each in criteria(record, s) if each.searched))
     for panel, sparsity in zip(panels[0], sparsities, strict=True):
-        metrics = {}
-        for name, points in curves(record, sparsity):
-            means = [(tokens, sample(losses)) for tokens, losses in points]
-            if ":" in name:
-                ends = [s.ci95 or (s.mean, s.mean) for _, s in means]
-                values = [math.exp(s.mean) for _, s in means]
-                errors = [
-                    [v - math.exp(low) for v, (low, _) in zip(values, ends, strict=True)],
-                    [math.exp(high) - v for v, (_, high) in zip(values, ends, strict=True)],
-                ]
-                panel.errorbar([t for t, _ in means], values, errors, label=name, marker="o", ms=4, capsize=2, lw=1.2)
-            else:
-                metrics[name] = math.exp(means[-1][1].mean)
-        for name, value in sorted(metrics.items(), key=lambda item: item[1])[:3]:
-            panel.axhline(value, color="0.5", lw=0.8, ls="--")
-            panel.annotate(name, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+        found = criteria(record, sparsity)
+        for index, name in enumerate(names):
+            line = sorted((c for c in found if c.name == name), key=lambda c: c.forward_tokens)
+            if line:
+                _line(panel, line, index)
+        for metric in sorted((c for c in found if not c.searched), key=lambda c: c.spread.mean)[:2]:
+            level = math.exp(metric.spread.mean)
+            panel.axhline(level, color="0.5", lw=0.8, ls="--")
+            panel.annotate(metric.name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
         panel.axhline(dense, color="black", lw=0.8)
+        panel.annotate("dense", (0.01, dense), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
         panel.set(xscale="log", yscale="log", title=f"sparsity {sparsity:g}", xlabel="forward tokens")
     panels[0][0].set_ylabel("perplexity on the test split")
-    panels[0][-1].legend(fontsize=7)
-    figure.tight_layout()
+    legend = _legend(panels[0])
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4, fontsize=7)
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
     figure.savefig(path, metadata={"Date": None})
+
+
+def _line(panel: Any, line: list[Criterion], index: int) -> None:
+    """Means with 95 % t intervals of log-perplexity over seeds."""
+    spreads = [each.spread for each in line]
+    values = [math.exp(spread.mean) for spread in spreads]
+    ends = [spread.ci95 or (spread.mean, spread.mean) for spread in spreads]
+    below = [value - math.exp(low) for value, (low, _) in zip(values, ends, strict=True)]
+    above = [math.exp(high) - value for value, (_, high) in zip(values, ends, strict=True)]
+    style = {"color": f"C{index % 10}", "marker": "os^Dvx"[index % 6], "label": line[0].name}
+    panel.errorbar([each.forward_tokens for each in line], values, [below, above], ms=4, capsize=2, lw=1.2, **style)
+
+
+def _legend(panels: Any) -> dict[str, Any]:
+    return {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
 
 
 @click.command()
