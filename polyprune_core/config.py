@@ -58,17 +58,17 @@ class Settings(BaseModel):
     seq_len: Annotated[int, Field(ge=2)] = 128
     eval_seq_len: Annotated[int, Field(ge=2)] = 128
     limit: Positive | None = None
-    batch_size: Positive = 8
+    batch_size: Positive = 2
     steps: Positive = 50
-    masks_per_step: Positive = 2
+    masks_per_step: Positive = 8
     forward_tokens: Positive | None = None
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
-    policy: Literal["probabilities", "logits", "hierarchical", "gaussian"] = "probabilities"
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.15
+    policy: Literal["probabilities", "logits", "hierarchical", "gaussian"] = "gaussian"
+    optimizer: Literal["sgd", "adam"] = "adam"
     precondition: Literal["none", "half-natural", "natural"] = "half-natural"
     probabilities: Literal["sigmoid-norm", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
     start_scale: Literal["uniform", "raw", "zscore", "per-parameter"] = "zscore"
-    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
+    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_keep: Annotated[int, Field(ge=0)] = 1
@@ -104,6 +104,8 @@ class Settings(BaseModel):
 
 
 Scope = Literal["kind", "global", "layer"]
+# Policies that weigh kinds of units against each other; others give every kind the same rate, as the paper does.
+SCOPE_OF_POLICY: dict[str, Scope] = {"gaussian": "global"}
 Scale = Literal["raw", "zscore", "per-parameter"]
 Budget = Annotated[str, AfterValidator(lambda text: str(Target.parse(text)))]
 
@@ -144,10 +146,20 @@ class Comparison(Settings, TaskSettings):
     sparsity: Annotated[tuple[float, ...], Distinct, ManyOrOne] = (0.2,)
     budget: Annotated[tuple[Budget, ...], Distinct, ManyOrOne] = ()
     seeds: Annotated[tuple[int, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
-    scope: Annotated[tuple[Scope, ...], Field(min_length=1), Distinct, ManyOrOne] = ("kind",)
+    scope: Annotated[tuple[Scope, ...], Distinct, ManyOrOne] = ()
     scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct, ManyOrOne] = ("zscore",)
     # Decides no number: neither results nor the commands that make them again hold it.
     report_to: Annotated[Loggers, Field(exclude=True)] = ()
+
+    @property
+    def metric_scopes(self) -> tuple[Scope, ...]:
+        """The scopes of metrics alone; `kind` unless told."""
+        return self.scope or ("kind",)
+
+    @property
+    def search_scopes(self) -> tuple[Scope, ...]:
+        """The scopes of searches; unless told, the one that the policy makes most of."""
+        return self.scope or (SCOPE_OF_POLICY.get(self.policy, "kind"),)
 
     @model_validator(mode="after")
     def _one_spelling(self) -> Comparison:
@@ -171,7 +183,7 @@ class Pruning(Settings):
     sparsity: float | None = None
     budget: Budget | None = None
     seed: int = 0
-    scope: Scope = "kind"
+    scope: Scope | None = None
     scale: Scale = "zscore"
     exporter: str = "huggingface"
     from_masks: Path | None = None
@@ -179,8 +191,8 @@ class Pruning(Settings):
     def as_comparison(self) -> Comparison:
         """Returns the grid of one cell that this is."""
         shared: dict[str, Any] = self.model_dump(include=set(Settings.model_fields))
-        lists: dict[str, Any] = {name: (getattr(self, name),) for name in ("granularity", "scope", "scale")}
-        lists |= {"seeds": (self.seed,), **self._asked()}
+        lists: dict[str, Any] = {name: (getattr(self, name),) for name in ("granularity", "scale")}
+        lists |= {"seeds": (self.seed,), "scope": (self.scope,) if self.scope else (), **self._asked()}
         searches: dict[str, Any] = {
             "initializers": (self.initializer,),
             "estimators": (self.estimator,),
@@ -281,7 +293,7 @@ def cells(config: Comparison) -> list[Cell]:
             grid += [
                 Cell(kind="baseline", initializer=metric, scope=scope, scale=scale, seed=seed, **shared)
                 for metric in config.baselines
-                for scope in config.scope
+                for scope in config.metric_scopes
                 for scale in config.scale
                 for seed in config.seeds
             ]
@@ -295,7 +307,7 @@ def cells(config: Comparison) -> list[Cell]:
                     **shared,
                 )
                 for metric in config.initializers
-                for scope in config.scope
+                for scope in config.search_scopes
                 for estimator in (None, *config.estimators)
                 for seed in config.seeds
                 if config.estimators

@@ -145,7 +145,6 @@ def _advance(
     losses = torch.where(finite, losses, torch.tensor(state.worst))
     gradient, state.estimator = _checked(estimator.gradient(policy, batch, losses, state.estimator), policy, estimator)
     _move(state, family, policy, gradient, PRECONDITIONERS[estimator.precondition or options.precondition], options)
-    policy = family.policy(state.parameters, options.sparsity)
     trace = state.trace
     after = (objective.forward_passes, objective.forward_tokens, objective.backward_passes)
     passes, tokens, backwards = (b - a for a, b in zip(before, after, strict=True))

@@ -114,7 +114,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One search step; losses in nats per token, `expected_sparsity` under the policy after the step."""
+    """One search step; losses in nats per token, `expected_sparsity` under the policy that drew the masks."""
 
     step: int
     losses: tuple[float, ...]

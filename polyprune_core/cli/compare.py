@@ -74,7 +74,7 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer. [kind]",
+        help="Who shares a budget: kind, global or layer. [kind; global for a gaussian search]",
     ),
     _option(
         "--scale",
@@ -174,4 +174,7 @@ def _run(
 
 def _varied(request: Comparison) -> frozenset[str]:
     """Returns the settings that tell rows of this grid apart."""
-    return frozenset(name for name in ("granularity", "scope", "scale") if len(getattr(request, name)) > 1)
+    from polyprune_core.config import cells
+
+    values = {name: {getattr(cell, name) for cell in cells(request)} for name in ("granularity", "scope", "scale")}
+    return frozenset(name for name, found in values.items() if len(found - {None}) > 1)

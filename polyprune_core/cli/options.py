@@ -138,8 +138,8 @@ TEXT = [
 ]
 SEARCH = [
     _option("--steps", type=int, metavar="N", help="Search steps. [50]"),
-    _option("--masks-per-step", type=int, metavar="K", help="Masks a step. [2]"),
-    _option("--batch-size", "-b", type=int, metavar="B", help="Sequences of a batch. [8]"),
+    _option("--masks-per-step", type=int, metavar="K", help="Masks a step. [8]"),
+    _option("--batch-size", "-b", type=int, metavar="B", help="Sequences of a batch. [2]"),
     _option("--forward-tokens", type=int, metavar="N", help="Tokens a search may spend, instead of --steps."),
     _option(
         "--preset",
@@ -151,10 +151,10 @@ SEARCH = [
         "--policy",
         metavar="NAME",
         shell_complete=words("probabilities", "logits", "hierarchical", "gaussian"),
-        help="What a search moves: probabilities, logits, hierarchical or gaussian. [probabilities]",
+        help="What a search moves: probabilities, logits, hierarchical or gaussian. [gaussian]",
     ),
-    _option("--optimizer", metavar="NAME", shell_complete=words("sgd", "adam"), help="sgd or adam. [sgd]"),
-    _option("--learning-rate", type=float, metavar="X", help="Initial step size. [0.001]"),
+    _option("--optimizer", metavar="NAME", shell_complete=words("sgd", "adam"), help="sgd or adam. [adam]"),
+    _option("--learning-rate", type=float, metavar="X", help="Initial step size. [0.15]"),
     _option(
         "--precondition",
         metavar="NAME",
@@ -173,7 +173,7 @@ SEARCH = [
         shell_complete=words("uniform", "raw", "zscore", "per-parameter"),
         help="How a gaussian policy starts: uniform shares, or raw, zscore or per-parameter scores pooled. [zscore]",
     ),
-    _option("--sigma", type=float, metavar="X", help="Standard deviation of a gaussian policy's noise. [0.3]"),
+    _option("--sigma", type=float, metavar="X", help="Standard deviation of a gaussian policy's noise. [0.2]"),
     _option("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises. [0]"),
     _option("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged. [0]"),
     _option("--min-keep", type=int, metavar="N", help="Units that every group keeps. [1]"),

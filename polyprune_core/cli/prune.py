@@ -39,7 +39,7 @@ ONE = [
         "--scope",
         metavar="NAME",
         shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer. [kind]",
+        help="Who shares a budget: kind, global or layer. [kind; global for a gaussian search]",
     ),
     _option(
         "--scale",

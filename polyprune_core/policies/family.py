@@ -29,7 +29,7 @@ class Start:
     across_layers: bool = False
     probabilities: str = "sigmoid-norm"
     start_scale: str = "zscore"
-    sigma: float = 0.3
+    sigma: float = 0.2
 
     def keep_prob(self) -> Tensor:
         """Returns (U,): the keep probabilities that the metric starts."""

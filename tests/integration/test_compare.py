@@ -38,7 +38,16 @@ from polyprune_core.space import MaskSpace
 
 SMALL = ("-m", "tiny", "--limit", "4", "--seq-len", "32", "--eval-seq-len", "32")
 SMALL += ("--calibration-samples", "4", "--batch-size", "2", "--steps", "2")
-SMALL += ("--calibration", "learn.txt", "--evaluation", "test.txt")
+SMALL += (
+    "--calibration",
+    "learn.txt",
+    "--evaluation",
+    "test.txt",
+    "--policy",
+    "probabilities",
+    "--masks-per-step",
+    "2",
+)
 ESTIMATORS = ("reinforce", "rloo", "antithetic", "reinforce-released")
 GRID = ("compare", *SMALL, "--estimators", ",".join(ESTIMATORS))
 # One baseline and one search: enough where the number of rows does not matter.
@@ -285,6 +294,7 @@ def test_a_configuration_file_asks_for_the_same_and_the_command_line_wins(unbrok
     config.write_text(
         'calibration = "learn.txt"\nevaluation = "test.txt"\n'
         'model = "tiny"\nlimit = 4\nseq-len = 32\neval_seq_len = 32\ncalibration-samples = 4\nbatch-size = 2\n'
+        'policy = "probabilities"\nmasks-per-step = 2\n'
         'steps = 99\nestimators = ["reinforce", "rloo", "antithetic", "reinforce-released"]\n'
     )
     again = polyprune("compare", "-C", config, "--steps", 2, "-o", store, "--format", "json")

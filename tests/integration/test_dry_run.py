@@ -69,7 +69,7 @@ def test_the_cells_and_their_tokens_are_those_of_the_run(finished, tmp_path) -> 
 
 def test_what_is_left_counts_shared_scores_once_and_every_evaluation(tmp_path) -> None:
     plan = planned("-o", tmp_path / "new")
-    metric, search, evaluation = 4 * 32, 2 * 2 * 2 * 32, 4 * 32
+    metric, search, evaluation = 4 * 32, 2 * 8 * 2 * 32, 4 * 32
     expected = [0, 0, 3 * metric, metric, search, search]
     assert [cell["work"] for cell in plan["cells"]] == [tokens + evaluation for tokens in expected]
     assert plan["work"] == sum(expected) + 6 * evaluation
@@ -163,7 +163,8 @@ def test_a_form_that_a_plan_does_not_have_is_refused(tmp_path, form) -> None:
     assert "table or json" in run.err
 
 
-LONG = ("--estimators", "reinforce-released", "--granularity", "head+channel,channel", "--scope", "kind,layer")
+LONG = ("--estimators", "reinforce-released", "--policy", "probabilities")
+LONG += ("--granularity", "head+channel,channel", "--scope", "kind,layer")
 
 
 def test_the_table_fits_80_columns_with_every_name_whole(tmp_path, monkeypatch) -> None:

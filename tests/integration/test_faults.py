@@ -175,7 +175,7 @@ def test_prune_refuses(folder: Path, fault: str) -> None:
 @pytest.mark.parametrize("command", ["compare --estimators", "prune --estimator"])
 def test_fewer_tokens_than_a_step_needs_are_refused(folder: Path, command: str) -> None:
     run = polyprune(*command.split(), "rloo", *TINY, "-q", "-o", "new", "--forward-tokens", 127)
-    refused(run, "127", "one step of 128 tokens", "2 forward passes x 2 sequences x 32")
+    refused(run, "127", "one step of 512 tokens", "8 forward passes x 2 sequences x 32")
 
 
 def test_fewer_tokens_than_a_step_needs_are_refused_before_anything_runs(folder: Path) -> None:

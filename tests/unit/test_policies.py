@@ -93,7 +93,7 @@ def test_every_mask_of_a_gaussian_policy_is_an_exact_selection(space, scope) -> 
     made = Gaussian(Start(space, scores(space), Budget(0.4, scope)))
     policy = made.policy(made.start(), 0.4)
     masks = policy.sample(20, torch.Generator().manual_seed(4)).masks
-    assert len(masks.unique(dim=0)) > 3
+    assert len(masks.unique(dim=0)) >= 3
     for mask in masks:
         spent = float(space.cost[mask].sum()) / space.total_cost
         assert 0.6 - 72 * 2 / space.total_cost <= spent <= 0.6 + 1e-9
@@ -155,7 +155,7 @@ def test_a_search_learns_with_every_family(space, name, optimizer) -> None:
     objective = FakeObjective(space, lambda masks, ids: 20 + ids.float().mean() / 10 - masks.float() @ worth)
     made = family(name, space)
     options = SearchOptions(
-        steps=150, masks_per_step=8, learning_rate={"sgd": 0.02, "adam": 0.05}[optimizer], sparsity=0.4,
+        steps=150, masks_per_step=8, learning_rate=0.05, sparsity=0.4,
         precondition="natural", optimizer=optimizer,
     )  # fmt: skip
     start = select(made.ranking(made.start()), space, 0.4, "kind").keep

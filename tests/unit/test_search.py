@@ -189,7 +189,7 @@ def test_the_learning_rate_falls_along_a_cosine(space) -> None:
     gradient, moved = torch.full((len(space),), -0.1), []
     run(space, estimator=Fixed(gradient, "none"), policy=Policy(s), steps=4, learning_rate=0.1, on_step=moved.append)
     factor = [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
-    expected = [1 - 0.2 - 0.01 * sum(factor[: step + 1]) for step in range(4)]
+    expected = [1 - 0.2 - 0.01 * sum(factor[:step]) for step in range(4)]
     assert [record.expected_sparsity for record in moved] == pytest.approx(expected, abs=1e-6)
 
 
@@ -251,14 +251,15 @@ def test_a_step_whose_losses_are_all_equal_moves_nothing(space) -> None:
 def test_the_trace_says_what_the_search_cost_and_how_it_went(space) -> None:
     objective, seen = planted(space), []
     objective.losses(torch.ones(3, len(space), dtype=torch.bool), torch.zeros(1, 8))  # spent before: not the search's
-    policy, trace = run(space, objective, steps=6, on_step=seen.append)
+    _, trace = run(space, objective, steps=6, on_step=seen.append)
     assert trace.steps == seen
     assert [record.step for record in seen] == [1, 2, 3, 4, 5, 6]
     assert (trace.forward_passes, trace.forward_tokens, trace.backward_passes) == (24, 24 * 8, 0)
     assert [record.forward_tokens for record in seen] == [32 * n for n in range(1, 7)]
     assert all(len(record.losses) == 4 for record in seen)
-    assert seen[-1].expected_sparsity == expected_sparsity(policy, space)
-    assert seen[-1].entropy == entropy(policy)
+    assert seen[0].expected_sparsity == expected_sparsity(uniform(space), space)
+    assert seen[0].entropy == entropy(uniform(space))
+    assert len({record.entropy for record in seen}) == 6
     assert 0 < seen[0].seconds <= seen[-1].seconds <= trace.seconds
 
 
