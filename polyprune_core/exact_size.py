@@ -1,8 +1,11 @@
-"""Bernoulli masks conditional on exactly k units kept: exact draws and inclusion probabilities, in n log^2 n.
+"""Bernoulli masks conditional on exactly k units kept: exact draws, and inclusion probabilities.
 
-A binary tree over the units holds the distribution of the number kept under every node. Counts are drawn from the root
-down, a node's count split between its two halves; inclusion probabilities come from the same tree, by what is left for
-each unit once all others are counted.
+A binary tree over units holds the distribution of the number kept under every node, in n log^2 n. Counts are drawn from
+the root down, a node's count split between its two halves; inclusion probabilities come from the same tree, by what is
+left for each unit once all others are counted.
+
+Of many units only some stand in the tree. The others are drawn freely, the tree's units make up the size, and the draw
+is taken as often as they would make it up: the same law, by rejection, at a fraction of the cost.
 """
 
 from __future__ import annotations
@@ -12,13 +15,20 @@ from torch import Generator, Tensor
 
 
 class ExactSize:
-    """Masks over units with keep probabilities s (n,), given that exactly `size` of them stay."""
+    """Masks over units with keep probabilities s (n,), given that exactly `size` of them stay.
 
-    def __init__(self, keep_prob: Tensor, size: int) -> None:
-        self.units, self.size = len(keep_prob), size
-        width = 1 << max(0, self.units - 1).bit_length()
+    `closing`: at most so many units, those with the most chance left, make up the size. `size` has to be one that
+    masks of that many units can plausibly have, as the rounded sum of s is.
+    """
+
+    def __init__(self, keep_prob: Tensor, size: int, closing: int = 4096) -> None:
+        self.keep_prob, self.size = keep_prob.double(), size
+        variance = self.keep_prob * (1 - self.keep_prob)
+        order = torch.argsort(variance, descending=True, stable=True)
+        self.closing, self.free = order[:closing].sort().values, order[closing:].sort().values
+        width = 1 << max(0, len(self.closing) - 1).bit_length()
         s = torch.zeros(width, dtype=torch.float64)
-        s[: self.units] = keep_prob.double()
+        s[: len(self.closing)] = self.keep_prob[self.closing]
         self.levels = [torch.stack([1 - s, s], dim=1)]
         while len(self.levels[-1]) > 1:
             halves = self.levels[-1]
@@ -26,23 +36,63 @@ class ExactSize:
 
     def sample(self, num_masks: int, rng: Generator) -> Tensor:
         """Returns (K, n) bool."""
-        counts = torch.full((num_masks, 1), self.size)
+        masks = torch.empty((num_masks, len(self.keep_prob)), dtype=torch.bool)
+        missing = torch.empty(num_masks, dtype=torch.long)
+        for mask, free in enumerate(self._accepted(num_masks, rng)):
+            masks[mask, self.free] = free
+            missing[mask] = self.size - int(free.sum())
+        masks[:, self.closing] = self._closed(missing, rng)
+        return masks
+
+    def inclusion(self) -> Tensor:
+        """Returns (n,) float64: the probability that each unit stays.
+
+        Where some units are free it is that of the local limit theorem, s_i P(k - 1 of the others) / P(k of all), with
+        both normal: its error falls faster than the number of units grows.
+        """
+        return self._inclusion_by_limit() if len(self.free) else self._inclusion_by_tree()
+
+    def _accepted(self, num_masks: int, rng: Generator) -> list[Tensor]:
+        """Draws the free units until the others can make up the size as likely as at best."""
+        likelihood, s = self.levels[-1][0], self.keep_prob[self.free].float()
+        if not len(s):
+            return [torch.empty(0, dtype=torch.bool)] * num_masks
+        taken: list[Tensor] = []
+        while len(taken) < num_masks:
+            drawn = torch.rand(len(s), generator=rng) < s
+            missing = self.size - int(drawn.sum())
+            bar = float(torch.rand((), generator=rng, dtype=torch.float64) * likelihood.max())
+            if 0 <= missing < len(likelihood) and bar < float(likelihood[missing]):
+                taken.append(drawn)
+        return taken
+
+    def _closed(self, counts: Tensor, rng: Generator) -> Tensor:
+        """Returns (K, closing) bool: masks of exactly `counts` (K,) units."""
+        counts = counts[:, None]
         for halves in reversed(self.levels[:-1]):
             left, right = halves[0::2], halves[1::2]
             split = torch.arange(left.shape[1])
             rest = counts[:, :, None] - split
             weight = torch.where(
                 (rest >= 0) & (rest < right.shape[1]),
-                left * right.expand(num_masks, -1, -1).gather(2, rest.clamp(0, right.shape[1] - 1)),
+                left * right.expand(len(counts), -1, -1).gather(2, rest.clamp(0, right.shape[1] - 1)),
                 0.0,
             )
             bar = torch.rand(counts.shape, generator=rng, dtype=torch.float64)[:, :, None] * weight.sum(2, keepdim=True)
             kept = (weight.cumsum(dim=2) <= bar).sum(dim=2).clamp(max=left.shape[1] - 1)
             counts = torch.stack([kept, counts - kept], dim=2).flatten(1)
-        return counts[:, : self.units].bool()
+        return counts[:, : len(self.closing)].bool()
 
-    def inclusion(self) -> Tensor:
-        """Returns (n,) float64: the probability that each unit stays."""
+    def _inclusion_by_limit(self) -> Tensor:
+        s = self.keep_prob
+        variance = s * (1 - s)
+        beyond, whole = self.size - s.sum(), variance.sum()
+        others = whole - variance
+        apart = beyond**2 / whole - (beyond - 1 + s) ** 2 / others
+        kept: Tensor = s * (whole / others).sqrt() * (apart / 2).exp()
+        return kept.clamp(0, 1)
+
+    def _inclusion_by_tree(self) -> Tensor:
         # outside[v, c]: the probability that all units that are not under node v make up the size together with c of v.
         outside = torch.zeros(1, self.levels[-1].shape[1], dtype=torch.float64)
         outside[0, self.size] = 1
@@ -52,7 +102,7 @@ class ExactSize:
             outside = _convolved(parent, sibling.flip(1))[:, halves.shape[1] - 1 :][:, : halves.shape[1]]
         joint = self.levels[0] * outside
         kept: Tensor = joint[:, 1] / joint.sum(dim=1)
-        return kept[: self.units]
+        return kept[: len(self.closing)]
 
 
 def _convolved(a: Tensor, b: Tensor) -> Tensor:
