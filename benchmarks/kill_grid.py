@@ -206,7 +206,7 @@ def publish(store: Path) -> None:
 
 @click.command()
 @click.option("--seeds", default=4, show_default=True)
-@click.option("--steps", default=60, show_default=True)
+@click.option("--steps", default=30, show_default=True)
 @click.option("--kills", default=20, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")

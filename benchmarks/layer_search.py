@@ -34,13 +34,12 @@ from polyprune_core.progress import Reporter
 from polyprune_core.space import MaskSpace
 from polyprune_core.types import Selection
 
-REMOVED = (2, 6)
 METRICS = ("block-influence", "wanda", "llm-pruner", "magnitude", "random")
 POLICIES = {"gaussian": "adam", "probabilities": "sgd"}
 ESTIMATORS = ("rloo", "antithetic")
 STARTS = ("block-influence", "wanda")
-# The first is the default. All are tried on pairs, at the whole budget; the best by calibration loss is used elsewhere.
-RATES = {"gaussian": (1e-3, 1e-1, 3e-1, 1.0), "probabilities": (1e-3, 3e-2, 3e-1)}
+# All are tried on pairs, at the whole budget; the best by calibration loss is used elsewhere.
+RATES = {"gaussian": (0.05, 0.1, 0.3, 1.0), "probabilities": (1e-3, 3e-2, 3e-1)}
 SHARES = (0.25, 0.5)  # of what greedy removal costs; the whole is tried too
 
 
@@ -142,8 +141,16 @@ def best_pair(objective: Objective, space: MaskSpace, ids: Tensor) -> tuple[Sele
 class Study:
     """Runs ways one after another; rows go to the ledger."""
 
-    def __init__(self, harness: Harness, settings: Comparison, ledger: Ledger, seeds: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        harness: Harness,
+        settings: Comparison,
+        ledger: Ledger,
+        seeds: tuple[int, ...],
+        removed: tuple[int, ...],
+    ) -> None:
         self.harness, self.settings, self.ledger, self.seeds = harness, settings, ledger, seeds
+        self.removed = removed
         self.ids, self.space = harness.calibration_windows, harness.space("layer")
         self.objective = remembering(ledger)(harness.compactor, self.space)
         self.selections: dict[str, Selection] = {}
@@ -151,8 +158,8 @@ class Study:
     def run(self) -> None:
         """Truth and metrics first, then searches; the perplexity of whatever was chosen is measured once."""
         self._row(Way(2, "exhaustive"), *best_pair(self.objective, self.space, self.ids))
-        greedy = {removed: self._greedy(removed) for removed in REMOVED}
-        for removed in REMOVED:
+        greedy = {removed: self._greedy(removed) for removed in {2, *self.removed}}
+        for removed in {2, *self.removed}:
             for criterion in METRICS:
                 for seed in self.seeds if criterion == "random" else (0,):
                     self._try(Way(removed, criterion, seed))
@@ -162,9 +169,10 @@ class Study:
                 rates[policy, start] = self._best_rate(policy, start, greedy[2])
                 self._spend(2, policy, start, rates[policy, start], [int(share * greedy[2]) for share in SHARES])
             self._evaluate()
-        for (policy, start), rate in rates.items():
-            self._spend(6, policy, start, rate, [int(share * greedy[6]) for share in (*SHARES, 1)])
-            self._evaluate()
+        for removed in self.removed:
+            for (policy, start), rate in rates.items():
+                self._spend(removed, policy, start, rate, [int(share * greedy[removed]) for share in (*SHARES, 1)])
+                self._evaluate()
 
     def _spend(self, removed: int, policy: str, start: str, rate: float, budgets: list[int]) -> None:
         for tokens in budgets:
@@ -227,9 +235,12 @@ class Study:
 @click.option("--windows", default=4, show_default=True, help="Calibration windows of 128 tokens.")
 @click.option("--limit", default=160, show_default=True, help="Evaluation windows of 128 tokens.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds of the searches and of random choice.")
+@click.option("--removed", multiple=True, type=int, help="Layers to remove beside 2; 6 take an hour and a half.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file to write and to go on from.")
-def main(calibration: str, evaluation: str, windows: int, limit: int, seeds: str, output: Path) -> None:
-    """Compare every way to remove 2 and 6 of 30 layers."""
+def main(
+    calibration: str, evaluation: str, windows: int, limit: int, seeds: str, removed: tuple[int, ...], output: Path
+) -> None:
+    """Compare every way to remove 2 of 30 layers, and more."""
     settings = Comparison(
         model="smollm2-135m",
         dtype="bfloat16",
@@ -238,6 +249,7 @@ def main(calibration: str, evaluation: str, windows: int, limit: int, seeds: str
         evaluation=evaluation,
         calibration_samples=windows,
         batch_size=windows,
+        masks_per_step=2,
         limit=limit,
     )
     harness = open_harness(settings, load_registry(), Reporter(), budgets=False)
@@ -252,7 +264,7 @@ def main(calibration: str, evaluation: str, windows: int, limit: int, seeds: str
         mock.patch("polyprune_core.scoring.Objective", remembered),
         harness.compactor,
     ):
-        Study(harness, settings, ledger, tuple(map(int, seeds.split(",")))).run()
+        Study(harness, settings, ledger, tuple(map(int, seeds.split(","))), removed).run()
 
 
 if __name__ == "__main__":

@@ -1,36 +1,133 @@
-"""Writes the tables of README.md from the committed results, between their markers.
+"""Writes the tables of README.md and docs/ from the committed results, between their markers.
 
 python benchmarks/tables.py            # rewrite
-python benchmarks/tables.py --check    # exit status 1 where README.md is out of date
+python benchmarks/tables.py --check    # exit status 1 where a page is out of date
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from curves import criteria, in_its_best_pooling, table
 
 from polyprune_core.report import markdown
+from polyprune_core.report.columns import number
 from polyprune_core.results import Results
+from polyprune_core.statistics import paired
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "explanation" / "sample-efficiency.md"]
 
 
 def estimators() -> str:
     """The comparison of metrics and estimators on SmolLM2-135M."""
-    results = Results.from_json(json.loads((RESULTS / "estimators.json").read_text("utf-8")))
+    results = Results.from_json(_read("estimators"))
     wanted = ("perplexity", "against its start", "n", "forward tokens", "backward passes", "KL to dense")
     return markdown(results, ("sparsity asked → got", *wanted))
 
 
+def headline(sparsity: float) -> str:
+    """The default search at growing budgets beside plain REINFORCE and each metric in its best pooling."""
+    record = _read("sample_efficiency")
+    best = in_its_best_pooling(criteria(record, sparsity))
+    searches = ("gaussian, antithetic", "probabilities, reinforce")
+    return table(record, sparsity, lambda each: each in best or each.name.startswith(searches))
+
+
+def efficiency(sparsity: float) -> str:
+    """Every metric in its best pooling and every search with the default policy."""
+    record = _read("sample_efficiency")
+    best = in_its_best_pooling(criteria(record, sparsity))
+    return table(record, sparsity, lambda each: each in best or each.name.startswith("gaussian"))
+
+
+def pooling(sparsity: float) -> str:
+    """Every metric in every pooling."""
+    return table(_read("sample_efficiency"), sparsity, lambda each: not each.searched)
+
+
+def free(sparsity: float) -> str:
+    """Every estimator on a keep probability for each unit."""
+    return table(_read("sample_efficiency"), sparsity, lambda each: each.name.startswith("probabilities"))
+
+
+def ablations() -> str:
+    """Each change of the default search, its perplexities paired with the default's by seed."""
+    record = _read("ablations")
+    rows = {row["id"]: row for row in record["rows"]}
+    found: dict[str, dict[int, float]] = {}
+    for name, comparison in record["comparisons"].items():
+        for row in (rows[key] for key in comparison["rows"] if rows[key]["kind"] == "search"):
+            what = f"estimator {row['estimator']}" if name == "default" else name.replace("-", " ")
+            found.setdefault(what, {})[row["seed"]] = row["nll"]
+    default = found["estimator antithetic"]
+    lines = ["| change | perplexity | n | against the default |", "|---|---:|---:|---:|"]
+    for what, nll in found.items():
+        beside = paired(list(nll.values()), [default[seed] for seed in nll])
+        low, high = beside.ci95 or (beside.ratio, beside.ratio)
+        told = "the default" if nll is default else f"×{beside.ratio:.3f} ({low:.3f} to {high:.3f})"
+        mean = math.exp(sum(nll.values()) / len(nll))
+        lines.append(f"| {what} | {mean:.1f} | {len(nll)} | {told} |")
+    return "\n".join(lines)
+
+
+def spread() -> str:
+    """How far a loss varies with the mask and with the batch."""
+    lines = ["| masks of | over masks | over batches of 2 windows | of 8 windows |", "|---|---:|---:|---:|"]
+    for name, found in _read("estimator_variance")["results"]["smollm2-135m"].items():
+        if name.startswith("spread, "):
+            two, eight = found["2 windows"], found["8 windows"]
+            deviations = (two["over_masks"], two["over_batches"], eight["over_batches"])
+            lines.append(f"| {name.removeprefix('spread, ')} | {' | '.join(f'{each:.2f}' for each in deviations)} |")
+    return "\n".join([*lines, "", "Standard deviations of the loss, nats per token, at sparsity 0.3."])
+
+
+def layers() -> str:
+    """Pairs of layers, by what chose them."""
+    rows = [row for row in _read("layer_search")["rows"] if row["removed"] == 2]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(_way(row), []).append(row)
+    lines = ["| criterion | forward tokens | place of all 435 | perplexity |", "|---|---:|---:|---:|"]
+    for name, group in found.items():
+        places = ", ".join(str(row["place_of_all_pairs"]) for row in group)
+        perplexities = ", ".join(dict.fromkeys(number(row["perplexity"], 1) for row in group))
+        lines.append(f"| {name} | {group[0]['forward_tokens']:,} | {places} | {perplexities} |")
+    return "\n".join(lines)
+
+
+def _way(row: dict[str, Any]) -> str:
+    criterion = row["criterion"].split(":")[0]
+    if not row["estimator"]:
+        return criterion
+    return f"{criterion} → {row['policy']}, {row['estimator']}, rate {row['learning_rate']:g}"
+
+
+def overhead() -> str:
+    """What a step costs beside its forward passes: the cheapest and dearest estimator of each policy."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in _read("step_overhead")["results"]:
+        shape = f"{row['masks']} masks on {row['batch'][0]} x {row['batch'][1]} tokens"
+        found.setdefault((row["policy"], shape), []).append(row)
+    lines = ["| policy | step | of the forward passes | dearest estimator |", "|---|---|---:|---|"]
+    for (policy, shape), rows in found.items():
+        shares = [row["of_forward"] for row in rows]
+        dearest = max(rows, key=lambda row: row["of_forward"])["estimator"]
+        lines.append(f"| {policy} | {shape} | {min(shares):.1%} to {max(shares):.1%} | {dearest} |")
+    return "\n".join([*lines, "", "Processor time on one thread, SmolLM2-135M in bfloat16."])
+
+
 def mask_evaluation() -> str:
     """Compact, gated and dense evaluation of one mask."""
-    record = json.loads((RESULTS / "mask_evaluation.json").read_text("utf-8"))
+    record = _read("mask_evaluation")
     lines = ["| model | sparsity | compact / dense | gated / dense |", "|---|---:|---:|---:|"]
     lines += [
         f"| {r['model']} | {r['sparsity']} | {_ratio(r['compact'])} | {_ratio(r['gated'])} |" for r in record["results"]
@@ -44,7 +141,7 @@ def mask_evaluation() -> str:
 
 def dense_perplexity() -> str:
     """The dense model on the evaluation text at two window lengths."""
-    record = json.loads((RESULTS / "dense_perplexity.json").read_text("utf-8"))
+    record = _read("dense_perplexity")
     lines = [f"| {record['model']}, dense, on {record['text']} | perplexity |", "|---|---:|"]
     rows = record["rows"]
     return "\n".join([*lines, *(f"| {r['windows']} windows of {r['seq_len']} | {r['perplexity']:.2f} |" for r in rows)])
@@ -55,32 +152,47 @@ def _ratio(way: dict[str, Any]) -> str:
     return f"{way['of_dense']:.2f} ({low:.2f} to {high:.2f})"
 
 
-TABLES = {"estimators": estimators, "dense-perplexity": dense_perplexity, "mask-evaluation": mask_evaluation}
+def _read(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return record
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "estimators": estimators,
+    "headline 0.2": lambda: headline(0.2),
+    "headline 0.3": lambda: headline(0.3),
+    "efficiency 0.2": lambda: efficiency(0.2),
+    "efficiency 0.3": lambda: efficiency(0.3),
+    "pooling 0.3": lambda: pooling(0.3),
+    "free 0.3": lambda: free(0.3),
+    "ablations": ablations,
+    "spread": spread,
+    "layers": layers,
+    "overhead": overhead,
+    "dense-perplexity": dense_perplexity,
+    "mask-evaluation": mask_evaluation,
+}
 
 
 def render(text: str) -> str:
-    """Returns README text with every marked table made anew."""
-    for name, make in TABLES.items():
-        begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
-        text = re.sub(
-            f"{re.escape(begin)}.*?{re.escape(end)}",
-            lambda _, make=make, begin=begin, end=end: f"{begin}\n{make()}\n{end}",
-            text,
-            flags=re.S,
-        )
-    return text
+    """Returns a page with every table between its markers made anew."""
+
+    def made(found: re.Match[str]) -> str:
+        begin, name, end = found[1], found[2], found[3]
+        return f"{begin}\n{TABLES[name]()}\n{end}"
+
+    return re.sub(r"(<!-- table: ([\w .-]+) -->).*?(<!-- end: \2 -->)", made, text, flags=re.S)
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Only say whether README.md is up to date.")
+@click.option("--check", is_flag=True, help="Only say whether the pages are up to date.")
 def main(check: bool) -> None:
-    """Write README.md's tables from benchmarks/results."""
-    readme = ROOT / "README.md"
-    before = readme.read_text("utf-8")
-    after = render(before)
+    """Write the tables of README.md and docs/ from benchmarks/results."""
+    stale = {page: made for page in PAGES if (made := render(text := page.read_text("utf-8"))) != text}
     if check:
-        sys.exit(before != after)
-    readme.write_text(after, "utf-8")
+        sys.exit(bool(stale))
+    for page, made in stale.items():
+        page.write_text(made, "utf-8")
 
 
 if __name__ == "__main__":

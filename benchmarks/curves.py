@@ -1,0 +1,143 @@
+"""What the sample-efficiency suite found: criteria with their costs and seeds, as a table and as a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyprune_core.report.columns import number, short
+from polyprune_core.statistics import Sample, paired, sample
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One way to prune at one sparsity and cost: nats per token by seed; forward and backward passes of one seed."""
+
+    name: str
+    searched: bool
+    forward_tokens: int
+    backward_passes: int
+    nll: dict[int, float]
+
+    @property
+    def metric(self) -> str:
+        """The first word of its name."""
+        return self.name.split()[0]
+
+    @property
+    def place(self) -> tuple[bool, float, float]:
+        """Where it stands in a table."""
+        mean = self.spread.mean
+        return (True, self.forward_tokens, -mean) if self.searched else (False, mean, 0.0)
+
+    @property
+    def spread(self) -> Sample:
+        """Nats per token over seeds."""
+        return sample(list(self.nll.values()))
+
+
+def criteria(record: dict[str, Any], sparsity: float) -> list[Criterion]:
+    """Returns the metrics and searches of a record at one sparsity; a metric's seeds are taken from all comparisons."""
+    rows = {row["id"]: row for row in record["rows"]}
+    found: dict[tuple[Any, ...], Criterion] = {}
+    for comparison in record["comparisons"].values():
+        for row in (rows[key] for key in comparison["rows"]):
+            if row["sparsity"] == sparsity and row["kind"] in ("baseline", "search") and row["nll"] is not None:
+                name = _name(row, comparison["config"])
+                cost = row["forward_tokens"], row["backward_passes"]
+                key = (name, row["forward_tokens"])
+                found.setdefault(key, Criterion(name, row["kind"] == "search", *cost, {})).nll[row["seed"]] = row["nll"]
+    return list(found.values())
+
+
+def _name(row: dict[str, Any], config: dict[str, Any]) -> str:
+    if row["kind"] == "search":
+        preset = "" if config["preset"] == "default" else f", {config['preset']}"
+        return f"{config['policy']}, {row['estimator']}{preset}"
+    pooled = "per layer" if row["scope"] == "layer" else f"{row['scope']}, {row['scale']}"
+    return f"{row['initializer']} ({pooled})"
+
+
+def best_metric(found: list[Criterion]) -> Criterion:
+    """Returns the metric with the lowest mean loss."""
+    return min((each for each in found if not each.searched), key=lambda each: each.spread.mean)
+
+
+def table(record: dict[str, Any], sparsity: float, shown: Callable[[Criterion], bool] = lambda each: True) -> str:
+    """Returns a Markdown table of the criteria `shown` at one sparsity: metrics by loss, then searches by cost.
+
+    Excess: nats per token over the dense model, as a share of the best metric's. The last column is the ratio of
+    perplexities to the best metric's, paired by seed, with its 95 % t interval.
+    """
+    dense = next(row["nll"] for row in record["rows"] if row["kind"] == "dense")
+    found = criteria(record, sparsity)
+    best = best_metric(found)
+    head = ("criterion", "forward tokens", "backward passes", "perplexity", "n", "excess", "against the best metric")
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for each in sorted(filter(shown, found), key=lambda each: each.place):
+        mean = each.spread.mean
+        cells = [each.name, short(each.forward_tokens), short(each.backward_passes), number(math.exp(mean))]
+        cells += [str(each.spread.n), f"{(mean - dense) / (best.spread.mean - dense):.0%}", _beside(each, best)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def in_its_best_pooling(found: list[Criterion]) -> list[Criterion]:
+    """Returns each metric once, in its best pooling."""
+    ranked = sorted((each for each in found if not each.searched), key=lambda each: each.place)
+    return list({each.metric: each for each in reversed(ranked)}.values())
+
+
+def _beside(each: Criterion, best: Criterion) -> str:
+    seeds = sorted(each.nll.keys() & best.nll.keys())
+    if each is best or not seeds:
+        return ""
+    found = paired([each.nll[seed] for seed in seeds], [best.nll[seed] for seed in seeds])
+    return f"×{found.ratio:.3f}" + (f" ({found.ci95[0]:.3f} to {found.ci95[1]:.3f})" if found.ci95 else "")
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Writes the picture: perplexity against forward tokens, one panel a sparsity, the best metrics as levels."""
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "polyprune"
+    dense = next(row["perplexity"] for row in record["rows"] if row["kind"] == "dense")
+    sparsities = sorted({row["sparsity"] for row in record["rows"] if row["kind"] == "search"})
+    figure, panels = pyplot.subplots(1, len(sparsities), figsize=(4.2 * len(sparsities), 4.6), squeeze=False)
+    names = list(dict.fromkeys(each.name for s in sparsities for each in criteria(record, s) if each.searched))
+    for panel, sparsity in zip(panels[0], sparsities, strict=True):
+        found = criteria(record, sparsity)
+        for index, name in enumerate(names):
+            line = sorted((c for c in found if c.name == name), key=lambda c: c.forward_tokens)
+            if line:
+                _line(panel, line, index)
+        for metric in sorted((c for c in found if not c.searched), key=lambda c: c.spread.mean)[:2]:
+            level = math.exp(metric.spread.mean)
+            panel.axhline(level, color="0.5", lw=0.8, ls="--")
+            panel.annotate(metric.name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+        panel.axhline(dense, color="black", lw=0.8)
+        panel.annotate("dense", (0.01, dense), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+        panel.set(xscale="log", yscale="log", title=f"sparsity {sparsity:g}", xlabel="forward tokens")
+    panels[0][0].set_ylabel("perplexity on the test split")
+    legend = _legend(panels[0])
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4, fontsize=7)
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _line(panel: Any, line: list[Criterion], index: int) -> None:
+    """Means with 95 % t intervals of log-perplexity over seeds."""
+    spreads = [each.spread for each in line]
+    values = [math.exp(spread.mean) for spread in spreads]
+    ends = [spread.ci95 or (spread.mean, spread.mean) for spread in spreads]
+    below = [value - math.exp(low) for value, (low, _) in zip(values, ends, strict=True)]
+    above = [math.exp(high) - value for value, (_, high) in zip(values, ends, strict=True)]
+    style = {"color": f"C{index % 10}", "marker": "os^Dvx"[index % 6], "label": line[0].name}
+    panel.errorbar([each.forward_tokens for each in line], values, [below, above], ms=4, capsize=2, lw=1.2, **style)
+
+
+def _legend(panels: Any) -> dict[str, Any]:
+    return {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
