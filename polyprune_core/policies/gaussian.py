@@ -22,6 +22,7 @@ from polyprune_core.policies.family import Start
 from polyprune_core.policy import scale
 from polyprune_core.types import MaskBatch, Policy
 
+# Kinds are weighed in the first tenth of the steps, with more noise: a layer has few heads, small shifts change none.
 KINDS_FIRST = 0.1
 KINDS_WIDER = 2.5
 
@@ -86,9 +87,9 @@ class Gaussian:
             # z-scores say nothing of one kind against another: each kind then starts with its own share.
             budget = replace(budget, scope="kind")
         kept = budget.select(self.scores, space).keep
-        of_kind = _normal_quantiles(self.scores, space.kind)
+        rank = _normal_quantiles(self.scores, space.kind)
         alone = (torch.bincount(space.group) == 1)[space.group]
-        offset = torch.where(alone, of_kind - _edge(of_kind, kept, space.kind), -_edge(self.base, kept, space.group))
+        offset = torch.where(alone, rank - _edge(rank, kept, space.kind), -_edge(self.base, kept, space.group))
         parameters = torch.zeros(len(self.of_kind))
         parameters[len(space.kinds) + space.group] = offset
         return parameters
@@ -110,7 +111,8 @@ class Gaussian:
         return gradient
 
     def fisher(self, policy: Policy) -> Tensor:
-        return torch.full_like(policy.parameters, self.given.sigma**-2)
+        assert isinstance(policy, GaussianPolicy)
+        return torch.where(policy.sigma > 0, policy.sigma, self.given.sigma) ** -2
 
     def project(self, parameters: Tensor, sparsity: float) -> Tensor:
         return parameters
