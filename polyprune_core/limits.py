@@ -45,5 +45,5 @@ def check_estimator(
     if independent_units(estimator) and policy == "gaussian":
         raise ConfigError(
             f"estimator {name!r} needs units that are drawn independently, which those of policy {policy!r} are not; "
-            f"use --policy probabilities, logits or hierarchical, or another estimator."
+            f"use --preset released, --policy probabilities, logits or hierarchical, or another estimator."
         )
