@@ -18,7 +18,7 @@ import click
 from curves import criteria, in_its_best_pooling, table
 
 from polyprune_core.report import markdown
-from polyprune_core.report.columns import number
+from polyprune_core.report.columns import number, short
 from polyprune_core.results import Results
 from polyprune_core.statistics import paired
 
@@ -66,14 +66,14 @@ def ablations() -> str:
     found: dict[str, dict[int, float]] = {}
     for name, comparison in record["comparisons"].items():
         for row in (rows[key] for key in comparison["rows"] if rows[key]["kind"] == "search"):
-            what = f"estimator {row['estimator']}" if name == "default" else name.replace("-", " ")
+            what = f"estimator {row['estimator']}" if name == "other-estimators" else name.replace("-", " ")
             found.setdefault(what, {})[row["seed"]] = row["nll"]
-    default = found["estimator antithetic"]
+    default = found["default"]
     lines = ["| change | perplexity | n | against the default |", "|---|---:|---:|---:|"]
     for what, nll in found.items():
         beside = paired(list(nll.values()), [default[seed] for seed in nll])
         low, high = beside.ci95 or (beside.ratio, beside.ratio)
-        told = "the default" if nll is default else f"×{beside.ratio:.3f} ({low:.3f} to {high:.3f})"
+        told = "" if nll is default else f"×{beside.ratio:.3f} ({low:.3f} to {high:.3f})"
         mean = math.exp(sum(nll.values()) / len(nll))
         lines.append(f"| {what} | {mean:.1f} | {len(nll)} | {told} |")
     return "\n".join(lines)
@@ -91,16 +91,17 @@ def spread() -> str:
 
 
 def layers() -> str:
-    """Pairs of layers, by what chose them."""
-    rows = [row for row in _read("layer_search")["rows"] if row["removed"] == 2]
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(_way(row), []).append(row)
+    """Pairs of layers, by what chose them; searches with all their seeds."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in _read("layer_search")["rows"]:
+        if row["removed"] == 2 and row["perplexity"] is not None:
+            found.setdefault((_way(row), row["forward_tokens"]), []).append(row)
     lines = ["| criterion | forward tokens | place of all 435 | perplexity |", "|---|---:|---:|---:|"]
-    for name, group in found.items():
-        places = ", ".join(str(row["place_of_all_pairs"]) for row in group)
-        perplexities = ", ".join(dict.fromkeys(number(row["perplexity"], 1) for row in group))
-        lines.append(f"| {name} | {group[0]['forward_tokens']:,} | {places} | {perplexities} |")
+    for (name, tokens), group in found.items():
+        if group[0]["estimator"] is None or len(group) >= 3:
+            places = ", ".join(str(row["place_of_all_pairs"]) for row in group)
+            perplexities = ", ".join(number(row["perplexity"], 1) for row in group)
+            lines.append(f"| {name} | {short(tokens)} | {places} | {perplexities} |")
     return "\n".join(lines)
 
 
