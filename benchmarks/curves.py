@@ -11,6 +11,9 @@ from typing import Any
 from polyprune_core.report.columns import number, short
 from polyprune_core.statistics import Sample, paired, sample
 
+TOKENS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
+PERPLEXITIES = (60, 80, 100, 150, 200, 300, 500, 1000)
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -88,7 +91,7 @@ def table(record: dict[str, Any], sparsity: float, shown: Callable[[Criterion], 
 def in_its_best_pooling(found: list[Criterion]) -> list[Criterion]:
     """Returns each metric once, in its best pooling."""
     ranked = sorted((each for each in found if not each.searched), key=lambda each: each.place)
-    return list({each.metric: each for each in reversed(ranked)}.values())
+    return sorted({each.metric: each for each in reversed(ranked)}.values(), key=lambda each: each.place)
 
 
 def _beside(each: Criterion, best: Criterion) -> str:
@@ -114,13 +117,15 @@ def draw(record: dict[str, Any], path: Path) -> None:
             line = sorted((c for c in found if c.name == name), key=lambda c: c.forward_tokens)
             if line:
                 _line(panel, line, index)
-        for metric in sorted((c for c in found if not c.searched), key=lambda c: c.spread.mean)[:2]:
-            level = math.exp(metric.spread.mean)
+        levels = {"dense": dense} | {c.name: math.exp(c.spread.mean) for c in in_its_best_pooling(found)[:2]}
+        for name, level in levels.items():
             panel.axhline(level, color="0.5", lw=0.8, ls="--")
-            panel.annotate(metric.name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
-        panel.axhline(dense, color="black", lw=0.8)
-        panel.annotate("dense", (0.01, dense), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+            panel.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
         panel.set(xscale="log", yscale="log", title=f"sparsity {sparsity:g}", xlabel="forward tokens")
+        panel.set_xticks(TOKENS, map(short, TOKENS))
+        panel.set_yticks(PERPLEXITIES, map(str, PERPLEXITIES))
+        panel.minorticks_off()
+        panel.set(xlim=(1e4, 2e6), ylim=(dense * 0.9, max(math.exp(c.spread.mean) for c in found if c.searched) * 1.5))
     panels[0][0].set_ylabel("perplexity on the test split")
     legend = _legend(panels[0])
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4, fontsize=7)
@@ -132,7 +137,7 @@ def _line(panel: Any, line: list[Criterion], index: int) -> None:
     """Means with 95 % t intervals of log-perplexity over seeds."""
     spreads = [each.spread for each in line]
     values = [math.exp(spread.mean) for spread in spreads]
-    ends = [spread.ci95 or (spread.mean, spread.mean) for spread in spreads]
+    ends = [spread.ci95 if spread.ci95 and spread.n > 2 else (spread.mean, spread.mean) for spread in spreads]
     below = [value - math.exp(low) for value, (low, _) in zip(values, ends, strict=True)]
     above = [math.exp(high) - value for value, (_, high) in zip(values, ends, strict=True)]
     style = {"color": f"C{index % 10}", "marker": "os^Dvx"[index % 6], "label": line[0].name}
