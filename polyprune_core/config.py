@@ -39,6 +39,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 PRESETS["released"] = PRESETS["paper"] | {"precondition": "half-natural"}
+# How a policy steps unless told; the defaults are those of `gaussian`.
+STEP_OF_POLICY: dict[str, dict[str, Any]] = {
+    policy: {"optimizer": "sgd", "learning_rate": 1e-3} for policy in ("probabilities", "logits", "hierarchical")
+}
 
 
 class Settings(BaseModel):
@@ -75,8 +79,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_preset(cls, values: Any) -> Any:
-        return PRESETS.get(str(values.get("preset", "default")), {}) | values if isinstance(values, dict) else values
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        asked = PRESETS.get(str(values.get("preset", "default")), {}) | values
+        return STEP_OF_POLICY.get(str(asked.get("policy")), {}) | asked
 
     @property
     def search_steps(self) -> int:

@@ -153,8 +153,13 @@ SEARCH = [
         shell_complete=words("probabilities", "logits", "hierarchical", "gaussian"),
         help="What a search moves: probabilities, logits, hierarchical or gaussian. [gaussian]",
     ),
-    _option("--optimizer", metavar="NAME", shell_complete=words("sgd", "adam"), help="sgd or adam. [adam]"),
-    _option("--learning-rate", type=float, metavar="X", help="Initial step size. [0.15]"),
+    _option(
+        "--optimizer",
+        metavar="NAME",
+        shell_complete=words("sgd", "adam"),
+        help="sgd or adam. [adam for gaussian, else sgd]",
+    ),
+    _option("--learning-rate", type=float, metavar="X", help="Initial step size. [0.15 for gaussian, else 0.001]"),
     _option(
         "--precondition",
         metavar="NAME",

@@ -217,3 +217,11 @@ def test_a_preset_sets_what_is_not_given_and_is_no_part_of_a_cells_identity() ->
     spelled_out = parse(Comparison, PRESETS["paper"])
     assert cell_id(cell, paper, {}) == cell_id(cell, spelled_out, {})
     assert cell_id(cell, paper, {}) != cell_id(cell, parse(Comparison, {}), {})
+
+
+def test_a_policy_brings_its_own_step_unless_told() -> None:
+    assert (parse(Comparison, {}).optimizer, parse(Comparison, {}).learning_rate) == ("adam", 0.15)
+    logits = parse(Comparison, {"policy": "logits"})
+    assert (logits.optimizer, logits.learning_rate) == ("sgd", 1e-3)
+    told = parse(Pruning, {"policy": "logits", "optimizer": "adam"}).as_comparison()
+    assert (told.optimizer, told.learning_rate) == ("adam", 1e-3)
