@@ -64,11 +64,6 @@ def _name(row: dict[str, Any], config: dict[str, Any]) -> str:
     return f"{row['initializer']} ({pooled})"
 
 
-def best_metric(found: list[Criterion]) -> Criterion:
-    """Returns the metric with the lowest mean loss."""
-    return min((each for each in found if not each.searched), key=lambda each: each.spread.mean)
-
-
 def table(record: dict[str, Any], sparsity: float, shown: Callable[[Criterion], bool] = lambda each: True) -> str:
     """Returns a Markdown table of the criteria `shown` at one sparsity: metrics by loss, then searches by cost.
 
@@ -77,28 +72,33 @@ def table(record: dict[str, Any], sparsity: float, shown: Callable[[Criterion], 
     """
     dense = next(row["nll"] for row in record["rows"] if row["kind"] == "dense")
     found = criteria(record, sparsity)
-    best = best_metric(found)
+    best = in_its_best_pooling(found)[0]
     head = ("criterion", "forward tokens", "backward passes", "perplexity", "n", "excess", "against the best metric")
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for each in sorted(filter(shown, found), key=lambda each: each.place):
         mean = each.spread.mean
         cells = [each.name, short(each.forward_tokens), short(each.backward_passes), number(math.exp(mean))]
-        cells += [str(each.spread.n), f"{(mean - dense) / (best.spread.mean - dense):.0%}", _beside(each, best)]
+        cells += [
+            str(each.spread.n),
+            f"{(mean - dense) / (best.spread.mean - dense):.0%}",
+            "" if each is best else beside(each.nll, best.nll),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def in_its_best_pooling(found: list[Criterion]) -> list[Criterion]:
-    """Returns each metric once, in its best pooling."""
+    """Returns each metric once, in its best pooling; the best metric first."""
     ranked = sorted((each for each in found if not each.searched), key=lambda each: each.place)
     return sorted({each.metric: each for each in reversed(ranked)}.values(), key=lambda each: each.place)
 
 
-def _beside(each: Criterion, best: Criterion) -> str:
-    seeds = sorted(each.nll.keys() & best.nll.keys())
-    if each is best or not seeds:
+def beside(nll: dict[int, float], reference: dict[int, float]) -> str:
+    """Returns the ratio of perplexities with its 95 % t interval, over the seeds that both have; nothing if none."""
+    seeds = sorted(nll.keys() & reference.keys())
+    if not seeds:
         return ""
-    found = paired([each.nll[seed] for seed in seeds], [best.nll[seed] for seed in seeds])
+    found = paired([nll[seed] for seed in seeds], [reference[seed] for seed in seeds])
     return f"×{found.ratio:.3f}" + (f" ({found.ci95[0]:.3f} to {found.ci95[1]:.3f})" if found.ci95 else "")
 
 

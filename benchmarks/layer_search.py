@@ -159,7 +159,7 @@ class Study:
         """Truth and metrics first, then searches; the perplexity of whatever was chosen is measured once."""
         self._row(Way(2, "exhaustive"), *best_pair(self.objective, self.space, self.ids))
         greedy = {removed: self._greedy(removed) for removed in {2, *self.removed}}
-        for removed in {2, *self.removed}:
+        for removed in greedy:
             for criterion in METRICS:
                 for seed in self.seeds if criterion == "random" else (0,):
                     self._try(Way(removed, criterion, seed))

@@ -38,12 +38,13 @@ SHARED = ("polyprune", "environment", "model", "texts")
 def runs(suite: Path) -> dict[str, dict[str, Any]]:
     """Returns the settings of each comparison by its name."""
     asked = tomllib.loads(suite.read_text("utf-8"))
-    return {name: asked["shared"] | own for name, own in asked["runs"].items()}
+    together = {name: asked["shared"] | own for name, own in asked["runs"].items()}
+    return {name: {key.replace("-", "_"): value for key, value in own.items()} for name, own in together.items()}
 
 
 def run(settings: dict[str, Any], store: Store, on_row: Callable[[dict[str, Any]], None]) -> None:
     """Runs a comparison as far as the store does not hold it; `on_row` gets its record after every cell."""
-    request = parse(Comparison, {key.replace("-", "_"): value for key, value in settings.items()})
+    request = parse(Comparison, settings)
     reporter = TerminalReporter(stderr())
     rows: list[dict[str, Any]] = []
 

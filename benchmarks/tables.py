@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from curves import criteria, in_its_best_pooling, table
+from curves import beside, criteria, in_its_best_pooling, table
 
 from polyprune_core.report import markdown
 from polyprune_core.report.columns import number, short
 from polyprune_core.results import Results
-from polyprune_core.statistics import paired
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+# The default search, and the one it is measured against.
+HEADLINE = ("gaussian, antithetic", "probabilities, reinforce")
 PAGES = [ROOT / "README.md", ROOT / "docs" / "explanation" / "sample-efficiency.md"]
 
 
@@ -34,19 +35,11 @@ def estimators() -> str:
     return markdown(results, ("sparsity asked → got", *wanted))
 
 
-def headline(sparsity: float) -> str:
-    """The default search at growing budgets beside plain REINFORCE and each metric in its best pooling."""
+def efficiency(sparsity: float, *searches: str) -> str:
+    """Each metric in its best pooling, and the searches whose names begin like one of `searches`."""
     record = _read("sample_efficiency")
     best = in_its_best_pooling(criteria(record, sparsity))
-    searches = ("gaussian, antithetic", "probabilities, reinforce")
     return table(record, sparsity, lambda each: each in best or each.name.startswith(searches))
-
-
-def efficiency(sparsity: float) -> str:
-    """Every metric in its best pooling and every search with the default policy."""
-    record = _read("sample_efficiency")
-    best = in_its_best_pooling(criteria(record, sparsity))
-    return table(record, sparsity, lambda each: each in best or each.name.startswith("gaussian"))
 
 
 def pooling(sparsity: float) -> str:
@@ -71,9 +64,7 @@ def ablations() -> str:
     default = found["default"]
     lines = ["| change | perplexity | n | against the default |", "|---|---:|---:|---:|"]
     for what, nll in found.items():
-        beside = paired(list(nll.values()), [default[seed] for seed in nll])
-        low, high = beside.ci95 or (beside.ratio, beside.ratio)
-        told = "" if nll is default else f"×{beside.ratio:.3f} ({low:.3f} to {high:.3f})"
+        told = "" if nll is default else beside(nll, default)
         mean = math.exp(sum(nll.values()) / len(nll))
         lines.append(f"| {what} | {mean:.1f} | {len(nll)} | {told} |")
     return "\n".join(lines)
@@ -160,10 +151,10 @@ def _read(name: str) -> dict[str, Any]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "estimators": estimators,
-    "headline 0.2": lambda: headline(0.2),
-    "headline 0.3": lambda: headline(0.3),
-    "efficiency 0.2": lambda: efficiency(0.2),
-    "efficiency 0.3": lambda: efficiency(0.3),
+    "headline 0.2": lambda: efficiency(0.2, *HEADLINE),
+    "headline 0.3": lambda: efficiency(0.3, *HEADLINE),
+    "efficiency 0.2": lambda: efficiency(0.2, "gaussian"),
+    "efficiency 0.3": lambda: efficiency(0.3, "gaussian"),
     "pooling 0.3": lambda: pooling(0.3),
     "free 0.3": lambda: free(0.3),
     "ablations": ablations,

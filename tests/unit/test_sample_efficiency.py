@@ -25,7 +25,7 @@ def test_every_comparison_of_a_suite_can_be_asked_for(suite) -> None:
     runs = runpy.run_path(str(BENCHMARKS / "sample_efficiency.py"))["runs"](BENCHMARKS / "suites" / f"{suite}.toml")
     assert len(runs) > 1
     for settings in runs.values():
-        request = parse(Comparison, {name.replace("-", "_"): value for name, value in settings.items()})
+        request = parse(Comparison, settings)
         assert request.scope or not request.estimators, "a search says its scope, whatever the default"
         check_plugins(request, load_registry())
 
