@@ -124,6 +124,15 @@ class Calibration:
         moments = self._moments(names)
         return {name: moments[name].mean_square.sqrt() for name in names}
 
+    def second_moments(self) -> dict[str, Tensor]:
+        """Returns, by axis name, (F, F) float32: the mean over tokens of x xᵀ, x being what the axis' reader takes in.
+
+        F² numbers an axis: 0.3 GB for a model of 135 million parameters, 16 GB for one of 7 billion.
+        """
+        readers = {axis.name: axis.reader for axis in self.layout.axes}
+        totals = self._sums(list(readers.values()), lambda x: [x.T @ x])
+        return {name: totals[reader][0] / self.windows.numel() for name, reader in readers.items()}
+
     def gradients(self, *, squares: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns gradients of the mean loss by parameter name, for every parameter that an axis cuts, in float32.
 
@@ -140,15 +149,20 @@ class Calibration:
             self._inputs |= self._collect_inputs(missing)
         return self._inputs
 
-    @torch.inference_mode()
     def _collect_inputs(self, modules: list[str]) -> dict[str, InputStatistics]:
+        totals = self._sums(modules, lambda x: [x.sum(dim=0), x.square().sum(dim=0)])
+        tokens = self.windows.numel()
+        return {name: InputStatistics(total / tokens, square / tokens) for name, (total, square) in totals.items()}
+
+    @torch.inference_mode()
+    def _sums(self, modules: list[str], measure: Callable[[Tensor], list[Tensor]]) -> dict[str, list[Tensor]]:
+        """Returns, by module, what is measured of its inputs (tokens, F) float32, added up over the text."""
         sums: dict[str, list[Tensor]] = {}
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                x = inputs[0].detach().flatten(0, -2).float()
-                moments = [x.sum(dim=0), x.square().sum(dim=0)]
-                sums[name] = [a + b for a, b in zip(sums[name], moments, strict=True)] if name in sums else moments
+                new = measure(inputs[0].detach().flatten(0, -2).float())
+                sums[name] = [old.add_(more) for old, more in zip(sums[name], new, strict=True)] if name in sums else new
 
             return hook
 
@@ -157,8 +171,7 @@ class Calibration:
                 undo.enter_context(self.model.get_submodule(name).register_forward_pre_hook(watch(name)))
             for ids in self.batches():
                 last_hidden(self.model, ids)
-        tokens = self.windows.numel()
-        return {name: InputStatistics(total / tokens, square / tokens) for name, (total, square) in sums.items()}
+        return sums
 
     def _collect_gradients(self, squares: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         names = [cut.parameter for axis in self.layout.axes for cut in axis.cuts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -118,6 +118,20 @@ class MaskSpace:
             return importance(axis.name, weight).view(axis.size, -1).sum(dim=1)
 
         return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})
+
+    def sum_products(self, products: Callable[[str], Tensor]) -> Iterator[Tensor]:
+        """Yields (count, count) float32 for each group: sums over the reader's columns of every pair of units.
+
+        `products(axis name)` returns (in, in), a value for each pair of columns of the axis' reader.
+        """
+        for group in self.groups:
+            total = torch.zeros(group.count, group.count)
+            for name, per_unit in group.spans:
+                pairs = products(name).cpu()
+                owner = torch.arange(len(pairs)) // (per_unit * self.layout.axis[name].reader_width)
+                rows = torch.zeros(group.count, len(pairs)).index_add_(0, owner, pairs)
+                total.index_add_(1, owner, rows)
+            yield total
 
 
 def _unit_costs(layout: ModelLayout, group: UnitGroup) -> Tensor:
