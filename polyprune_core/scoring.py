@@ -161,8 +161,10 @@ class Calibration:
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                new = measure(inputs[0].detach().flatten(0, -2).float())
-                sums[name] = [old.add_(more) for old, more in zip(sums[name], new, strict=True)] if name in sums else new
+                measured = measure(inputs[0].detach().flatten(0, -2).float())
+                totals = sums.setdefault(name, [torch.zeros_like(new) for new in measured])
+                for total, new in zip(totals, measured, strict=True):
+                    total.add_(new)
 
             return hook
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from polyprune_core import Provider
 from polyprune_core.budget import Budget
-from polyprune_core.errors import PluginError
+from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.describe import describe
 from polyprune_core.objective import Objective
 from polyprune_core.plugins.functions import provider_of
@@ -30,6 +30,7 @@ from polyprune_plugins.granularities.mlp import Mlp
 from polyprune_plugins.initializers.llm_pruner import LLMPruner
 from polyprune_plugins.initializers.magnitude import magnitude
 from polyprune_plugins.initializers.random import Random
+from polyprune_plugins.initializers.thinet import ThiNet, removal_order
 from polyprune_plugins.initializers.wanda import Wanda
 
 Magnitude = provider_of(magnitude).factory
@@ -40,7 +41,9 @@ METRICS: dict[str, Any] = {
     "magnitude-2": Magnitude(),
     **{f"llm-pruner-{taylor}": LLMPruner(taylor) for taylor in TAYLOR},
 }
-metrics = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+WITHIN_LAYERS = {"thinet": ThiNet()}
+metrics = pytest.mark.parametrize("metric", (METRICS | WITHIN_LAYERS).values(), ids=METRICS | WITHIN_LAYERS)
+metrics_of_any_unit = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 ROUNDING = {"rtol": 2e-5, "atol": 1e-7}  # float32 sums, and gradients, taken in another order
 
 
@@ -99,6 +102,43 @@ def test_wanda_is_the_mean_weight_of_a_reader_column_times_the_norm_of_its_input
                 norm = x.square().mean(dim=0).sqrt()
                 expected[unit] += (weight.abs().mean(dim=0) * norm)[span].sum()
     torch.testing.assert_close(scores(Wanda(), model, space, ids).double(), expected, **ROUNDING)
+
+
+def outputs_of_units(model: nn.Module, space: MaskSpace, ids: torch.Tensor, group: int) -> torch.Tensor:
+    """Returns (units, tokens, out) float64: what each unit of a group adds to the output of its sublayer."""
+    ((axis, per_unit),) = space.groups[group].spans
+    cut = space.layout.axis[axis].cuts[-1]
+    reader, seen = model.get_submodule(cut.parameter.removesuffix(".weight")), []
+    with torch.no_grad(), reader.register_forward_pre_hook(lambda _, x: seen.append(x[0].double().flatten(0, 1))):
+        model(input_ids=ids)
+    columns = reader.weight.detach().double().T[:, None] * seen[0].T[:, :, None]
+    return torch.stack([part.sum(dim=0) for part in columns.split(per_unit * cut.width)])
+
+
+@pytest.mark.parametrize("group", [1, 4], ids=["heads", "channels"])
+def test_thinet_removes_greedily_what_changes_the_output_least(model, space_of, ids, group) -> None:
+    space = space_of(model, Head(), Channel(block=3))
+    outputs = outputs_of_units(model, space, ids, group)
+    gone, left = torch.zeros(outputs.shape[1:], dtype=torch.float64), list(range(len(outputs)))
+    expected = torch.empty(len(outputs))
+    for place in range(len(outputs)):
+        unit = min(left, key=lambda unit: float((gone + outputs[unit]).square().sum()))
+        left.remove(unit)
+        gone = gone + outputs[unit]
+        expected[unit] = place / len(outputs)
+    torch.testing.assert_close(scores(ThiNet(), model, space, ids)[space.slices()[group]], expected)
+
+
+def test_thinet_removes_a_larger_unit_before_a_smaller_one_where_it_cancels_what_is_gone() -> None:
+    outputs = torch.tensor([[2.0, 0.0], [0.0, 2.1], [-2.2, 0.0], [3.0, 3.0]])
+    assert outputs.square().sum(dim=1).argsort().tolist() == [0, 1, 2, 3]
+    assert removal_order(outputs @ outputs.T).tolist() == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize("granularity", [Layer(), Attention(), Mlp()], ids=["layer", "attention", "mlp"])
+def test_thinet_refuses_units_that_are_alone_in_their_layer(llama, space_of, ids, granularity) -> None:
+    with pytest.raises(ConfigError, match="alone in theirs; use --granularity head, channel"):
+        scores(ThiNet(), llama, space_of(llama, granularity), ids)
 
 
 @choices
@@ -175,7 +215,7 @@ def test_random_scores_come_from_the_metrics_own_generator_alone(llama, space_of
     assert not torch.equal(first, other)
 
 
-@metrics
+@metrics_of_any_unit
 @choices
 def test_scores_are_finite_float32_one_a_unit_and_on_the_cpu(model, space_of, ids, metric, choice) -> None:
     space = space_of(model, *choice)
@@ -235,9 +275,9 @@ def test_a_head_that_writes_nothing_and_reads_nothing_ranks_last(model, space_of
     space = space_of(changed, Head())
     for name, dim, span in unit_weights(space, 4):
         changed.get_parameter(name).data.transpose(0, dim)[span] = 0
-    found = scores(metric, changed, space, ids)
-    assert found[4] == 0
-    assert (found[torch.arange(9) != 4] > 0).all()
+    layer = scores(metric, changed, space, ids)[space.slices()[1]]
+    assert layer[1] == 0
+    assert (layer[[0, 2]] > 0).all()
 
 
 @metrics
@@ -332,6 +372,17 @@ def test_input_statistics_are_the_moments_over_all_tokens(llama, ids) -> None:
     found = calibration_for(llama, ids, 2).input_statistics()["layers.1.mlp"]
     torch.testing.assert_close(found.mean.double(), seen[0].mean(dim=0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.mean_square.double(), seen[0].square().mean(dim=0), rtol=1e-5, atol=1e-7)
+
+
+def test_second_moments_are_the_mean_products_of_a_readers_inputs(llama, ids) -> None:
+    seen = []
+    reader = llama.model.layers[1].mlp.down_proj
+    with torch.no_grad(), reader.register_forward_pre_hook(lambda _, x: seen.append(x[0].double().flatten(0, 1))):
+        llama(input_ids=ids)
+    calibration = calibration_for(llama, ids, 2)
+    found = calibration.second_moments()["layers.1.mlp"]
+    torch.testing.assert_close(found.double(), seen[0].T @ seen[0] / len(seen[0]), rtol=1e-5, atol=1e-7)
+    assert (calibration.forward_passes, calibration.forward_tokens) == (3, 60)
 
 
 def test_the_gradient_is_that_of_the_mean_loss_however_uneven_the_batches(llama, ids) -> None:
