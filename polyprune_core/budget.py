@@ -131,16 +131,17 @@ def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_ke
     floor = _floor(order, space, min_keep)
     keep = floor.clone()
     labels = SCOPES["kind" if scope == "layer" else scope](space)
+    prices = torch.bincount(labels, space.price).tolist()
+    held = torch.bincount(labels, space.price * floor).tolist()
+    waiting = order[~floor[order]]
     for label in _distinct(labels):
-        pool = labels == label
-        budget = (1 - sparsity) * float(space.price[pool].sum()) * (1 + 1e-12)
-        spent = float(space.price[floor & pool].sum())
-        if spent > budget:
+        budget = (1 - sparsity) * prices[label] * (1 + 1e-12)
+        if held[label] > budget:
             raise BudgetError(_floor_message(space, sparsity, min_keep, _held(space, floor, labels)))
-        waiting = order[pool[order] & ~floor[order]]
+        own = waiting[labels[waiting] == label]
         if scope == "layer":
-            waiting = _layers_first(waiting, floor, space, sparsity)
-        keep[_fitting(waiting, space.price, budget - spent)] = True
+            own = _layers_first(own, floor, space, sparsity)
+        keep[_fitting(own, space.price, budget - held[label])] = True
     return Selection(keep, int(space.cost[keep].sum()), space.total_cost)
 
 
@@ -153,10 +154,11 @@ def _floor(order: Tensor, space: MaskSpace, min_keep: int) -> Tensor:
     floor = torch.zeros(len(space), dtype=torch.bool)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    for units in space.slices():
-        count = units.stop - units.start
-        if count > 1:
-            floor[units.start + place[units].topk(min(min_keep, count), largest=False).indices] = True
+    size = torch.tensor([group.count for group in space.groups])
+    for kept in range(min_keep):
+        first = torch.full_like(size, len(order)).scatter_reduce(0, space.group, place, "amin")
+        best = order[first[(size > 1) & (size > kept)]]
+        floor[best], place[best] = True, len(order)
     return floor
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from polyprune_core import Provider
 from polyprune_core.budget import Budget
-from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.errors import PluginError
 from polyprune_core.models.describe import describe
 from polyprune_core.objective import Objective
 from polyprune_core.plugins.functions import provider_of
@@ -30,20 +30,19 @@ from polyprune_plugins.granularities.mlp import Mlp
 from polyprune_plugins.initializers.llm_pruner import LLMPruner
 from polyprune_plugins.initializers.magnitude import magnitude
 from polyprune_plugins.initializers.random import Random
-from polyprune_plugins.initializers.thinet import ThiNet, removal_order
+from polyprune_plugins.initializers.thinet import ThiNet, outlived
 from polyprune_plugins.initializers.wanda import Wanda
 
 Magnitude = provider_of(magnitude).factory
 TAYLOR = ("element1", "vector", "element2", "mix")
 METRICS: dict[str, Any] = {
     "wanda": Wanda(),
+    "thinet": ThiNet(),
     "magnitude-1": Magnitude(power=1),
     "magnitude-2": Magnitude(),
     **{f"llm-pruner-{taylor}": LLMPruner(taylor) for taylor in TAYLOR},
 }
-WITHIN_LAYERS = {"thinet": ThiNet()}
-metrics = pytest.mark.parametrize("metric", (METRICS | WITHIN_LAYERS).values(), ids=METRICS | WITHIN_LAYERS)
-metrics_of_any_unit = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+metrics = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 ROUNDING = {"rtol": 2e-5, "atol": 1e-7}  # float32 sums, and gradients, taken in another order
 
 
@@ -132,13 +131,21 @@ def test_thinet_removes_greedily_what_changes_the_output_least(model, space_of, 
 def test_thinet_removes_a_larger_unit_before_a_smaller_one_where_it_cancels_what_is_gone() -> None:
     outputs = torch.tensor([[2.0, 0.0], [0.0, 2.1], [-2.2, 0.0], [3.0, 3.0]])
     assert outputs.square().sum(dim=1).argsort().tolist() == [0, 1, 2, 3]
-    assert removal_order(outputs @ outputs.T).tolist() == [0, 2, 1, 3]
+    assert outlived(outputs @ outputs.T).tolist() == [0, 0.5, 0.25, 0.75]
 
 
-@pytest.mark.parametrize("granularity", [Layer(), Attention(), Mlp()], ids=["layer", "attention", "mlp"])
-def test_thinet_refuses_units_that_are_alone_in_their_layer(llama, space_of, ids, granularity) -> None:
-    with pytest.raises(ConfigError, match="alone in theirs; use --granularity head, channel"):
-        scores(ThiNet(), llama, space_of(llama, granularity), ids)
+def test_thinet_takes_units_that_are_alone_in_their_layer_by_the_size_of_their_output(llama, space_of, ids) -> None:
+    space = space_of(llama, Mlp())
+    sizes = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda _, x, y: sizes.append(y.double().square().sum() / ids.numel()))
+        for layer in llama.model.layers
+    ]
+    with torch.no_grad():
+        llama(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(scores(ThiNet(), llama, space, ids).double(), torch.stack(sizes), rtol=1e-5, atol=0)
 
 
 @choices
@@ -215,7 +222,7 @@ def test_random_scores_come_from_the_metrics_own_generator_alone(llama, space_of
     assert not torch.equal(first, other)
 
 
-@metrics_of_any_unit
+@metrics
 @choices
 def test_scores_are_finite_float32_one_a_unit_and_on_the_cpu(model, space_of, ids, metric, choice) -> None:
     space = space_of(model, *choice)

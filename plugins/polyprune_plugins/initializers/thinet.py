@@ -3,7 +3,8 @@
 arXiv 1707.06342, section 3.2 and algorithm 1, on the attention output and MLP down projections of a transformer and
 without its least-squares rescaling. A removed unit's error is measured together with all that went before it, so two
 units that say the same are not both taken for superfluous. A score is the share of its layer's units that go before;
-every pooling gives each layer the same share, as published. Forward passes alone, on the unpruned model.
+every pooling gives each layer the same share, as published. A unit that is alone in its layer has the size of its
+output. Forward passes alone, on the unpruned model.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from polyprune_core import ConfigError, Initializer, Provider, hookimpl
+from polyprune_core import Initializer, Provider, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,11 +26,6 @@ class ThiNet:
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
 
-        if any(group.count == 1 for group in space.groups):
-            raise ConfigError(
-                f"thinet compares the units of a layer, and {space.name or 'this granularity'} has units that are "
-                "alone in theirs; use --granularity head, channel or head+channel, or another metric."
-            )
         moments = calibration.second_moments()
 
         def products(axis: str) -> Tensor:
@@ -37,11 +33,13 @@ class ThiNet:
             weight = model.get_parameter(f"{space.layout.axis[axis].reader}.weight").detach().float()
             return moments[axis] * (weight.T @ weight)
 
-        return torch.cat([removal_order(matrix) / len(matrix) for matrix in space.sum_products(products)])
+        return torch.cat(
+            [outlived(matrix) if len(matrix) > 1 else matrix[0] for matrix in space.sum_products(products)]
+        )
 
 
-def removal_order(products: Tensor) -> Tensor:
-    """Returns (n,) float32, 0 for the unit that goes first.
+def outlived(products: Tensor) -> Tensor:
+    """Returns (n,) float32: for each unit the share of them that greedy removal takes before it.
 
     `products` (n, n) are inner products of the units' outputs; the error of removing units is the sum over all pairs.
     """
@@ -51,7 +49,7 @@ def removal_order(products: Tensor) -> Tensor:
     order = torch.empty(len(products))
     for place in range(len(products)):
         unit = int(added.argmin())
-        order[unit] = place
+        order[unit] = place / len(products)
         added += 2 * products[:, unit]
         added[unit] = torch.inf
     return order
