@@ -36,6 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup": 0.0,
         "averaging": 0.0,
         "scope": "kind",
+        "initializers": "wanda",
+        "initializer": "wanda",
     },
 }
 PRESETS["released"] = PRESETS["paper"] | {"precondition": "half-natural"}
@@ -82,7 +84,8 @@ class Settings(BaseModel):
     def _fill_in(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        asked = PRESETS.get(str(values.get("preset", "default")), {}) | values
+        preset = PRESETS.get(str(values.get("preset", "default")), {})
+        asked = {name: value for name, value in preset.items() if name in cls.model_fields} | values
         return STEP_OF_POLICY.get(str(asked.get("policy")), {}) | asked
 
     @property
@@ -147,8 +150,8 @@ class Comparison(Settings, TaskSettings):
     """A grid: every combination of these lists is one or more rows."""
 
     granularity: Annotated[tuple[Spec, ...], Field(min_length=1), Distinct, ManyOrOne] = ("head+channel",)
-    initializers: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ("wanda",)
-    baselines: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ("random", "magnitude", "wanda")
+    initializers: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ("thinet",)
+    baselines: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ("random", "magnitude", "wanda", "thinet")
     estimators: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ()
     sparsity: Annotated[tuple[float, ...], Distinct, ManyOrOne] = (0.2,)
     budget: Annotated[tuple[Budget, ...], Distinct, ManyOrOne] = ()
@@ -184,7 +187,7 @@ class Comparison(Settings, TaskSettings):
 class Pruning(Settings):
     """One model to cut for good."""
 
-    initializer: str = "wanda"
+    initializer: str = "thinet"
     estimator: Annotated[str | None, BeforeValidator(lambda name: None if name == "none" else name)] = None
     granularity: str = "head+channel"
     sparsity: float | None = None

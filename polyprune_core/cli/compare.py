@@ -43,14 +43,14 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
-        help="Metrics that searches start from. [wanda]",
+        help="Metrics that searches start from. [thinet]",
     ),
     _option(
         "--baselines",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
-        help="Metrics shown alone. [random,magnitude,wanda]",
+        help="Metrics shown alone. [random,magnitude,wanda,thinet]",
     ),
     _option(
         "--granularity",

@@ -14,7 +14,7 @@ ONE = [
         "--initializer",
         metavar="NAME",
         shell_complete=plugin_names("initializer"),
-        help="Metric, or where a search starts. [wanda]",
+        help="Metric, or where a search starts. [thinet]",
     ),
     _option(
         "--estimator",

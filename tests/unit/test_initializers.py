@@ -30,7 +30,7 @@ from polyprune_plugins.granularities.mlp import Mlp
 from polyprune_plugins.initializers.llm_pruner import LLMPruner
 from polyprune_plugins.initializers.magnitude import magnitude
 from polyprune_plugins.initializers.random import Random
-from polyprune_plugins.initializers.thinet import ThiNet, outlived
+from polyprune_plugins.initializers.thinet import ThiNet, outlived, passes_over
 from polyprune_plugins.initializers.wanda import Wanda
 
 Magnitude = provider_of(magnitude).factory
@@ -132,6 +132,17 @@ def test_thinet_removes_a_larger_unit_before_a_smaller_one_where_it_cancels_what
     outputs = torch.tensor([[2.0, 0.0], [0.0, 2.1], [-2.2, 0.0], [3.0, 3.0]])
     assert outputs.square().sum(dim=1).argsort().tolist() == [0, 1, 2, 3]
     assert outlived(outputs @ outputs.T).tolist() == [0, 0.5, 0.25, 0.75]
+
+
+def test_thinet_scores_alike_in_as_many_passes_as_its_memory_takes(llama, space_of, ids, monkeypatch) -> None:
+    space = space_of(llama, Head(), Channel())
+    together = calibration_for(llama, ids)
+    expected = ThiNet().score(llama, space, together)
+    monkeypatch.setattr("polyprune_plugins.initializers.thinet.AT_A_TIME", 4 * 70**2)
+    apart = calibration_for(llama, ids)
+    assert torch.equal(ThiNet().score(llama, space, apart), expected)
+    assert (together.forward_tokens, apart.forward_tokens) == (ids.numel(), len(list(passes_over(space))) * ids.numel())
+    assert [name for names in passes_over(space) for name in names] == list(space.axes)
 
 
 def test_thinet_takes_units_that_are_alone_in_their_layer_by_the_size_of_their_output(llama, space_of, ids) -> None:
@@ -387,7 +398,7 @@ def test_second_moments_are_the_mean_products_of_a_readers_inputs(llama, ids) ->
     with torch.no_grad(), reader.register_forward_pre_hook(lambda _, x: seen.append(x[0].double().flatten(0, 1))):
         llama(input_ids=ids)
     calibration = calibration_for(llama, ids, 2)
-    found = calibration.second_moments()["layers.1.mlp"]
+    found = calibration.second_moments(["layers.1.mlp"])["layers.1.mlp"]
     torch.testing.assert_close(found.double(), seen[0].T @ seen[0] / len(seen[0]), rtol=1e-5, atol=1e-7)
     assert (calibration.forward_passes, calibration.forward_tokens) == (3, 60)
 
