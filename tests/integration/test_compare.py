@@ -126,8 +126,9 @@ def test_the_rows_are_dense_then_metrics_alone_then_the_start_then_its_searches(
         ("baseline", "random", None),
         ("baseline", "magnitude", None),
         ("baseline", "wanda", None),
-        ("start", "wanda", None),
-        *(("search", "wanda", name) for name in ESTIMATORS),
+        ("baseline", "thinet", None),
+        ("start", "thinet", None),
+        *(("search", "thinet", name) for name in ESTIMATORS),
     ]
     assert {row["status"] for row in record["rows"]} == {"ok"}
 
@@ -151,9 +152,9 @@ def test_the_json_has_every_field_that_is_promised(record) -> None:
     assert len({row["id"] for row in record["rows"]}) == len(record["rows"])
     searched = record["rows"][-1]["plugins"]
     assert set(searched) == {"granularity head", "granularity channel", "initializer", "estimator"}
-    assert [summary["n"] for summary in record["summary"]] == [1] * 9
+    assert [summary["n"] for summary in record["summary"]] == [1] * 10
     assert {"granularity", "initializer", "estimator", "sparsity", "n", "perplexity_mean"} <= set(record["summary"][0])
-    assert [bool(s["versus"]) for s in record["summary"]] == [False] * 5 + [True] * 4
+    assert [bool(s["versus"]) for s in record["summary"]] == [False] * 6 + [True] * 4
     assert {"row", "ratio", "ci95", "p"} <= set(record["summary"][-1]["versus"])
 
 
@@ -185,7 +186,7 @@ def test_beside_every_cell_lie_its_windows_and_what_it_kept(unbroken, record, sp
 
 
 def test_a_search_is_compared_on_the_same_windows_as_its_start(record) -> None:
-    for summary in record["summary"][5:]:
+    for summary in record["summary"][6:]:
         assert summary["versus"]["evaluation"]["windows"] == 4
 
 
@@ -216,12 +217,12 @@ def test_the_sparsity_achieved_is_the_one_asked_for_to_one_unit_of_each_kind(rec
 
 
 def test_every_estimator_spends_the_same_and_all_of_it_is_counted(record) -> None:
-    start, *searches = record["rows"][4:]
+    start, *searches = record["rows"][5:]
     for row in searches:
         assert row["forward_tokens"] - start["forward_tokens"] == 2 * 2 * 2 * 32  # steps, masks, sequences, tokens
         assert row["forward_passes"] - start["forward_passes"] == 2 * 2
         assert row["backward_passes"] == row["non_finite_losses"] == 0
-    assert start["forward_tokens"] == 4 * 32  # wanda looks at each calibration window once
+    assert start["forward_tokens"] == 4 * 32  # thinet looks at each calibration window once
     assert [row["forward_tokens"] for row in record["rows"][:3]] == [0, 0, 0]
 
 
@@ -316,7 +317,7 @@ def test_finished_cells_are_read_and_not_run_again(unbroken, copy, cells_run) ->
 
 def test_only_what_is_new_in_a_larger_grid_is_run(unbroken, copy, cells_run) -> None:
     run = grid(copy, "--seeds", "0,7", "--estimators", "rloo", "--baselines", "wanda")
-    assert cells_run == ["wanda", "wanda → no search", "wanda → rloo"]
+    assert cells_run == ["wanda", "thinet → no search", "thinet → rloo"]
     old = {row["id"]: row for row in unbroken[1].rows}
     assert [row["seed"] for row in run.rows if row["id"] not in old] == [7, 7, 7]
     assert [row for row in run.rows if row["id"] in old] == [old[row["id"]] for row in run.rows if row["id"] in old]
@@ -327,18 +328,18 @@ def test_only_what_is_new_in_a_larger_grid_is_run(unbroken, copy, cells_run) -> 
 )
 def test_a_change_of_the_search_runs_searches_again_and_nothing_else(copy, cells_run, option, value) -> None:
     assert grid(copy, option, value, base=FEW).status == 0
-    assert cells_run == ["wanda → rloo"]
+    assert cells_run == ["thinet → rloo"]
 
 
 @pytest.mark.parametrize(
     ("option", "value", "again"),
     [
-        ("--limit", 3, {"dense", "random", "wanda → no search", "wanda → rloo"}),
-        ("--dtype", "float16", {"dense", "random", "wanda → no search", "wanda → rloo"}),
-        ("--evaluation", "learn.txt", {"dense", "random", "wanda → no search", "wanda → rloo"}),
-        ("--calibration", "test.txt", {"random", "wanda → no search", "wanda → rloo"}),
-        ("--calibration-samples", 3, {"random", "wanda → no search", "wanda → rloo"}),
-        ("--probabilities", "const", {"wanda → no search", "wanda → rloo"}),
+        ("--limit", 3, {"dense", "random", "thinet → no search", "thinet → rloo"}),
+        ("--dtype", "float16", {"dense", "random", "thinet → no search", "thinet → rloo"}),
+        ("--evaluation", "learn.txt", {"dense", "random", "thinet → no search", "thinet → rloo"}),
+        ("--calibration", "test.txt", {"random", "thinet → no search", "thinet → rloo"}),
+        ("--calibration-samples", 3, {"random", "thinet → no search", "thinet → rloo"}),
+        ("--probabilities", "const", {"thinet → no search", "thinet → rloo"}),
     ],
 )
 def test_whatever_decides_a_result_makes_its_cell_run_again_and_no_other(copy, cells_run, option, value, again) -> None:
@@ -400,7 +401,7 @@ def test_a_run_killed_in_the_middle_of_a_write_goes_on_to_the_same_rows(unbroken
     assert not (tmp_path / "store" / "results.json").exists()
     rest = grid(tmp_path / "store")
     assert rest.status == 0
-    assert cells_run == [f"wanda → {name}" for name in ESTIMATORS]
+    assert cells_run == ["thinet → no search", *(f"thinet → {name}" for name in ESTIMATORS)]
     assert results_of(rest.rows) == results_of(unbroken[1].rows)
 
 
@@ -434,7 +435,7 @@ def test_a_run_killed_within_a_search_goes_on_in_that_search_to_the_same_rows(tm
     losses = Objective.losses
     monkeypatch.setattr(Objective, "losses", lambda self, *given: calls.append(1) or losses(self, *given))
     rest = grid(tmp_path / "store", base=asked[:-1])
-    assert (rest.status, cells_run, len(calls)) == (0, ["wanda → reinforce"], 3)
+    assert (rest.status, cells_run, len(calls)) == (0, ["thinet → reinforce"], 3)
     assert f"goes on from {left}" in rest.err
     assert not left.exists()
     assert results_of(rest.rows) == results_of(grid(tmp_path / "unbroken", base=asked[:-1]).rows)

@@ -173,7 +173,7 @@ def test_the_table_fits_80_columns_with_every_name_whole(tmp_path, monkeypatch) 
     rows = [line for line in lines if line.rstrip().endswith("  to do")]
     assert len(rows) == 1 + 2 * 2 * 2 * (2 + 2)
     assert max(map(len, lines[: 2 + len(rows)])) <= 80
-    for name in ("wanda → reinforce-released (channel, layer)", "random (head+channel, kind)"):
+    for name in ("thinet → reinforce-released (channel, layer)", "random (head+channel, kind)"):
         assert sum(name in line for line in rows) == 2
 
 

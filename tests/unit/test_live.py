@@ -17,7 +17,9 @@ from polyprune_core.cli.live import HEIGHT, GridView, PlainView, curve, duration
 from polyprune_core.config import Cell, Comparison, cells
 from polyprune_core.results import Row
 
-CONFIG = Comparison(estimators=("reinforce-released",), baselines=("wanda",), sparsity=(0.2, 0.3), seeds=(0, 1))
+CONFIG = Comparison(
+    estimators=("reinforce-released",), baselines=("wanda",), initializers=("wanda",), sparsity=(0.2, 0.3), seeds=(0, 1)
+)
 GRID = cells(CONFIG)
 LABEL = "wanda → reinforce-released, sparsity 0.3, seed 1"
 

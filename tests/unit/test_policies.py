@@ -211,10 +211,12 @@ def test_a_preset_sets_what_is_not_given_and_is_no_part_of_a_cells_identity() ->
     assert parse(Comparison, {"preset": "released"}).precondition == "half-natural"
     assert parse(Comparison, {"preset": "paper", "learning_rate": 0.5}).learning_rate == 0.5
     assert parse(Pruning, {"preset": "paper"}).as_comparison().precondition == "none"
+    assert (paper.initializers, parse(Pruning, {"preset": "paper"}).initializer) == (("wanda",), "wanda")
+    assert (parse(Comparison, {}).initializers, parse(Pruning, {}).initializer) == (("thinet",), "thinet")
     with pytest.raises(ConfigError, match=r"--preset.*paper"):
         parse(Comparison, {"preset": "papr"})
     cell = Cell(kind="search", granularity="head+channel", initializer="wanda", estimator="rloo", sparsity=0.2, seed=0)
-    spelled_out = parse(Comparison, PRESETS["paper"])
+    spelled_out = parse(Comparison, {name: value for name, value in PRESETS["paper"].items() if name != "initializer"})
     assert cell_id(cell, paper, {}) == cell_id(cell, spelled_out, {})
     assert cell_id(cell, paper, {}) != cell_id(cell, parse(Comparison, {}), {})
 
