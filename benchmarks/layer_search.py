@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from polyprune_core.atomic import write_atomically
-from polyprune_core.config import Cell, Comparison
+from polyprune_core.config import Comparison
 from polyprune_core.data import sample_windows
 from polyprune_core.environment import environment
+from polyprune_core.grid import Cell
 from polyprune_core.harness import Harness
 from polyprune_core.objective import Objective
 from polyprune_core.pipeline import open_harness

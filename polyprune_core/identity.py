@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from polyprune_core import __version__
-from polyprune_core.config import Cell, Comparison
+from polyprune_core.config import Comparison
+from polyprune_core.grid import Cell
 from polyprune_core.models.checkpoint import settings_sha256
 
 Sources = Mapping[str, Mapping[str, str]]

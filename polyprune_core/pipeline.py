@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyprune_core import __version__
-from polyprune_core.config import Cell, Comparison, cell_id, cells
+from polyprune_core.config import Comparison
 from polyprune_core.data import ROLES, Text, load_text
 from polyprune_core.details import Details, Group, path_of, read_details, write_details
 from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluate import Evaluation
+from polyprune_core.grid import Cell, cell_id, cells
 from polyprune_core.harness import Decision, Harness
 from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.sources import load_model

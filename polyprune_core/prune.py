@@ -9,12 +9,13 @@ from typing import Any
 
 from polyprune_core import __version__
 from polyprune_core.artefact import PrunedModel
-from polyprune_core.config import Comparison, Pruning, cells
+from polyprune_core.config import Comparison, Pruning
 from polyprune_core.currencies import Terms, agree
 from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluate import Evaluation, Evaluator
 from polyprune_core.folder import RECORD, check_output, whole_folder
+from polyprune_core.grid import cells
 from polyprune_core.harness import Cost, Harness
 from polyprune_core.maskfile import MaskFile
 from polyprune_core.pipeline import open_harness

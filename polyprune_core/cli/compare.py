@@ -174,7 +174,7 @@ def _run(
 
 def _varied(request: Comparison) -> frozenset[str]:
     """Returns the settings that tell rows of this grid apart."""
-    from polyprune_core.config import cells
+    from polyprune_core.grid import cells
 
     values = {name: {getattr(cell, name) for cell in cells(request)} for name in ("granularity", "scope", "scale")}
     return frozenset(name for name, found in values.items() if len(found - {None}) > 1)
