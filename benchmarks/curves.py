@@ -59,7 +59,7 @@ def criteria(record: dict[str, Any], sparsity: float) -> list[Criterion]:
 def _name(row: dict[str, Any], config: dict[str, Any]) -> str:
     if row["kind"] == "search":
         preset = "" if config["preset"] == "default" else f", {config['preset']}"
-        return f"{config['policy']}, {row['estimator']}{preset}"
+        return f"{row['initializer']} → {config['policy']}, {row['estimator']}{preset}"
     pooled = "per layer" if row["scope"] == "layer" else f"{row['scope']}, {row['scale']}"
     return f"{row['initializer']} ({pooled})"
 

@@ -58,7 +58,7 @@ def test_excess_is_a_share_of_the_best_metrics_and_ratios_are_paired_by_seed() -
     assert "| wanda (kind, raw) |" in raw
     # 1 nat above the best, whatever the seed: no spread, and e as the ratio.
     assert "| 167% | ×2.718 (2.718 to 2.718) |" in raw
-    assert "| gaussian, rloo | 90 |" in searched
+    assert "| wanda → gaussian, rloo | 90 |" in searched
     assert "| 67% | ×0.607 (0.607 to 0.607) |" in searched
 
 
