@@ -2,8 +2,8 @@
 
 arXiv 1707.06342, section 3.2 and algorithm 1, on the attention output and MLP down projections of a transformer and
 without its least-squares rescaling. A removed unit's error is measured together with all that went before it, so two
-units that say the same are not both taken for superfluous. A score is the share of its layer's units that go before;
-every pooling gives each layer the same share, as published. A unit that is alone in its layer has the size of its
+units that say the same are not both taken for superfluous. A score is the share of its layer's units that go before,
+so that a pool takes the same share of every layer, as published; that of a unit alone in its layer is the size of its
 output. Forward passes alone, on the unpruned model.
 """
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from polyprune_core import Calibration, MaskSpace
-
 
 # What the inner products of a pass over the text may take, in bytes; a larger model takes several passes.
 AT_A_TIME = 1e9
