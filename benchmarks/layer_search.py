@@ -35,7 +35,7 @@ from polyprune_core.progress import Reporter
 from polyprune_core.space import MaskSpace
 from polyprune_core.types import Selection
 
-METRICS = ("block-influence", "wanda", "llm-pruner", "magnitude", "random")
+METRICS = ("block-influence", "thinet", "wanda", "llm-pruner", "magnitude", "random")
 POLICIES = {"gaussian": "adam", "probabilities": "sgd"}
 ESTIMATORS = ("rloo", "antithetic")
 STARTS = ("block-influence", "wanda")
