@@ -70,7 +70,7 @@ def outlived(products: Tensor) -> Tensor:
     for place in range(len(products)):
         unit = int(added.argmin())
         order[unit] = place / len(products)
-        added += 2 * products[:, unit]
+        added += 2 * products[unit]
         added[unit] = torch.inf
     return order
 
