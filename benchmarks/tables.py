@@ -159,6 +159,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "efficiency 0.5": lambda: efficiency(0.5, "→ gaussian"),
     "pooling 0.3": lambda: pooling(0.3),
     "free 0.3": lambda: free(0.3),
+    "other text 0.3": lambda: table(_read("other_text"), 0.3),
+    "other text 0.2": lambda: table(_read("other_text"), 0.2),
     "ablations": ablations,
     "spread": spread,
     "layers": layers,
