@@ -92,7 +92,7 @@ def test_quiet_and_verbose_together_are_refused(command) -> None:
 def test_verbose_tells_every_step_and_nothing_of_it_on_stdout(texts, tmp_path) -> None:
     run = polyprune(*SMALL, *texts, "-o", tmp_path / "store", "--format", "csv", "-v")
     assert run.status == 0
-    steps = re.findall(r"^wanda → rloo, sparsity 0\.2, seed 0: step (\d) of 3, loss [\d.]+", run.err, re.M)
+    steps = re.findall(r"^thinet → rloo, sparsity 0\.2, seed 0: step (\d) of 3, loss [\d.]+", run.err, re.M)
     assert steps == ["1", "2", "3"]
     assert len(re.findall(r"^cell [0-9a-f]{16}, ", run.err, re.M)) == 4
     assert "step" not in run.out
@@ -124,7 +124,7 @@ def test_a_terminal_sees_the_grid_run_and_keeps_the_cells_and_the_table(texts, t
     seen = screen(command, COLUMNS="80", LINES="40", NO_COLOR="1").decode()
     text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", seen)
     assert re.search(r"cells 0 of 4", text)
-    assert re.search(r"4/4.*wanda → rloo", text)
+    assert re.search(r"4/4.*thinet → rloo", text)
     assert text.rindex("criterion") > text.rindex("cells ")
     assert not re.search(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d)m", seen)
 

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("two_short_texts")
 
 @pytest.fixture(scope="module")
 def masks() -> Path:
-    run = polyprune("prune", *SMALL, "-s", "0.3", "--scope", "global", "--exporter", "masks", "-o", "masks")
+    decided = ("--initializer", "wanda", "-s", "0.3", "--scope", "global")
+    run = polyprune("prune", *SMALL, *decided, "--exporter", "masks", "-o", "masks")
     assert run.status == 0, run.err
     return Path("masks").resolve()
 
