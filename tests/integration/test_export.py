@@ -17,15 +17,14 @@ from polyprune_plugins.exporters.huggingface import HuggingFace
 
 SMALL = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
 SMALL += ("--batch-size", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")
-
+DECIDED = ("--initializer", "wanda", "-s", "0.3", "--scope", "global")
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 
 
 @pytest.fixture(scope="module")
 def masks() -> Path:
-    decided = ("--initializer", "wanda", "-s", "0.3", "--scope", "global")
-    run = polyprune("prune", *SMALL, *decided, "--exporter", "masks", "-o", "masks")
+    run = polyprune("prune", *SMALL, *DECIDED, "--exporter", "masks", "-o", "masks")
     assert run.status == 0, run.err
     return Path("masks").resolve()
 
@@ -62,7 +61,7 @@ def test_masks_become_the_model_that_prune_would_have_written(masks, tmp_path) -
     run = export(masks, tmp_path / "new", "--verify")
     assert run.status == 0, run.err
     assert "same top-1 100.0% of 256 positions" in run.out
-    whole = polyprune("prune", *SMALL, "-s", "0.3", "--scope", "global", "-o", tmp_path / "whole")
+    whole = polyprune("prune", *SMALL, *DECIDED, "-o", tmp_path / "whole")
     assert whole.status == 0
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("new", "whole"))
     assert ours.keys() == theirs.keys()
