@@ -154,11 +154,10 @@ def _floor(order: Tensor, space: MaskSpace, min_keep: int) -> Tensor:
     floor = torch.zeros(len(space), dtype=torch.bool)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    size = torch.tensor([group.count for group in space.groups])
-    for kept in range(min_keep):
-        first = torch.full_like(size, len(order)).scatter_reduce(0, space.group, place, "amin")
-        best = order[first[(size > 1) & (size > kept)]]
-        floor[best], place[best] = True, len(order)
+    for units in space.slices():
+        count = units.stop - units.start
+        if count > 1:
+            floor[units.start + place[units].topk(min(min_keep, count), largest=False).indices] = True
     return floor
 
 
