@@ -118,9 +118,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
             if line:
                 _line(panel, line, index)
         levels = {"dense": dense} | {c.name: math.exp(c.spread.mean) for c in in_its_best_pooling(found)[:2]}
-        for name, level in levels.items():
+        for (name, level), side in zip(levels.items(), ("bottom", "top", "bottom"), strict=False):
             panel.axhline(level, color="0.5", lw=0.8, ls="--")
-            panel.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+            panel.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right", va=side, fontsize=7)
         panel.set(xscale="log", yscale="log", title=f"sparsity {sparsity:g}", xlabel="forward tokens")
         panel.set_xticks(TOKENS, map(short, TOKENS))
         panel.set_yticks(PERPLEXITIES, map(str, PERPLEXITIES))
