@@ -131,7 +131,8 @@ class Calibration:
         """
         readers = {name: self.layout.axis[name].reader for name in axes}
         totals = self._sums(list(readers.values()), lambda x: [x.T @ x])
-        return {name: totals[reader][0] / self.windows.numel() for name, reader in readers.items()}
+        # Taken out one by one: sums and means of all axes together would take twice the memory.
+        return {name: totals.pop(reader)[0] / self.windows.numel() for name, reader in readers.items()}
 
     def gradients(self, *, squares: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns gradients of the mean loss by parameter name, for every parameter that an axis cuts, in float32.
