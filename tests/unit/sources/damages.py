@@ -1,0 +1,112 @@
+"""Ways to make a model's folder unreadable; each returns what is then said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llamas import WORDS, edit_config, save_tokenizer
+from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+
+
+def broken_empty(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    return "has no weights"
+
+
+def broken_pickle(folder: Path) -> str:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    return "pytorch_model.bin.*pickle checkpoints are not read.*convert to safetensors"
+
+
+def broken_adapter(folder: Path) -> str:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    return "not the weights of a whole model"
+
+
+def broken_truncated(folder: Path) -> str:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return "broken or cut short"
+
+
+def broken_no_bytes(folder: Path) -> str:
+    (folder / "model.safetensors").write_bytes(b"")
+    return "broken or cut short"
+
+
+def broken_index(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    return "lists no files"
+
+
+def broken_no_tokenizer(folder: Path) -> str:
+    (folder / "tokenizer.json").unlink()
+    return "no tokenizer"
+
+
+def broken_tokenizer(folder: Path) -> str:
+    (folder / "tokenizer.json").write_text("{}")
+    return "the tokenizer in .* cannot be read"
+
+
+def broken_large_tokenizer(folder: Path) -> str:
+    save_tokenizer(folder, WORDS + [f"word{i}" for i in range(20)])
+    return "28 tokens, the model only 16 embeddings"
+
+
+def broken_no_config(folder: Path) -> str:
+    (folder / "config.json").unlink()
+    return "no config.json"
+
+
+def broken_config(folder: Path) -> str:
+    (folder / "config.json").write_text('{"model_type": "llama",')
+    return "config.json cannot be read"
+
+
+def broken_config_kind(folder: Path) -> str:
+    (folder / "config.json").write_text("[]")
+    return "no JSON object"
+
+
+def broken_config_value(folder: Path) -> str:
+    edit_config(folder, hidden_size="wide")
+    return "the model in .* cannot be read"
+
+
+def broken_shapes(folder: Path) -> str:
+    edit_config(folder, intermediate_size=64)
+    return "the model in .* cannot be read"
+
+
+def broken_missing_weights(folder: Path) -> str:
+    edit_config(folder, num_hidden_layers=3)
+    return "lacks 9 weights of LlamaForCausalLM .*would be random"
+
+
+def broken_unknown(folder: Path) -> str:
+    edit_config(folder, model_type="quantum", architectures=["QuantumForCausalLM"])
+    return "'quantum', which transformers .* does not know"
+
+
+def broken_no_type(folder: Path) -> str:
+    (folder / "config.json").write_text("{}")
+    return "model_type ''"
+
+
+def broken_quantised(folder: Path) -> str:
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    return "holds gptq weights; pruning needs the floating-point model"
+
+
+def broken_encoder(folder: Path) -> str:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=16, **sizes)).save_pretrained(folder)
+    return "BertForMaskedLM, not a decoder-only language model"
+
+
+def broken_encoder_decoder(folder: Path) -> str:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(folder)
+    return "T5ForConditionalGeneration, not a decoder-only language model"

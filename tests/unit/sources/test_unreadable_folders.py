@@ -1,0 +1,49 @@
+"""Folders and files that cannot be read are one clear error each; code that comes with one runs only when trusted."""
+
+from __future__ import annotations
+
+import damages
+import pytest
+from llamas import edit_config
+from transformers import LlamaForCausalLM
+
+from polyprune_core.errors import ModelError
+from polyprune_core.models.sources import load_model, resolve
+
+MODELING = """
+from transformers import LlamaForCausalLM
+class OwnLlama(LlamaForCausalLM):
+    pass
+"""
+
+
+@pytest.mark.parametrize("damage", [f for name, f in vars(damages).items() if name.startswith("broken_")])
+def test_a_folder_that_cannot_be_used_is_one_model_error(folder, damage):
+    message = damage(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)
+    assert "model" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["w.bin", "w.pt", "w.pth", "w.safetensors", "w.txt"])
+def test_a_single_file_is_refused_unless_it_is_gguf(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    message = "Give the folder" if name.endswith(("s", "txt")) else "pickle checkpoints are not read"
+    with pytest.raises(ModelError, match=message):
+        resolve(str(tmp_path / name))
+
+
+def test_code_that_comes_with_a_model_runs_only_when_trusted(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    (folder / "modeling_own.py").write_text(MODELING)
+    edit_config(folder, architectures=["OwnLlama"], auto_map={"AutoModelForCausalLM": "modeling_own.OwnLlama"})
+    with pytest.raises(ModelError, match=r"OwnLlama whose code comes with it.*--trust-remote-code"):
+        load_model(str(folder), device="cpu")
+    loaded = load_model(str(folder), device="cpu", trust_remote_code=True)
+    assert type(loaded.model).__name__ == "OwnLlama"
+
+
+def test_a_known_class_needs_no_trust_even_if_the_model_offers_code(folder):
+    edit_config(folder, auto_map={"AutoModelForCausalLM": "modeling_own.OwnLlama"})
+    assert type(load_model(str(folder), device="cpu").model) is LlamaForCausalLM
