@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polyprune_core.objective import last_hidden, losses_from_hidden
+from polyprune_core.objective import FLOAT_ROWS, cross_entropy, last_hidden, predictions
 from polyprune_core.statistics import exp
-
-AGREEMENT_ROWS = 128
 
 Progress = Callable[[int, int], None]
 
@@ -62,35 +61,42 @@ class Evaluator:
         nll = kl = agree = 0.0
         tokens = 0
         windows: list[float] = []
+        compared = not remember and bool(self.dense_hidden)
         for done, ids in enumerate(self.batches):
             ids = ids.to(model.device)
             hidden = last_hidden(model, ids)
-            losses = losses_from_hidden(model, hidden, ids)
+            ours = predictions(model.get_output_embeddings(), hidden, ids)
+            theirs = predictions(self.dense_head, self.dense_hidden[done], ids) if compared else repeat(None)
+            pieces = []
+            for (logits, target), dense in zip(ours, theirs, strict=False):
+                pieces.append(cross_entropy(logits, target))
+                if dense:
+                    divergence, same = _agreement(dense[0], logits, target, pieces[-1])
+                    kl, agree = kl + divergence, agree + same
+            losses = torch.cat(pieces).view(len(ids), -1)
             nll += float(losses.sum(dtype=torch.float64))
             windows += losses.mean(dim=1, dtype=torch.float64).tolist()
-            tokens += ids.shape[0] * (ids.shape[1] - 1)
+            tokens += losses.numel()
             if remember:
                 remember(hidden)
-            elif self.dense_hidden:
-                heads = (self.dense_head, model.get_output_embeddings())
-                divergence, same = _agreement(heads, self.dense_hidden[done], hidden)
-                kl, agree = kl + divergence, agree + same
             progress(done + 1, len(self.batches))
-        if remember or not self.dense_hidden:
+        if not compared:
             return Evaluation(nll / tokens, tokens, window_nll=tuple(windows))
         return Evaluation(nll / tokens, tokens, kl / tokens, agree / tokens, tuple(windows))
 
 
-def _agreement(heads: tuple[Any, Any], dense: Tensor, pruned: Tensor) -> tuple[float, float]:
-    """Returns the summed KL(dense || pruned) in nats and the number of equal top-1 predictions."""
-    pairs = zip(
-        dense[:, :-1].flatten(0, 1).split(AGREEMENT_ROWS),
-        pruned[:, :-1].flatten(0, 1).split(AGREEMENT_ROWS),
-        strict=True,
-    )
-    kl = same = 0.0
-    for rows in pairs:
-        p, q = (torch.log_softmax(head(r), dim=-1, dtype=torch.float32) for head, r in zip(heads, rows, strict=True))
-        kl += float((p.exp() * (p - q)).sum(dtype=torch.float64))
-        same += float((p.argmax(-1) == q.argmax(-1)).sum())
-    return kl, same
+def _agreement(dense: Tensor, pruned: Tensor, target: Tensor, losses: Tensor) -> tuple[float, float]:
+    """Returns the summed KL(dense || pruned) in nats and the number of equal top-1 predictions.
+
+    Of logits (R, V) each; `losses` (R,) are those of the next tokens `target` (R, 1) under `pruned`. A loss and the
+    logit it belongs to tell the logarithm of the summed exponentials.
+    """
+    normalisers = [
+        (loss + logits.gather(1, target).squeeze(1))[:, None]
+        for loss, logits in ((cross_entropy(dense, target), dense), (losses, pruned))
+    ]
+    kl = 0.0
+    for p, q, p_sum, q_sum in zip(*(each.split(FLOAT_ROWS) for each in (dense, pruned, *normalisers)), strict=True):
+        log_p, log_q = p - p_sum, q - q_sum
+        kl += float(torch.linalg.vecdot(log_p.exp(), log_p - log_q).sum(dtype=torch.float64))
+    return kl, float((dense.max(dim=-1).indices == pruned.max(dim=-1).indices).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,18 +23,21 @@ def last_hidden(model: Any, ids: Tensor) -> Tensor:
 
 
 def losses_from_hidden(model: Any, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Returns (B, T - 1) float32 nats per token from (B, T, H).
+    """Returns (B, T - 1) float32 nats per token from (B, T, H)."""
+    pieces = predictions(model.get_output_embeddings(), hidden, ids)
+    return torch.cat([cross_entropy(logits, target) for logits, target in pieces]).view(ids.shape[0], -1)
 
-    Logits exist for 256 positions at a time only, and in float32 for 32.
-    """
-    head = model.get_output_embeddings()
+
+def predictions(head: Any, hidden: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields logits (R, V) from (B, T, H) and the tokens (R, 1) that came next, for R = 256 positions at a time."""
     positions = hidden[:, :-1].flatten(0, 1).split(LOGIT_ROWS)
     targets = ids[:, 1:].reshape(-1, 1).split(LOGIT_ROWS)
-    losses = [_cross_entropy(head(rows), target) for rows, target in zip(positions, targets, strict=True)]
-    return torch.cat(losses).view(ids.shape[0], -1)
+    for rows, target in zip(positions, targets, strict=True):
+        yield head(rows), target
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Returns (R,) nats of the tokens (R, 1) under logits (R, V), which exist in float32 for 32 rows at a time."""
     if logits.requires_grad:
         return F.cross_entropy(logits.float(), target.squeeze(1), reduction="none")
     chosen = logits.gather(1, target).float()
