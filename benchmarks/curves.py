@@ -12,7 +12,7 @@ from polyprune_core.report.columns import number, short
 from polyprune_core.statistics import Sample, paired, sample
 
 TOKENS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
-PERPLEXITIES = (60, 80, 100, 150, 200, 300, 500, 1000)
+PERPLEXITIES = (60, 70, 80, 100, 120, 150, 200, 300, 500, 700, 1000)
 
 
 @dataclass(frozen=True)
@@ -109,39 +109,52 @@ def draw(record: dict[str, Any], path: Path) -> None:
     pyplot.rcParams["svg.hashsalt"] = "polyprune"
     dense = next(row["perplexity"] for row in record["rows"] if row["kind"] == "dense")
     sparsities = sorted({row["sparsity"] for row in record["rows"] if row["kind"] == "search"})
-    figure, panels = pyplot.subplots(1, len(sparsities), figsize=(4.2 * len(sparsities), 4.6), squeeze=False)
+    down = math.ceil(len(sparsities) / 2)
+    figure, panels = pyplot.subplots(down, 2, figsize=(9, 3.6 * down + 0.6), squeeze=False, layout="constrained")
     names = list(dict.fromkeys(each.name for s in sparsities for each in criteria(record, s) if each.searched))
-    for panel, sparsity in zip(panels[0], sparsities, strict=True):
+    for panel, sparsity in zip(panels.flat, sparsities, strict=False):
         found = criteria(record, sparsity)
-        for index, name in enumerate(names):
+        for name in names:
             line = sorted((c for c in found if c.name == name), key=lambda c: c.forward_tokens)
             if line:
-                _line(panel, line, index)
+                _line(panel, line, _style(name, names))
         levels = {"dense": dense} | {c.name: math.exp(c.spread.mean) for c in in_its_best_pooling(found)[:2]}
         for (name, level), side in zip(levels.items(), ("bottom", "top", "bottom"), strict=False):
             panel.axhline(level, color="0.5", lw=0.8, ls="--")
             panel.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right", va=side, fontsize=7)
-        panel.set(xscale="log", yscale="log", title=f"sparsity {sparsity:g}", xlabel="forward tokens")
+        highest = max([math.exp(c.spread.mean) for c in found if c.searched] + list(levels.values()))
+        panel.set(xscale="log", yscale="log", title=f"sparsity {sparsity:g}", xlim=(1e4, 2e6))
         panel.set_xticks(TOKENS, map(short, TOKENS))
         panel.set_yticks(PERPLEXITIES, map(str, PERPLEXITIES))
         panel.minorticks_off()
-        panel.set(xlim=(1e4, 2e6), ylim=(dense * 0.9, max(math.exp(c.spread.mean) for c in found if c.searched) * 1.5))
-    panels[0][0].set_ylabel("perplexity on the test split")
-    legend = _legend(panels[0])
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4, fontsize=7)
-    figure.tight_layout(rect=(0, 0.14, 1, 1))
+        panel.set_ylim(dense * 0.9, highest * 1.3)
+    for panel in panels[-1]:
+        panel.set_xlabel("forward tokens")
+    for panel in panels.flat[len(sparsities) :]:
+        panel.remove()
+    figure.supylabel("perplexity on the test split", fontsize=10)
+    legend = _legend(panels.flat[: len(sparsities)])
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=7)
     figure.savefig(path, metadata={"Date": None})
 
 
-def _line(panel: Any, line: list[Criterion], index: int) -> None:
+def _line(panel: Any, line: list[Criterion], style: dict[str, Any]) -> None:
     """Means with 95 % t intervals of log-perplexity over seeds."""
     spreads = [each.spread for each in line]
     values = [math.exp(spread.mean) for spread in spreads]
     ends = [spread.ci95 if spread.ci95 and spread.n > 2 else (spread.mean, spread.mean) for spread in spreads]
     below = [value - math.exp(low) for value, (low, _) in zip(values, ends, strict=True)]
     above = [math.exp(high) - value for value, (_, high) in zip(values, ends, strict=True)]
-    style = {"color": f"C{index % 10}", "marker": "os^Dvx"[index % 6], "label": line[0].name}
-    panel.errorbar([each.forward_tokens for each in line], values, [below, above], ms=4, capsize=2, lw=1.2, **style)
+    panel.errorbar([each.forward_tokens for each in line], values, [below, above], ms=4, capsize=2, **style)
+
+
+def _style(name: str, names: list[str]) -> dict[str, Any]:
+    """A colour and a marker of its own; estimators on keep probabilities share theirs, as they hardly differ."""
+    own = [each for each in names if "→ probabilities" not in each]
+    if name not in own:
+        return {"color": "0.7", "marker": ".", "lw": 0.6, "zorder": 1, "label": f"{name.split(',')[0]}, all estimators"}
+    index = own.index(name)
+    return {"color": f"C{index % 10}", "marker": "os^Dvx"[index % 6], "lw": 1.2, "label": name}
 
 
 def _legend(panels: Any) -> dict[str, Any]:
