@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from polyprune_core.report.columns import number, short
 from polyprune_core.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS, SUITES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "suites"
 # The default search, the same from another metric, and the published one as its paper and as its code step.
 HEADLINE = {
     "thinet → gaussian, antithetic",
@@ -79,12 +80,13 @@ def _beside_start(nll: dict[int, float], start: dict[int, float]) -> str:
 
 def ablations() -> str:
     """Each change of the default search, its perplexities paired with the default's by seed."""
-    record = _read("ablations")
+    record, suite = _read("ablations"), tomllib.loads((SUITES / "ablations.toml").read_text("utf-8"))
     rows = {row["id"]: row for row in record["rows"]}
     found: dict[str, dict[int, float]] = {}
     for name, comparison in record["comparisons"].items():
+        change = ", ".join(f"{key} {value}" for key, value in suite["runs"][name].items())
         for row in (rows[key] for key in comparison["rows"] if rows[key]["kind"] == "search"):
-            what = f"estimator {row['estimator']}" if name == "other-estimators" else name.replace("-", " ")
+            what = f"estimator {row['estimator']}" if "estimators" in change else change or "default"
             found.setdefault(what, {})[row["seed"]] = row["nll"]
     default = found["default"]
     lines = ["| change | perplexity | n | against the default |", "|---|---:|---:|---:|"]
