@@ -149,10 +149,11 @@ def _line(panel: Any, line: list[Criterion], style: dict[str, Any]) -> None:
 
 
 def _style(name: str, names: list[str]) -> dict[str, Any]:
-    """A colour and a marker of its own; estimators on keep probabilities share theirs, as they hardly differ."""
+    """A colour and a marker of its own; estimators on keep probabilities share grey points, as they hardly differ."""
     own = [each for each in names if "→ probabilities" not in each]
     if name not in own:
-        return {"color": "0.7", "marker": ".", "lw": 0.6, "zorder": 1, "label": f"{name.split(',')[0]}, all estimators"}
+        label = f"{name.split(',')[0]}, all estimators"
+        return {"color": "0.7", "marker": ".", "ls": "none", "lw": 0.6, "zorder": 1, "label": label}
     index = own.index(name)
     return {"color": f"C{index % 10}", "marker": "os^Dvx"[index % 6], "lw": 1.2, "label": name}
 
