@@ -63,7 +63,8 @@ def free() -> str:
             column = found.setdefault((row["sparsity"], comparison["config"]["forward_tokens"]), {})
             column.setdefault(row["estimator"] or "no search", {})[row["seed"]] = row["nll"]
     columns = {key: found[key] for key in sorted(found)}
-    head = [f"{sparsity:g}, {short(tokens)} tokens" for sparsity, tokens in columns]
+    seeds = [len(column["no search"]) for column in columns.values()]
+    head = [f"{s:g}, {short(tokens)} tokens, n = {n}" for (s, tokens), n in zip(columns, seeds, strict=True)]
     lines = [f"| wanda → probabilities | {' | '.join(head)} |", "|---" + "|---:" * len(head) + "|"]
     for name in dict.fromkeys(name for column in columns.values() for name in column):
         cells = [_beside_start(column.get(name, {}), column["no search"]) for column in columns.values()]
