@@ -13,6 +13,7 @@ from polyprune_core.statistics import Sample, paired, sample
 
 TOKENS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 PERPLEXITIES = (60, 70, 80, 100, 120, 150, 200, 300, 500, 700, 1000)
+FEWER = (60, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
         highest = max([math.exp(c.spread.mean) for c in found if c.searched] + list(levels.values()))
         panel.set(xscale="log", yscale="log", title=f"sparsity {sparsity:g}", xlim=(1e4, 2e6))
         panel.set_xticks(TOKENS, map(short, TOKENS))
-        panel.set_yticks(PERPLEXITIES, map(str, PERPLEXITIES))
+        ticks = FEWER if highest > 20 * dense else PERPLEXITIES
+        panel.set_yticks(ticks, map(str, ticks))
         panel.minorticks_off()
         panel.set_ylim(dense * 0.9, highest * 1.3)
     for panel in panels[-1]:
