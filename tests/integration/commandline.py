@@ -40,3 +40,14 @@ def polyprune(*arguments: object) -> Run:
         except SystemExit as stop:
             status = stop.code
     return Run(status, out.getvalue(), err.getvalue())
+
+
+def refused(run: Run, *parts: object) -> None:
+    """Checks for status 2 and one last line that says why, without a traceback and with nothing on stdout."""
+    assert run.status == 2, run.err
+    assert run.out == ""
+    assert "Traceback" not in run.err
+    complaints = [line for line in run.err.splitlines() if line.startswith("polyprune: ")]
+    assert complaints == run.err.splitlines()[-1:]
+    for part in parts:
+        assert str(part) in complaints[0]

@@ -10,7 +10,7 @@ import pytest
 
 from polyprune_core.pydocs import calibration_text, evaluation_text
 
-pytest.register_assert_rewrite("grids")  # compare/grids.py: what it checks is shown as in a test
+pytest.register_assert_rewrite("commandline")  # what it checks is shown as in a test
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from commandline import Run, polyprune
+from commandline import Run, polyprune, refused
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -34,17 +34,6 @@ FIGURES = {"polyprune", "environment", "report", "sparsity", "dense", "in_memory
 def prune(output: Path | str, *more: object, base: tuple[str, ...] = TINY) -> Run:
     """Runs `polyprune prune` in this process."""
     return polyprune("prune", *base, "-o", output, *more)
-
-
-def refused(run: Run, *parts: object) -> None:
-    """Checks for status 2 and one last line that says why, without a traceback and with nothing on stdout."""
-    assert run.status == 2, run.err
-    assert run.out == ""
-    assert "Traceback" not in run.err
-    complaints = [line for line in run.err.splitlines() if line.startswith("polyprune: ")]
-    assert complaints == run.err.splitlines()[-1:]
-    for part in parts:
-        assert str(part) in complaints[0]
 
 
 def figures(folder: Path) -> dict[str, Any]:

@@ -38,14 +38,3 @@ def results_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def cell_files(store: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (store / "cells").glob("*.json")}
-
-
-def refused(run: Run, *parts: object) -> None:
-    """Checks for status 2 and one last line that says why, without a traceback and with nothing on stdout."""
-    assert run.status == 2, run.err
-    assert run.out == ""
-    assert "Traceback" not in run.err
-    complaints = [line for line in run.err.splitlines() if line.startswith("polyprune: ")]
-    assert complaints == run.err.splitlines()[-1:]
-    for part in parts:
-        assert str(part) in complaints[0]

@@ -12,8 +12,8 @@ from unittest import mock
 
 import pytest
 import torch
-from commandline import Run, polyprune
-from grids import FEW, grid, refused, results_of
+from commandline import Run, polyprune, refused
+from grids import FEW, grid, results_of
 
 from polyprune_core import MaskBatch, Provider
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry

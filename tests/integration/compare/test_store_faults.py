@@ -15,8 +15,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from commandline import refused
 from filelock import FileLock
-from grids import FEW, GRID, IN_ANOTHER_PROCESS, cell_files, grid, refused, results_of
+from grids import FEW, GRID, IN_ANOTHER_PROCESS, cell_files, grid, results_of
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 
