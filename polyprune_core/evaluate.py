@@ -95,8 +95,9 @@ def _agreement(dense: Tensor, pruned: Tensor, target: Tensor, losses: Tensor) ->
         (loss + logits.gather(1, target).squeeze(1))[:, None]
         for loss, logits in ((cross_entropy(dense, target), dense), (losses, pruned))
     ]
-    kl = 0.0
+    divergences = []
     for p, q, p_sum, q_sum in zip(*(each.split(FLOAT_ROWS) for each in (dense, pruned, *normalisers)), strict=True):
         log_p, log_q = p - p_sum, q - q_sum
-        kl += float(torch.linalg.vecdot(log_p.exp(), log_p - log_q).sum(dtype=torch.float64))
-    return kl, float((dense.max(dim=-1).indices == pruned.max(dim=-1).indices).sum())
+        divergences.append(torch.linalg.vecdot(log_p.exp(), log_p - log_q))
+    same = dense.max(dim=-1).indices == pruned.max(dim=-1).indices
+    return float(torch.cat(divergences).sum(dtype=torch.float64)), float(same.sum())
