@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 
 from polyprune_core.data import evenly_spaced, load_text, token_windows
-from polyprune_core.environment import environment
 from polyprune_core.evaluate import Evaluator
 from polyprune_core.models.sources import load_model
+from polyprune_core.utils.environment import environment
 
 WINDOWS = {2048: 40, 128: 160}
 

@@ -27,10 +27,8 @@ import torch
 from gradient_statistics import Series, compare, components, exactly, inner, inner_error, split_half_cosine, spread
 from torch import Tensor
 
-from polyprune_core.atomic import write_atomically
 from polyprune_core.budget import Budget
 from polyprune_core.data import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
-from polyprune_core.environment import environment
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.objective import Objective, token_losses
@@ -41,10 +39,12 @@ from polyprune_core.policy import entropy
 from polyprune_core.resume import Checkpoint
 from polyprune_core.scoring import Calibration
 from polyprune_core.search import SearchOptions, search
-from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
 from polyprune_core.types import MaskBatch, Policy
+from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import write_atomically
+from polyprune_core.utils.rng import generator
 
 MASKS = 16
 POINTS = ("start", "gaussian start", "trained")

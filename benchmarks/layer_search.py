@@ -22,18 +22,18 @@ import click
 import torch
 from torch import Tensor
 
-from polyprune_core.atomic import write_atomically
 from polyprune_core.config import Comparison
 from polyprune_core.data import sample_windows
-from polyprune_core.environment import environment
 from polyprune_core.grid import Cell
 from polyprune_core.harness import Harness
 from polyprune_core.objective import Objective
 from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.progress import Reporter
 from polyprune_core.space import MaskSpace
 from polyprune_core.types import Selection
+from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import write_atomically
+from polyprune_core.utils.progress import Reporter
 
 METRICS = ("block-influence", "thinet", "wanda", "llm-pruner", "magnitude", "random")
 POLICIES = {"gaussian": "adam", "probabilities": "sgd"}

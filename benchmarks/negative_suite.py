@@ -28,10 +28,10 @@ from polyprune_core.grid import cells  # noqa: E402
 from polyprune_core.harness import Harness  # noqa: E402
 from polyprune_core.pipeline import open_harness  # noqa: E402
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry  # noqa: E402
-from polyprune_core.progress import Reporter  # noqa: E402
 from polyprune_core.request import check_plugins  # noqa: E402
 from polyprune_core.store import write_json  # noqa: E402
 from polyprune_core.testing import run_checks  # noqa: E402
+from polyprune_core.utils.progress import Reporter  # noqa: E402
 
 SOURCE = Source("broken", "0")
 SMALL = {"model": "tiny", "limit": 2, "seq_len": 32, "eval_seq_len": 32, "calibration_samples": 5, "steps": 2}

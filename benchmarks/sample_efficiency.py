@@ -21,7 +21,6 @@ from typing import Any
 import click
 from curves import draw
 
-from polyprune_core.atomic import write_atomically
 from polyprune_core.cli.console import TerminalReporter, stderr
 from polyprune_core.config import Comparison, parse
 from polyprune_core.details import path_of, read_details
@@ -29,6 +28,7 @@ from polyprune_core.pipeline import compare
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.results import Row, finite
 from polyprune_core.store import Store
+from polyprune_core.utils.files import write_atomically
 
 SUITE = Path(__file__).parent / "suites" / "sample_efficiency.toml"
 # What stands once above all comparisons of the output.

@@ -24,9 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from polyprune_core.atomic import write_atomically
 from polyprune_core.budget import Budget
-from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError
 from polyprune_core.limits import check_estimator
 from polyprune_core.models.describe import describe
@@ -37,10 +35,12 @@ from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.policies import FAMILIES, Start
 from polyprune_core.resume import SECONDS_BETWEEN, SHARE_OF_TIME, Checkpoint, pack
 from polyprune_core.search import SearchOptions, search
-from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
 from polyprune_core.types import StepRecord
+from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import write_atomically
+from polyprune_core.utils.rng import generator
 
 # Masks a step, sequences a batch: the same number of tokens.
 SHAPES = [(2, 8), (16, 2)]

@@ -15,6 +15,7 @@ from polyprune_core.plugins.deprecation import PluginDeprecationWarning, depreca
 from polyprune_core.plugins.functions import initializer
 from polyprune_core.plugins.hookspecs import API_VERSION, hookimpl
 from polyprune_core.types import ExportReport, MaskBatch, Policy, Scores, Selection, UnitGroup
+from polyprune_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from polyprune_core.artefact import PrunedModel
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from polyprune_core.models.sources import LoadedModel
     from polyprune_core.scoring import Calibration
     from polyprune_core.space import MaskSpace
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "Budget": "polyprune_core.budget",

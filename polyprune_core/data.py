@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyprune_core import pydocs
 from polyprune_core.errors import DataError, unknown_name
-from polyprune_core.seeds import generator
+from polyprune_core.utils.rng import generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyprune_core.atomic import write_atomically
 from polyprune_core.errors import ConfigError
+from polyprune_core.utils.files import write_atomically
 
 FORMAT = "polyprune cell 1"
 

@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from polyprune_core import __version__
 from polyprune_core.artefact import PrunedModel
 from polyprune_core.compact import build_compact
 from polyprune_core.data import load_text, token_windows
-from polyprune_core.environment import environment
 from polyprune_core.errors import ModelError
 from polyprune_core.finished import FinishedCell, find_cell
-from polyprune_core.folder import RECORD, check_output, whole_folder
 from polyprune_core.maskfile import HEADER, TENSORS, MaskFile
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.progress import Reporter
 from polyprune_core.requests import Export
 from polyprune_core.store import write_json
 from polyprune_core.types import ExportReport
+from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import RECORD, check_output, whole_folder
+from polyprune_core.utils.progress import Reporter
+from polyprune_core.version import __version__
 
 WINDOWS, WINDOW = 4, 64
 # Kept slices may be laid out in memory otherwise than they were, so that sums are rounded in another order.

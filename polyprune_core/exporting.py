@@ -6,10 +6,10 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core import __version__
 from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.types import ExportReport
+from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
     from polyprune_core.artefact import PrunedModel

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from polyprune_core import __version__
 from polyprune_core.evaluate import Evaluation
 from polyprune_core.footprint import Footprint
 from polyprune_core.latency import Load, Spread
 from polyprune_core.report import PIPED_WIDTH, accuracy, number
 from polyprune_core.results import finite
 from polyprune_core.tasks import TaskScores
+from polyprune_core.version import __version__
 
 SCHEMA = 1
 PHASES = ("prefill", "decode")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyprune_core.memory import PeakMemory
-from polyprune_core.seeds import generator
+from polyprune_core.utils.memory import PeakMemory
+from polyprune_core.utils.rng import generator
 
 
 @dataclass(frozen=True)

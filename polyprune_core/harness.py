@@ -18,7 +18,6 @@ from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batc
 from polyprune_core.evaluate import Evaluation, Evaluator
 from polyprune_core.grid import Cell
 from polyprune_core.latency import Load, Seconds, ratios, take_turns
-from polyprune_core.memory import PeakMemory
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.objective import Objective
@@ -27,15 +26,16 @@ from polyprune_core.plugins.registry import Registry
 from polyprune_core.plugins.watch import WeightsChanged
 from polyprune_core.policies import FAMILIES, Family, Start
 from polyprune_core.policy import scale
-from polyprune_core.progress import Reporter
 from polyprune_core.resume import Checkpoint
 from polyprune_core.scoring import Calibration
 from polyprune_core.search import SearchOptions, search
-from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
 from polyprune_core.tasks import Tasks, TaskScores
 from polyprune_core.types import Policy, Scores, Selection, Trace
+from polyprune_core.utils.memory import PeakMemory
+from polyprune_core.utils.progress import Reporter
+from polyprune_core.utils.rng import generator
 
 STARTING = {"probabilities", "start_scale", "sigma"}
 STEPPING = {"masks_per_step", "learning_rate", "precondition", "optimizer", "warmup", "averaging"}

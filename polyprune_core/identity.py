@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polyprune_core import __version__
 from polyprune_core.config import Comparison
 from polyprune_core.grid import Cell
 from polyprune_core.models.checkpoint import settings_sha256
+from polyprune_core.version import __version__
 
 Sources = Mapping[str, Mapping[str, str]]
 

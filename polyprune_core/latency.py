@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyprune_core.seeds import generator
+from polyprune_core.utils.rng import generator
 
 
 @dataclass(frozen=True)

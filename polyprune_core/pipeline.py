@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyprune_core import __version__
 from polyprune_core.config import Comparison
 from polyprune_core.data import ROLES, Text, load_text
 from polyprune_core.details import Details, Group, path_of, read_details, write_details
-from polyprune_core.environment import environment
 from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluate import Evaluation
 from polyprune_core.grid import Cell, cell_id, cells
@@ -22,12 +20,14 @@ from polyprune_core.harness import Decision, Harness
 from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.progress import Reporter
 from polyprune_core.request import check_plugins
 from polyprune_core.results import Results, Row
 from polyprune_core.space import MaskSpace
 from polyprune_core.store import Store, write_json
 from polyprune_core.tasks import Tasks
+from polyprune_core.utils.environment import environment
+from polyprune_core.utils.progress import Reporter
+from polyprune_core.version import __version__
 
 
 def compare(

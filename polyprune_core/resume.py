@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from polyprune_core.atomic import write_atomically
 from polyprune_core.errors import ConfigError
-from polyprune_core.progress import Reporter
+from polyprune_core.utils.files import write_atomically
+from polyprune_core.utils.progress import Reporter
 
 FORMAT = "polyprune-search 1"
 SECONDS_BETWEEN = 2.0

@@ -17,7 +17,7 @@ from polyprune_core.errors import ConfigError, plain
 from polyprune_core.grid import NAMES, Cell, cell_id, cells
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.progress import Reporter, Task
+from polyprune_core.utils.progress import Reporter, Task
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

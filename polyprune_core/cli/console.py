@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from polyprune_core.errors import ConfigError
 from polyprune_core.errors import plain as plain
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.progress import Reporter, Task
+from polyprune_core.utils.progress import Reporter, Task
 
 
 def stderr() -> Console:

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from polyprune_core.cli.console import TerminalReporter
 from polyprune_core.grid import Cell
-from polyprune_core.progress import Task
 from polyprune_core.report import label, line, number
 from polyprune_core.results import Row
+from polyprune_core.utils.progress import Task
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 HEIGHT = 3

@@ -11,8 +11,8 @@ from string import Template
 
 import rich_click as click
 
-from polyprune_core import __version__
 from polyprune_core.errors import ConfigError
+from polyprune_core.version import __version__
 
 FILES = {
     "pyproject.toml": "pyproject.toml.in",

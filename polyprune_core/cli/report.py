@@ -82,11 +82,11 @@ def report(
         raise ConfigError("no results store given; name the folder that polyprune compare wrote, or its results.json.")
     from rich.console import Console
 
-    from polyprune_core.atomic import write_atomically
     from polyprune_core.cli.console import stderr
     from polyprune_core.report.arrange import Arrangement
     from polyprune_core.report.document import document
     from polyprune_core.report.load import load
+    from polyprune_core.utils.files import write_atomically
 
     arrangement = Arrangement(
         sort=None if sort == "none" else sort,

@@ -7,7 +7,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from polyprune_core import __version__
 from polyprune_core.report import charts
 from polyprune_core.report.agreement import agreement_sheets
 from polyprune_core.report.arrange import AS_RUN, Arrangement
@@ -21,6 +20,7 @@ from polyprune_core.report.load import Comparison, Loaded
 from polyprune_core.report.sheet import Sheet, heading, summary_sheet
 from polyprune_core.results import Results
 from polyprune_core.summaries import Summary
+from polyprune_core.version import __version__
 
 # The page has a table of costs.
 IN_COSTS = ("forward tokens", "backward passes", "seconds", "peak MB")

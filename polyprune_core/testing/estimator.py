@@ -21,9 +21,9 @@ from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.limits import check_estimator
 from polyprune_core.plugins.contracts import State
 from polyprune_core.plugins.registry import Registered
-from polyprune_core.seeds import generator
 from polyprune_core.testing.checking import NotRun, check, global_randomness_unused, made, require
 from polyprune_core.types import MaskBatch, Policy
+from polyprune_core.utils.rng import generator
 
 KEEP_PROB = torch.tensor([0.2, 0.5, 0.35, 0.8])
 UNITS = len(KEEP_PROB)

@@ -21,9 +21,9 @@ from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.progress import quiet
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.scoring import Calibration
-from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.types import Scores, Selection, UnitGroup
+from polyprune_core.utils.rng import generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

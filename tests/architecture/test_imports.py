@@ -22,9 +22,10 @@ PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "polyprune_plugins"
 LAYERS = [
     {
         "errors",
+        "version",
         "types",
-        "progress",
-        "atomic",
+        "utils.progress",
+        "utils.files",
         "limits",
         "target",
         "models.layout",
@@ -35,7 +36,7 @@ LAYERS = [
         "statistics",
     },
     {"models", "plugins", "space", "pydocs", "resume", "exact_size"},
-    {"seeds", "surgery", "masking", "budget", "currencies"},
+    {"utils.rng", "surgery", "masking", "budget", "currencies"},
     {"policy", "objective", "scoring", "data", "optimizer", "latency"},
     {"policies"},
     {"search", "evaluate"},

@@ -15,8 +15,8 @@ from polyprune_core.grid import Cell, cells
 from polyprune_core.harness import Harness
 from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
-from polyprune_core.progress import Reporter
 from polyprune_core.pydocs import calibration_text, evaluation_text
+from polyprune_core.utils.progress import Reporter
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import load_model
 from polyprune_core.objective import Objective, token_losses
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
+from polyprune_core.utils.rng import generator
 
 pytestmark = pytest.mark.real
 

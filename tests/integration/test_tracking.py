@@ -19,10 +19,10 @@ from polyprune_core.config import Comparison, parse, read_toml
 from polyprune_core.errors import ConfigError
 from polyprune_core.grid import cells
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.progress import Reporter
 from polyprune_core.pydocs import calibration_text, evaluation_text
 from polyprune_core.results import Row
 from polyprune_core.tracking import Tracking, run_name
+from polyprune_core.utils.progress import Reporter
 
 SMALL = ("compare", "-m", "tiny", "--limit", "4", "--seq-len", "32", "--eval-seq-len", "32", "--steps", "3")
 SMALL += ("--calibration-samples", "4", "--batch-size", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")

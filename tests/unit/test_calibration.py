@@ -17,9 +17,9 @@ from polyprune_core.objective import Objective
 from polyprune_core.plugins.registry import Registered, Registry, Source
 from polyprune_core.policy import scale
 from polyprune_core.scoring import Calibration
-from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
 from polyprune_core.surgery import Compactor
+from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
 from polyprune_plugins.initializers.llm_pruner import LLMPruner

@@ -10,8 +10,8 @@ from all_metrics import TAYLOR, Magnitude, calibration_for, choices, scores, uni
 from torch import nn
 
 from polyprune_core.scoring import Calibration
-from polyprune_core.seeds import generator
 from polyprune_core.space import MaskSpace
+from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
 from polyprune_plugins.granularities.mlp import Mlp
