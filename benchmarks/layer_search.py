@@ -22,9 +22,9 @@ import click
 import torch
 from torch import Tensor
 
-from polyprune_core.config import Comparison
+from polyprune_core.config.grid import Cell
+from polyprune_core.config.settings import Comparison
 from polyprune_core.data import sample_windows
-from polyprune_core.grid import Cell
 from polyprune_core.harness import Harness
 from polyprune_core.objective import Objective
 from polyprune_core.pipeline import open_harness

@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT / "tests" / "conformance"))
 from broken import faults, loading  # noqa: E402
 
 from polyprune_core import Provider  # noqa: E402
-from polyprune_core.config import Comparison  # noqa: E402
+from polyprune_core.config.grid import cells  # noqa: E402
+from polyprune_core.config.settings import Comparison  # noqa: E402
 from polyprune_core.errors import PolypruneError, plain  # noqa: E402
-from polyprune_core.grid import cells  # noqa: E402
 from polyprune_core.harness import Harness  # noqa: E402
 from polyprune_core.pipeline import open_harness  # noqa: E402
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry  # noqa: E402

@@ -22,7 +22,7 @@ import click
 from curves import draw
 
 from polyprune_core.cli.console import TerminalReporter, stderr
-from polyprune_core.config import Comparison, parse
+from polyprune_core.config.settings import Comparison, parse
 from polyprune_core.details import path_of, read_details
 from polyprune_core.pipeline import compare
 from polyprune_core.plugins.registry import load_registry

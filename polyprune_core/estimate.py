@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config import Comparison
-from polyprune_core.grid import Cell, cells
+from polyprune_core.config.grid import Cell, cells
+from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results import Row

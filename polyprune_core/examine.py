@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from polyprune_core.config.requests import Examination
 from polyprune_core.data import Text, evenly_spaced, load_text, token_windows
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluate import Evaluation, Evaluator, Progress
@@ -14,7 +15,6 @@ from polyprune_core.footprint import footprint
 from polyprune_core.latency import Load, Seconds, Spread, ratios, take_turns
 from polyprune_core.models.progress import quiet
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.requests import Examination
 from polyprune_core.subject import Subject, open_reference, open_subject
 from polyprune_core.tasks import Tasks
 from polyprune_core.utils.environment import environment

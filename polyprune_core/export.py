@@ -11,13 +11,13 @@ import torch
 
 from polyprune_core.artefact import PrunedModel
 from polyprune_core.compact import build_compact
+from polyprune_core.config.requests import Export
 from polyprune_core.data import load_text, token_windows
 from polyprune_core.errors import ModelError
 from polyprune_core.finished import FinishedCell, find_cell
 from polyprune_core.maskfile import HEADER, TENSORS, MaskFile
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.requests import Export
 from polyprune_core.store import write_json
 from polyprune_core.types import ExportReport
 from polyprune_core.utils.environment import environment

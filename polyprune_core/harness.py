@@ -12,11 +12,11 @@ from torch import Tensor
 from polyprune_core.artefact import PrunedModel
 from polyprune_core.budget import Budget
 from polyprune_core.compact import build_compact
-from polyprune_core.config import Settings
+from polyprune_core.config.grid import Cell
+from polyprune_core.config.settings import Settings
 from polyprune_core.currencies import Terms, agree
 from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batches, token_windows
 from polyprune_core.evaluate import Evaluation, Evaluator
-from polyprune_core.grid import Cell
 from polyprune_core.latency import Load, Seconds, ratios, take_turns
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model

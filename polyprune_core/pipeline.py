@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyprune_core.config import Comparison
+from polyprune_core.config.grid import Cell, cell_id, cells
+from polyprune_core.config.settings import Comparison
 from polyprune_core.data import ROLES, Text, load_text
 from polyprune_core.details import Details, Group, path_of, read_details, write_details
 from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluate import Evaluation
-from polyprune_core.grid import Cell, cell_id, cells
 from polyprune_core.harness import Decision, Harness
 from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.sources import load_model

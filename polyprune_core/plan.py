@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyprune_core import estimate
-from polyprune_core.config import Comparison
+from polyprune_core.config.grid import Cell, cell_id, cells
+from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
 from polyprune_core.estimate import Estimate
-from polyprune_core.grid import Cell, cell_id, cells
 from polyprune_core.identity import Sources, identity, used_plugins
 from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import count_parameters, read_config, weights_sha256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from polyprune_core.config import Comparison
+from polyprune_core.config.settings import Comparison
 from polyprune_core.limits import check_estimator, check_sparsity
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from polyprune_core.compact import build_compact
+from polyprune_core.config.requests import Examination
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.maskfile import HEADER, TENSORS, MaskFile
 from polyprune_core.models.checkpoint import read_config, weight_files
 from polyprune_core.models.owncode import is_own_code
 from polyprune_core.models.sources import LoadedModel, catalogue, load_model
-from polyprune_core.requests import Examination
 from polyprune_core.utils.progress import Reporter
 
 

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.config import Comparison, Settings, TaskSettings
+from polyprune_core.config.grid import NAMES, Cell, cell_id, cells
+from polyprune_core.config.settings import Comparison, Settings, TaskSettings
 from polyprune_core.errors import ConfigError, plain
-from polyprune_core.grid import NAMES, Cell, cell_id, cells
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.utils.progress import Reporter, Task

@@ -26,7 +26,7 @@ from polyprune_core.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from polyprune_core.config import Comparison
+    from polyprune_core.config.settings import Comparison
     from polyprune_core.plugins.registry import Registry
     from polyprune_core.results import Results, Row
 
@@ -113,7 +113,7 @@ def compare(
     Options of a plugin follow its name: llm-pruner:taylor=vector.
     """
     from polyprune_core.cli.console import check_loudness, show_problems, stderr
-    from polyprune_core.config import Comparison, parse
+    from polyprune_core.config.settings import Comparison, parse
     from polyprune_core.plugins.registry import load_registry
     from polyprune_core.tracking import check_loggers
 
@@ -174,7 +174,7 @@ def _run(
 
 def _varied(request: Comparison) -> frozenset[str]:
     """Returns the settings that tell rows of this grid apart."""
-    from polyprune_core.grid import cells
+    from polyprune_core.config.grid import cells
 
     values = {name: {getattr(cell, name) for cell in cells(request)} for name in ("granularity", "scope", "scale")}
     return frozenset(name for name, found in values.items() if len(found - {None}) > 1)

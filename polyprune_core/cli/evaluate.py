@@ -46,8 +46,8 @@ def evaluate(target: str, config: Path | None, form: str, quiet: bool, verbose: 
     Perplexity, agreement with the dense model, size, and what else is asked for.
     """
     from polyprune_core.cli.console import TerminalReporter, check_loudness, stderr
-    from polyprune_core.config import parse
-    from polyprune_core.requests import Examination
+    from polyprune_core.config.requests import Examination
+    from polyprune_core.config.settings import parse
 
     check_loudness(quiet, verbose)
     values["generate"] = values["generate"] or None

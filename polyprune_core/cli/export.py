@@ -38,9 +38,9 @@ def export(
 ) -> None:
     """Write what SOURCE decided: a folder of masks, a results store with --cell, or the file of one cell."""
     from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
-    from polyprune_core.config import parse
+    from polyprune_core.config.requests import Export
+    from polyprune_core.config.settings import parse
     from polyprune_core.plugins.registry import load_registry
-    from polyprune_core.requests import Export
 
     check_loudness(quiet, verbose)
     console = stderr()

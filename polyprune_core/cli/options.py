@@ -214,7 +214,7 @@ def options(*groups: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 def given(values: dict[str, Any], config: Path | None) -> dict[str, Any]:
     """Returns what the user asked for: the configuration file, overruled by options on the command line."""
-    from polyprune_core.config import read_toml
+    from polyprune_core.config.settings import read_toml
 
     asked = {name: value for name, value in values.items() if value is not None}
     return (read_toml(config) if config else {}) | asked

@@ -69,7 +69,7 @@ ONE = [
 def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbose: bool, **values: Any) -> None:
     """Prune one model for good, and prove it by reading it back from disk."""
     from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
-    from polyprune_core.config import Pruning, parse
+    from polyprune_core.config.settings import Pruning, parse
     from polyprune_core.plugins.registry import load_registry
 
     check_loudness(quiet, verbose)

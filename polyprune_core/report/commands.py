@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyprune_core.config import Comparison
+from polyprune_core.config.settings import Comparison
 from polyprune_core.results import Row
 from polyprune_core.summaries import Summary
 

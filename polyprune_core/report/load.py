@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from polyprune_core.config import Comparison as Grid
+from polyprune_core.config.grid import SEARCH_ONLY
+from polyprune_core.config.settings import Comparison as Grid
 from polyprune_core.details import Details, path_of, read_details
 from polyprune_core.errors import ConfigError, plain
-from polyprune_core.grid import SEARCH_ONLY
 from polyprune_core.results import SCHEMA, Results, Row, row_from_json
 from polyprune_core.schema import adapter
 

@@ -27,7 +27,7 @@ LAYERS = [
         "utils.progress",
         "utils.files",
         "limits",
-        "target",
+        "config.budget_spec",
         "models.layout",
         "plugins.contracts",
         "plugins.deprecation",

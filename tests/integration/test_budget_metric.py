@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from polyprune_core import Budget, PluginError, Provider, Selection
-from polyprune_core.config import Comparison
-from polyprune_core.grid import Cell, cells
+from polyprune_core.config.grid import Cell, cells
+from polyprune_core.config.settings import Comparison
 from polyprune_core.harness import Harness
 from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry

@@ -15,9 +15,9 @@ from accelerate import tracking as trackers
 from commandline import Run, polyprune
 
 from polyprune_core import tracking
-from polyprune_core.config import Comparison, parse, read_toml
+from polyprune_core.config.grid import cells
+from polyprune_core.config.settings import Comparison, parse, read_toml
 from polyprune_core.errors import ConfigError
-from polyprune_core.grid import cells
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pydocs import calibration_text, evaluation_text
 from polyprune_core.results import Row

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polyprune_core.config import Comparison
+from polyprune_core.config.settings import Comparison
 from polyprune_core.details import Details, Group, path_of, write_details
 from polyprune_core.results import Results, Row
 from polyprune_core.store import Store, write_json

@@ -19,7 +19,7 @@ from polyprune_core.cli import cli
 from polyprune_core.cli.report import FORMATS, GROUPS
 from polyprune_core.cli.report import SHOWN as OFFERED_SHOWN
 from polyprune_core.cli.report import SORTS as OFFERED_SORTS
-from polyprune_core.config import Comparison, parse
+from polyprune_core.config.settings import Comparison, parse
 from polyprune_core.errors import ConfigError
 from polyprune_core.report.arrange import KEYS, SORTS
 from polyprune_core.report.commands import command, command_of

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from polyprune_core.artefact import PrunedModel
 from polyprune_core.budget import EPS, SCOPES, project, select
 from polyprune_core.compact import build_compact
-from polyprune_core.config import Comparison, Pruning
+from polyprune_core.config.budget_spec import Target
+from polyprune_core.config.grid import Cell, cells
+from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.currencies import agree
 from polyprune_core.errors import BudgetError
-from polyprune_core.grid import Cell, cells
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.target import Target
 from polyprune_core.types import Scores
 from polyprune_plugins.granularities.attention import Attention
 from polyprune_plugins.granularities.channel import Channel

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from polyprune_core.config import Comparison, Settings
+from polyprune_core.config.grid import Cell, cell_id
+from polyprune_core.config.settings import Comparison, Settings
 from polyprune_core.errors import ModelError
-from polyprune_core.grid import Cell, cell_id
 from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import count_parameters, settings_sha256

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from polyprune_core.cli import live
 from polyprune_core.cli.live import HEIGHT, GridView, PlainView, curve, duration
-from polyprune_core.config import Comparison
-from polyprune_core.grid import Cell, cells
+from polyprune_core.config.grid import Cell, cells
+from polyprune_core.config.settings import Comparison
 from polyprune_core.results import Row
 
 CONFIG = Comparison(

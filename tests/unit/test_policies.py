@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from polyprune_core.budget import Budget, select
-from polyprune_core.config import PRESETS, Comparison, Pruning, parse
+from polyprune_core.config.grid import Cell, cell_id
+from polyprune_core.config.settings import PRESETS, Comparison, Pruning, parse
 from polyprune_core.errors import ConfigError
-from polyprune_core.grid import Cell, cell_id
 from polyprune_core.limits import check_estimator
 from polyprune_core.optimizer import cosine, ramp, stepped
 from polyprune_core.policies import FAMILIES, Start

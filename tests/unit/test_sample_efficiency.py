@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyprune_core.config import Comparison, parse
+from polyprune_core.config.settings import Comparison, parse
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.request import check_plugins
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from polyprune_core.config import Comparison, Scale, Scope, Settings
-from polyprune_core.target import Target
+from polyprune_core.config.budget_spec import Target
+from polyprune_core.config.settings import Comparison, Scale, Scope, Settings
 
 
 class Cell(BaseModel):

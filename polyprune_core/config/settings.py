@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from polyprune_core.config.budget_spec import Target
 from polyprune_core.errors import BudgetError, ConfigError, unknown_name
-from polyprune_core.target import Target
 
 Spec = Annotated[str, AfterValidator(lambda spec: _normal(spec))]
 Positive = Annotated[int, Field(gt=0)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from polyprune_core.config import Distinct, Dtype, ManyOrOne, Positive, TaskSettings
+from polyprune_core.config.settings import Distinct, Dtype, ManyOrOne, Positive, TaskSettings
 
 
 class Examination(TaskSettings):
