@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 from polyprune_core.plugins.contracts import Exporter, GradientEstimator, Granularity, Initializer, Provider, State
+from polyprune_core.plugins.decorator import initializer
 from polyprune_core.plugins.deprecation import PluginDeprecationWarning, deprecated
-from polyprune_core.plugins.functions import initializer
 from polyprune_core.plugins.hookspecs import API_VERSION, hookimpl
 from polyprune_core.types import ExportReport, MaskBatch, Policy, Scores, Selection, UnitGroup
 from polyprune_core.version import __version__ as __version__

@@ -17,8 +17,8 @@ from polyprune_core.errors import ModelError
 from polyprune_core.models import modeling_polyprune
 from polyprune_core.models.describe import families
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.models.owncode import AUTO_CLASSES, CODE
-from polyprune_core.models.progress import quiet
+from polyprune_core.models.quiet import quiet
+from polyprune_core.models.remote_code import AUTO_CLASSES, CODE
 from polyprune_core.surgery import compact_state_dict
 
 if TYPE_CHECKING:

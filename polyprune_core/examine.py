@@ -13,7 +13,7 @@ from polyprune_core.evaluate import Evaluation, Evaluator, Progress
 from polyprune_core.findings import Findings, Side, Timing
 from polyprune_core.footprint import footprint
 from polyprune_core.latency import Load, Seconds, Spread, ratios, take_turns
-from polyprune_core.models.progress import quiet
+from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.subject import Subject, open_reference, open_subject
 from polyprune_core.tasks import Tasks

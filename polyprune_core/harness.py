@@ -23,7 +23,7 @@ from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.objective import Objective
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.plugins.watch import WeightsChanged
+from polyprune_core.plugins.side_effects import WeightsChanged
 from polyprune_core.policies import FAMILIES, Family, Start
 from polyprune_core.policy import scale
 from polyprune_core.resume import Checkpoint

@@ -13,7 +13,7 @@ from polyprune_core.config.requests import Examination
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.maskfile import HEADER, TENSORS, MaskFile
 from polyprune_core.models.checkpoint import read_config, weight_files
-from polyprune_core.models.owncode import is_own_code
+from polyprune_core.models.remote_code import is_own_code
 from polyprune_core.models.sources import LoadedModel, catalogue, load_model
 from polyprune_core.utils.progress import Reporter
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polyprune_core.errors import ConfigError, DataError, unknown_name
-from polyprune_core.models.progress import quiet
+from polyprune_core.models.quiet import quiet
 
 # By task: each metric's mean over items, its standard error over items as METRIC_stderr, and the number of `items`.
 TaskScores = dict[str, dict[str, float]]

@@ -12,7 +12,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from polyprune_core.errors import ModelError
-from polyprune_core.models.progress import Status
+from polyprune_core.models.quiet import Status
 
 CACHE_VARIABLE = "POLYPRUNE_CACHE"
 

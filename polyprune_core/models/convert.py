@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ModelError
-from polyprune_core.models.progress import Status, heartbeat, quiet
+from polyprune_core.models.quiet import Status, heartbeat, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from polyprune_core.errors import ModelError
 from polyprune_core.models import cache
 from polyprune_core.models.catalogue import CatalogueEntry, WheelSource
 from polyprune_core.models.checkpoint import file_sha256, is_whole, weights_sha256
-from polyprune_core.models.progress import Status
+from polyprune_core.models.quiet import Status
 
 ORIGIN = "polyprune_origin.json"
 

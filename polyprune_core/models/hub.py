@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from polyprune_core.errors import ModelError
 from polyprune_core.models.checkpoint import PICKLE_REFUSAL, PICKLES, is_whole
-from polyprune_core.models.progress import Status, heartbeat, megabytes_in, quiet
+from polyprune_core.models.quiet import Status, heartbeat, megabytes_in, quiet
 
 PROBE_SECONDS = 4.0
 FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]

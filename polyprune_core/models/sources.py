@@ -14,7 +14,7 @@ from polyprune_core.models.cache import model_folder
 from polyprune_core.models.catalogue import CatalogueEntry, catalogue
 from polyprune_core.models.checkpoint import PICKLE_REFUSAL, PICKLES, check_folder, is_whole, weights_sha256
 from polyprune_core.models.fetch import from_catalogue, from_gguf, from_hub, require_unchanged
-from polyprune_core.models.progress import silent
+from polyprune_core.models.quiet import silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +59,7 @@ def load_model(
         ModelError: the model cannot be found, fetched or read.
     """
     from polyprune_core.models.placement import pick_device, pick_dtype
-    from polyprune_core.models.progress import quiet
+    from polyprune_core.models.quiet import quiet
     from polyprune_core.models.reading import read_model, read_tokenizer
 
     where = pick_device(device)

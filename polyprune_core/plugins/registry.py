@@ -16,6 +16,7 @@ import pluggy
 from polyprune_core.errors import PluginError, unknown_name
 from polyprune_core.plugins import hookspecs
 from polyprune_core.plugins.contracts import NEEDS, Provider
+from polyprune_core.plugins.decorator import providers_in
 from polyprune_core.plugins.discovery import (
     DISABLE,
     STRICT,
@@ -27,7 +28,6 @@ from polyprune_core.plugins.discovery import (
     source_of,
     usable,
 )
-from polyprune_core.plugins.functions import providers_in
 from polyprune_core.plugins.guard import FAULTS, Guarded, blamed, described
 from polyprune_core.plugins.options import build, parse_spec
 

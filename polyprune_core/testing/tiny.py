@@ -18,7 +18,7 @@ from polyprune_core.artefact import PrunedModel
 from polyprune_core.budget import Budget
 from polyprune_core.models.describe import describe
 from polyprune_core.models.layout import Axis, ModelLayout
-from polyprune_core.models.progress import quiet
+from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.scoring import Calibration
 from polyprune_core.space import MaskSpace

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from polyprune_core.plugins.watch import hooks_of
+from polyprune_core.plugins.side_effects import hooks_of
 from polyprune_core.testing.checking import require
 
 

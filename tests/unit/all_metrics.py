@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from polyprune_core.models.describe import describe
-from polyprune_core.plugins.functions import provider_of
+from polyprune_core.plugins.decorator import provider_of
 from polyprune_core.scoring import Calibration
 from polyprune_core.space import MaskSpace
 from polyprune_core.utils.rng import generator

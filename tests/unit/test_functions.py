@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyprune_core import initializer
 from polyprune_core.errors import PluginError
-from polyprune_core.plugins.functions import provider_of
+from polyprune_core.plugins.decorator import provider_of
 from polyprune_core.plugins.options import describe_options
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
 from polyprune_core.testing.tiny import tiny_calibration, tiny_model, tiny_space

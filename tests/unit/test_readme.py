@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from polyprune_core.cli import cli
-from polyprune_core.plugins.functions import provider_of
+from polyprune_core.plugins.decorator import provider_of
 from polyprune_core.testing.tiny import tiny_calibration
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head

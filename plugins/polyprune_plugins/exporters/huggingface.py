@@ -56,8 +56,8 @@ class HuggingFace:
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
         from polyprune_core.compact import build_compact, kept_layers
         from polyprune_core.exporting import export_report, provenance
-        from polyprune_core.models.owncode import CODE
-        from polyprune_core.models.progress import quiet
+        from polyprune_core.models.quiet import quiet
+        from polyprune_core.models.remote_code import CODE
 
         model = build_compact(pruned)
         origin = provenance(pruned) | {"layers": kept_layers(pruned.layout, pruned.axis_keep())}
@@ -76,7 +76,7 @@ class HuggingFace:
 
     def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
         """Loads the folder; code in it is run only if it is the very file that this version writes."""
-        from polyprune_core.models.owncode import is_own_code
+        from polyprune_core.models.remote_code import is_own_code
         from polyprune_core.models.sources import load_model
 
         return load_model(str(path), dtype=dtype, device=device, trust_remote_code=is_own_code(path))
