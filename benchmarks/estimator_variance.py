@@ -27,7 +27,6 @@ import torch
 from gradient_statistics import Series, compare, components, exactly, inner, inner_error, split_half_cosine, spread
 from torch import Tensor
 
-from polyprune_core.budget import Budget
 from polyprune_core.data import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
@@ -36,12 +35,13 @@ from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.policies import FAMILIES, Start
 from polyprune_core.policy import entropy
+from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import Compactor
+from polyprune_core.pruning.types import MaskBatch, Policy
 from polyprune_core.resume import Checkpoint
 from polyprune_core.scoring import Calibration
 from polyprune_core.search import SearchOptions, search
-from polyprune_core.space import MaskSpace
-from polyprune_core.surgery import Compactor
-from polyprune_core.types import MaskBatch, Policy
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.rng import generator

@@ -29,8 +29,8 @@ from polyprune_core.harness import Harness
 from polyprune_core.objective import Objective
 from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.space import MaskSpace
-from polyprune_core.types import Selection
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import Selection
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.progress import Reporter

@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from polyprune_core.budget import Budget
 from polyprune_core.errors import ConfigError
 from polyprune_core.limits import check_estimator
 from polyprune_core.models.describe import describe
@@ -33,11 +32,12 @@ from polyprune_core.objective import Objective
 from polyprune_core.plugins.contracts import GradientEstimator
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.policies import FAMILIES, Start
+from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import Compactor
+from polyprune_core.pruning.types import StepRecord
 from polyprune_core.resume import SECONDS_BETWEEN, SHARE_OF_TIME, Checkpoint, pack
 from polyprune_core.search import SearchOptions, search
-from polyprune_core.space import MaskSpace
-from polyprune_core.surgery import Compactor
-from polyprune_core.types import StepRecord
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.rng import generator

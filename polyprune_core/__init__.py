@@ -14,24 +14,24 @@ from polyprune_core.plugins.contracts import Exporter, GradientEstimator, Granul
 from polyprune_core.plugins.decorator import initializer
 from polyprune_core.plugins.deprecation import PluginDeprecationWarning, deprecated
 from polyprune_core.plugins.hookspecs import API_VERSION, hookimpl
-from polyprune_core.types import ExportReport, MaskBatch, Policy, Scores, Selection, UnitGroup
+from polyprune_core.pruning.types import ExportReport, MaskBatch, Policy, Scores, Selection, UnitGroup
 from polyprune_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from polyprune_core.artefact import PrunedModel
-    from polyprune_core.budget import Budget
     from polyprune_core.exact_size import ExactSize
     from polyprune_core.models.sources import LoadedModel
+    from polyprune_core.pruning.budget import Budget
+    from polyprune_core.pruning.pruned_model import PrunedModel
+    from polyprune_core.pruning.space import MaskSpace
     from polyprune_core.scoring import Calibration
-    from polyprune_core.space import MaskSpace
 
 _LAZY = {
-    "Budget": "polyprune_core.budget",
+    "Budget": "polyprune_core.pruning.budget",
     "Calibration": "polyprune_core.scoring",
     "ExactSize": "polyprune_core.exact_size",
     "LoadedModel": "polyprune_core.models.sources",
-    "MaskSpace": "polyprune_core.space",
-    "PrunedModel": "polyprune_core.artefact",
+    "MaskSpace": "polyprune_core.pruning.space",
+    "PrunedModel": "polyprune_core.pruning.pruned_model",
 }
 
 __all__ = [

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from polyprune_core.artefact import PrunedModel
-from polyprune_core.compact import build_compact
 from polyprune_core.config.requests import Export
 from polyprune_core.data import load_text, token_windows
 from polyprune_core.errors import ModelError
 from polyprune_core.finished import FinishedCell, find_cell
-from polyprune_core.maskfile import HEADER, TENSORS, MaskFile
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.pruning.build import build_compact
+from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.types import ExportReport
 from polyprune_core.store import write_json
-from polyprune_core.types import ExportReport
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import RECORD, check_output, whole_folder
 from polyprune_core.utils.progress import Reporter

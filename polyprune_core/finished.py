@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyprune_core.artefact import PrunedModel
 from polyprune_core.details import path_of, read_details
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.report import label
 from polyprune_core.results import Row
-from polyprune_core.space import MaskSpace
 from polyprune_core.store import Store
-from polyprune_core.types import Scores, Selection
 
 RECIPE = ("granularity", "initializer", "estimator", "sparsity", "budget", "seed", "scope", "scale")
 LISTED = 8

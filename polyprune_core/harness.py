@@ -9,12 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from polyprune_core.artefact import PrunedModel
-from polyprune_core.budget import Budget
-from polyprune_core.compact import build_compact
 from polyprune_core.config.grid import Cell
 from polyprune_core.config.settings import Settings
-from polyprune_core.currencies import Terms, agree
 from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batches, token_windows
 from polyprune_core.evaluate import Evaluation, Evaluator
 from polyprune_core.latency import Load, Seconds, ratios, take_turns
@@ -26,13 +22,17 @@ from polyprune_core.plugins.registry import Registry
 from polyprune_core.plugins.side_effects import WeightsChanged
 from polyprune_core.policies import FAMILIES, Family, Start
 from polyprune_core.policy import scale
+from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.build import build_compact
+from polyprune_core.pruning.pricing import Terms, agree
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import Compactor
+from polyprune_core.pruning.types import Policy, Scores, Selection, Trace
 from polyprune_core.resume import Checkpoint
 from polyprune_core.scoring import Calibration
 from polyprune_core.search import SearchOptions, search
-from polyprune_core.space import MaskSpace
-from polyprune_core.surgery import Compactor
 from polyprune_core.tasks import Tasks, TaskScores
-from polyprune_core.types import Policy, Scores, Selection, Trace
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.utils.rng import generator

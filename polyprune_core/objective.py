@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyprune_core.masking import gated
-from polyprune_core.space import MaskSpace
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning.gating import gated
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import Compactor
 
 LOGIT_ROWS, FLOAT_ROWS = 256, 32
 

@@ -20,9 +20,9 @@ from polyprune_core.harness import Decision, Harness
 from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.request import check_plugins
 from polyprune_core.results import Results, Row
-from polyprune_core.space import MaskSpace
 from polyprune_core.store import Store, write_json
 from polyprune_core.tasks import Tasks
 from polyprune_core.utils.environment import environment

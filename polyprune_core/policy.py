@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from polyprune_core.budget import SCOPES, project
-from polyprune_core.space import MaskSpace
-from polyprune_core.types import Policy
+from polyprune_core.pruning.budget import SCOPES, project
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import Policy
 
 
 def _zscore(values: Tensor, labels: Tensor) -> Tensor:

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.artefact import PrunedModel
 from polyprune_core.config.budget_spec import Target
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
-from polyprune_core.currencies import Terms, agree
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluate import Evaluation, Evaluator
 from polyprune_core.harness import Cost, Harness
-from polyprune_core.maskfile import MaskFile
 from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.pruning.mask_file import MaskFile
+from polyprune_core.pruning.pricing import Terms, agree
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import ExportReport
 from polyprune_core.request import check_plugins
-from polyprune_core.space import MaskSpace
 from polyprune_core.store import write_json
-from polyprune_core.types import ExportReport
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import RECORD, check_output, whole_folder
 from polyprune_core.utils.progress import Reporter

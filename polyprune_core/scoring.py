@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from polyprune_core.budget import Budget
 from polyprune_core.errors import PluginError
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.objective import Objective, last_hidden, token_losses
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.policy import scale
-from polyprune_core.space import MaskSpace
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import Compactor
 
 
 @dataclass

@@ -18,8 +18,8 @@ from polyprune_core.optimizer import cosine, ramp, stepped
 from polyprune_core.plugins.contracts import GradientEstimator, State
 from polyprune_core.policies.family import Family
 from polyprune_core.policy import entropy, expected_sparsity
+from polyprune_core.pruning.types import MaskBatch, Policy, StepRecord, Trace
 from polyprune_core.resume import Checkpoint, stranger
-from polyprune_core.types import MaskBatch, Policy, StepRecord, Trace
 
 PLAIN = ("parameters", "worst", "step", "batches", "estimator", "optimizer", "average")
 

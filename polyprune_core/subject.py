@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.compact import build_compact
 from polyprune_core.config.requests import Examination
 from polyprune_core.errors import ConfigError, ModelError
-from polyprune_core.maskfile import HEADER, TENSORS, MaskFile
 from polyprune_core.models.checkpoint import read_config, weight_files
 from polyprune_core.models.remote_code import is_own_code
 from polyprune_core.models.sources import LoadedModel, catalogue, load_model
+from polyprune_core.pruning.build import build_compact
+from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
 from polyprune_core.utils.progress import Reporter
 
 

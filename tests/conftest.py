@@ -12,9 +12,9 @@ from torch import nn
 
 from polyprune_core.models.describe import describe
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
-from polyprune_core.space import MaskSpace
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import UnitGroup
 from polyprune_core.testing.tiny import CONFIGURATIONS, tiny_model, tiny_windows
-from polyprune_core.types import UnitGroup
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("polyprune", deadline=None, derandomize=True, database=None, max_examples=60)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from polyprune_core.artefact import PrunedModel
     from polyprune_core.models.layout import ModelLayout
     from polyprune_core.models.sources import LoadedModel
+    from polyprune_core.pruning.pruned_model import PrunedModel
+    from polyprune_core.pruning.space import MaskSpace
+    from polyprune_core.pruning.types import ExportReport, MaskBatch, Policy, UnitGroup
     from polyprune_core.scoring import Calibration
-    from polyprune_core.space import MaskSpace
-    from polyprune_core.types import ExportReport, MaskBatch, Policy, UnitGroup
 
 T = TypeVar("T")
 NEEDS = frozenset({"calibration", "gradients", "budget"})

@@ -174,7 +174,7 @@ def polyprune_exporters() -> Iterable[Provider[Exporter]]:
     ...         return load_registry().build("exporter", "masks")
     ...
     ...     def export(self, pruned, out_dir):
-    ...         from polyprune_core.exporting import export_report
+    ...         from polyprune_core.pruning.provenance import export_report
     ...         written = self._plain().export(pruned, out_dir)
     ...         (out_dir / "CARD.md").write_text(f"{pruned.selection.sparsity:.0%} removed")
     ...         return export_report(out_dir, "with-card", written.reload, written.parameters)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import PluginError
-from polyprune_core.types import ExportReport, UnitGroup
+from polyprune_core.pruning.types import ExportReport, UnitGroup
 
 if TYPE_CHECKING:
     from polyprune_core.models.layout import ModelLayout
-    from polyprune_core.space import MaskSpace
+    from polyprune_core.pruning.space import MaskSpace
 
 
 def check_scores(scores: Any, blame: str, _model: Any, space: MaskSpace, *_: Any) -> None:
@@ -31,7 +31,7 @@ def check_scores(scores: Any, blame: str, _model: Any, space: MaskSpace, *_: Any
 
 def check_groups(groups: Any, blame: str, layout: ModelLayout, *_: Any) -> None:
     """Raises PluginError unless `groups` are UnitGroups that divide axes of their own layer, at some cost."""
-    from polyprune_core.space import check_costs, check_division, check_layers
+    from polyprune_core.pruning.space import check_costs, check_division, check_layers
 
     if not isinstance(groups, Sequence) or isinstance(groups, str):
         raise PluginError(f"{blame} returned a {type(groups).__name__}; a list of UnitGroups is needed.")

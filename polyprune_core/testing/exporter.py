@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyprune_core.artefact import PrunedModel
-from polyprune_core.exporting import kept_parameters
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.plugins.registry import Registered
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning.provenance import kept_parameters
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.surgery import Compactor
+from polyprune_core.pruning.types import ExportReport
 from polyprune_core.testing.checking import check, global_randomness_unused, made, require, require_close
 from polyprune_core.testing.tiny import tiny_base, tiny_pruned, tiny_space, tiny_windows
 from polyprune_core.testing.untouched import Snapshot
-from polyprune_core.types import ExportReport
 from polyprune_core.utils.rng import generator
 
 READS_BACK = "reloaded_model_equals_the_compact_one"

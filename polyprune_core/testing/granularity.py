@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import PluginError, PolypruneError
-from polyprune_core.masking import gated
 from polyprune_core.models.describe import describe
 from polyprune_core.plugins.registry import Registered
-from polyprune_core.space import MaskSpace, check_costs, check_layers
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning.gating import gated
+from polyprune_core.pruning.space import MaskSpace, check_costs, check_layers
+from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.testing.checking import check, global_randomness_unused, made, require, require_close
 from polyprune_core.testing.tiny import FAMILIES, tiny_model, tiny_windows
 from polyprune_core.utils.rng import generator

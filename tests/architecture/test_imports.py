@@ -23,7 +23,7 @@ LAYERS = [
     {
         "errors",
         "version",
-        "types",
+        "pruning.types",
         "utils.progress",
         "utils.files",
         "limits",
@@ -35,8 +35,8 @@ LAYERS = [
         "plugins.hookspecs",
         "statistics",
     },
-    {"models", "plugins", "space", "pydocs", "resume", "exact_size"},
-    {"utils.rng", "surgery", "masking", "budget", "currencies"},
+    {"models", "plugins", "pruning.space", "pydocs", "resume", "exact_size"},
+    {"utils.rng", "pruning.surgery", "pruning.gating", "pruning.budget", "pruning.pricing"},
     {"policy", "objective", "scoring", "data", "optimizer", "latency"},
     {"policies"},
     {"search", "evaluate"},
@@ -46,14 +46,14 @@ HEAVY = {"torch", "transformers", "datasets", "safetensors", "scipy", "numpy"}
 # What plugins import from inside the core, and only within functions: writing and reading models is no contract.
 INSIDE_FUNCTIONS = {
     "exporters.huggingface": {
-        "compact",
-        "exporting",
+        "pruning.build",
+        "pruning.provenance",
         "models.catalogue",
         "models.remote_code",
         "models.quiet",
         "models.sources",
     },
-    "exporters.masks": {"compact", "exporting", "maskfile", "models.sources"},
+    "exporters.masks": {"pruning.build", "pruning.provenance", "pruning.mask_file", "models.sources"},
 }
 
 

@@ -15,7 +15,7 @@ from broken import estimators, faults, loading, providers
 
 from polyprune_core import Provider
 from polyprune_core.plugins.registry import Registered, Source, load_registry
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.testing import granularity, run_checks
 from polyprune_core.testing.checks import CHECKS
 

@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from polyprune_core import Policy, PrunedModel, Scores, Selection, budget
+from polyprune_core import Policy, PrunedModel, Scores, Selection
 from polyprune_core.errors import BudgetError, ModelError
-from polyprune_core.maskfile import MaskFile
-from polyprune_core.masking import gated
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
-from polyprune_core.space import MaskSpace
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning import budget
+from polyprune_core.pruning.gating import gated
+from polyprune_core.pruning.mask_file import MaskFile
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import Compactor
 from polyprune_plugins.exporters.huggingface import HuggingFace
 from polyprune_plugins.exporters.masks import Masks
 from polyprune_plugins.granularities.attention import Attention

@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 
-from polyprune_core.masking import gated
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import load_model
 from polyprune_core.objective import Objective, token_losses
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.space import MaskSpace
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning.gating import gated
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.utils.rng import generator
 
 pytestmark = pytest.mark.real

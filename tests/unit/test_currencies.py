@@ -10,17 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprune_core.artefact import PrunedModel
-from polyprune_core.budget import EPS, SCOPES, project, select
-from polyprune_core.compact import build_compact
 from polyprune_core.config.budget_spec import Target
 from polyprune_core.config.grid import Cell, cells
 from polyprune_core.config.settings import Comparison, Pruning
-from polyprune_core.currencies import agree
 from polyprune_core.errors import BudgetError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.types import Scores
+from polyprune_core.pruning.budget import EPS, SCOPES, project, select
+from polyprune_core.pruning.build import build_compact
+from polyprune_core.pruning.pricing import agree
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.types import Scores
 from polyprune_plugins.granularities.attention import Attention
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyprune_core.artefact import PrunedModel
-from polyprune_core.budget import select
-from polyprune_core.compact import build_compact
 from polyprune_core.footprint import footprint
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.types import Scores
+from polyprune_core.pruning.budget import select
+from polyprune_core.pruning.build import build_compact
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.types import Scores
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from polyprune_core.types import Policy
+from polyprune_core.pruning.types import Policy
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 STATISTICS = runpy.run_path(str(FOLDER / "gradient_statistics.py"))

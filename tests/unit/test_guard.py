@@ -21,7 +21,7 @@ from polyprune_core.models.describe import describe
 from polyprune_core.plugins.guard import METHODS
 from polyprune_core.plugins.registry import Registered, Registry, Source
 from polyprune_core.plugins.side_effects import WeightsChanged
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.testing.tiny import tiny_calibration, tiny_model, tiny_space
 from polyprune_core.testing.untouched import Snapshot
 

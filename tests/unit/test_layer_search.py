@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from polyprune_core.objective import Objective
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning.surgery import Compactor
 from polyprune_plugins.granularities.layer import Layer
 
 BENCHMARK = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "layer_search.py"))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from polyprune_core import objective
-from polyprune_core.masking import gated
 from polyprune_core.objective import Objective, last_hidden, losses_from_hidden, token_losses
-from polyprune_core.surgery import Compactor
+from polyprune_core.pruning.gating import gated
+from polyprune_core.pruning.surgery import Compactor
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyprune_core.budget import Budget, select
 from polyprune_core.config.grid import Cell, cell_id
 from polyprune_core.config.settings import PRESETS, Comparison, Pruning, parse
 from polyprune_core.errors import ConfigError
@@ -15,6 +14,7 @@ from polyprune_core.policies import FAMILIES, Start
 from polyprune_core.policies.gaussian import Gaussian
 from polyprune_core.policy import expected_sparsity, from_scores
 from polyprune_core.policy import scale as scaled
+from polyprune_core.pruning.budget import Budget, select
 from polyprune_core.search import SearchOptions, search
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.arm import ARM

@@ -7,9 +7,9 @@ import torch
 
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.describe import describe
-from polyprune_core.space import MaskSpace
-from polyprune_core.surgery import compact_state_dict
-from polyprune_core.types import UnitGroup
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import compact_state_dict
+from polyprune_core.pruning.types import UnitGroup
 from polyprune_plugins.granularities.attention import Attention
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head

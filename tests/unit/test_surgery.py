@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from polyprune_core import surgery
-from polyprune_core.masking import gated
 from polyprune_core.models.describe import describe
-from polyprune_core.space import MaskSpace
-from polyprune_core.surgery import Compactor, compact_state_dict
+from polyprune_core.pruning import surgery
+from polyprune_core.pruning.gating import gated
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import Compactor, compact_state_dict
 from polyprune_plugins.granularities.attention import Attention
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head

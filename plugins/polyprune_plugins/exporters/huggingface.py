@@ -54,10 +54,10 @@ class HuggingFace:
     max_shard_size: str = "5GB"
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
-        from polyprune_core.compact import build_compact, kept_layers
-        from polyprune_core.exporting import export_report, provenance
         from polyprune_core.models.quiet import quiet
         from polyprune_core.models.remote_code import CODE
+        from polyprune_core.pruning.build import build_compact, kept_layers
+        from polyprune_core.pruning.provenance import export_report, provenance
 
         model = build_compact(pruned)
         origin = provenance(pruned) | {"layers": kept_layers(pruned.layout, pruned.axis_keep())}
@@ -117,8 +117,8 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
 
 
 def _licence_and_hub_id(pruned: PrunedModel) -> tuple[str | None, str | None]:
-    from polyprune_core.exporting import local_path
     from polyprune_core.models.catalogue import catalogue
+    from polyprune_core.pruning.provenance import local_path
 
     base = pruned.base
     entry = catalogue().get(base.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from polyprune_core import ExportReport, LoadedModel, PrunedModel
-from polyprune_core.exporting import export_report
+from polyprune_core.pruning.provenance import export_report
 from polyprune_plugins.exporters.masks import Masks
 
 

@@ -17,7 +17,7 @@ from grids import FEW, grid, results_of
 
 from polyprune_core import MaskBatch, Provider
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
-from polyprune_core.space import MaskSpace
+from polyprune_core.pruning.space import MaskSpace
 
 BROKEN = Source("broken-plugins", "1.2")
 

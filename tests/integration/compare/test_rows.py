@@ -15,9 +15,9 @@ from grids import ESTIMATORS, FEW, grid
 from polyprune_core import __version__
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import load_registry
+from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.report.load import load
 from polyprune_core.results import Row
-from polyprune_core.space import MaskSpace
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 

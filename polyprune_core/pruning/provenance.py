@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import file_sha256
-from polyprune_core.types import ExportReport
+from polyprune_core.pruning.types import ExportReport
 from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
-    from polyprune_core.artefact import PrunedModel
+    from polyprune_core.pruning.pruned_model import PrunedModel
 
 
 def provenance(pruned: PrunedModel) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from polyprune_core.errors import BudgetError
-from polyprune_core.space import MaskSpace
-from polyprune_core.types import Selection
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import Selection
 
 EPS = 1e-3
 

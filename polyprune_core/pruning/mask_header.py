@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
-from polyprune_core.types import UnitGroup
+from polyprune_core.pruning.types import UnitGroup
 
 
 class Base(BaseModel):

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyprune_core import budget
-from polyprune_core.artefact import PrunedModel
-from polyprune_core.currencies import Terms
 from polyprune_core.errors import ConfigError, ModelError, PluginError
-from polyprune_core.exporting import local_path, provenance
 from polyprune_core.limits import check_sparsity
-from polyprune_core.maskheader import Base, Header, described, read_header
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.space import MaskSpace
-from polyprune_core.types import Policy, Scores, Selection, UnitGroup
+from polyprune_core.pruning import budget
+from polyprune_core.pruning.mask_header import Base, Header, described, read_header
+from polyprune_core.pruning.pricing import Terms
+from polyprune_core.pruning.provenance import local_path, provenance
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import Policy, Scores, Selection, UnitGroup
 
 Agreed = Callable[[MaskSpace, str, int], Terms]
 

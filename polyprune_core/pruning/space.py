@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.layout import Axis, ModelLayout
-from polyprune_core.types import UnitGroup
+from polyprune_core.pruning.types import UnitGroup
 
 
 class MaskSpace:

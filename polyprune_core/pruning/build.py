@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from polyprune_core.artefact import PrunedModel
 from polyprune_core.errors import ModelError
 from polyprune_core.models import modeling_polyprune
 from polyprune_core.models.describe import families
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.remote_code import AUTO_CLASSES, CODE
-from polyprune_core.surgery import compact_state_dict
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.surgery import compact_state_dict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.space import MaskSpace
-from polyprune_core.types import Policy, Scores, Selection
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import Policy, Scores, Selection
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from polyprune_core.budget import reachable, select
 from polyprune_core.config.budget_spec import Target
 from polyprune_core.errors import BudgetError
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.space import MaskSpace
-from polyprune_core.types import Selection
+from polyprune_core.pruning.budget import reachable, select
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import Selection
 
 LATENCY_STEP = 0.01
 
