@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from polyprune_core.data import evenly_spaced, load_text, token_windows
-from polyprune_core.evaluate import Evaluator
+from polyprune_core.evaluation.perplexity import Evaluator
+from polyprune_core.evaluation.text import evenly_spaced, load_text, token_windows
 from polyprune_core.models.sources import load_model
 from polyprune_core.utils.environment import environment
 

@@ -27,10 +27,11 @@ import torch
 from gradient_statistics import Series, compare, components, exactly, inner, inner_error, split_half_cosine, spread
 from torch import Tensor
 
-from polyprune_core.data import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
+from polyprune_core.evaluation.calibration import Calibration
+from polyprune_core.evaluation.losses import Objective, token_losses
+from polyprune_core.evaluation.text import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
-from polyprune_core.objective import Objective, token_losses
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.policies import FAMILIES, Start
@@ -40,7 +41,6 @@ from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import MaskBatch, Policy
 from polyprune_core.resume import Checkpoint
-from polyprune_core.scoring import Calibration
 from polyprune_core.search import SearchOptions, search
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically

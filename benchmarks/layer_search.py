@@ -24,9 +24,9 @@ from torch import Tensor
 
 from polyprune_core.config.grid import Cell
 from polyprune_core.config.settings import Comparison
-from polyprune_core.data import sample_windows
+from polyprune_core.evaluation.losses import Objective
+from polyprune_core.evaluation.text import sample_windows
 from polyprune_core.harness import Harness
-from polyprune_core.objective import Objective
 from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.space import MaskSpace
@@ -262,7 +262,7 @@ def main(
     remembered = remembering(ledger)
     with (
         mock.patch("polyprune_core.harness.Objective", remembered),
-        mock.patch("polyprune_core.scoring.Objective", remembered),
+        mock.patch("polyprune_core.evaluation.calibration.Objective", remembered),
         harness.compactor,
     ):
         Study(harness, settings, ledger, tuple(map(int, seeds.split(","))), removed).run()

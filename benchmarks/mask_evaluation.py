@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from polyprune_core.evaluation.losses import Objective, token_losses
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import load_model
-from polyprune_core.objective import Objective, token_losses
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace

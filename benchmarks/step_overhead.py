@@ -25,10 +25,10 @@ from rich.table import Table
 from torch import Tensor
 
 from polyprune_core.errors import ConfigError
+from polyprune_core.evaluation.losses import Objective
 from polyprune_core.limits import check_estimator
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import load_model
-from polyprune_core.objective import Objective
 from polyprune_core.plugins.contracts import GradientEstimator
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.policies import FAMILIES, Start

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.hooks import RemovableHandle
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from polyprune_core.pydocs import calibration_text, docstrings_text, evaluation_text
+from polyprune_core.evaluation.pydocs import calibration_text, docstrings_text, evaluation_text
 
 ROOT = Path(__file__).resolve().parent.parent
 END, PAD = "<|endoftext|>", "<|pad|>"
@@ -167,7 +167,7 @@ byte-level BPE of {vocabulary} entries) on which pruning can be tried in seconds
 - Made by `benchmarks/train_tiny.py`, seed {seed}: {epochs} epochs, {tokens_seen:,} tokens, dropout 0.1, windows of
   {length} tokens and, in one batch of eight, {longest}.
 - Data: help topics (`pydoc_data`) and docstrings of the standard library, CPython {python};
-  without the held-out topics, `polyprune_core.pydocs.evaluation_text()`.
+  without the held-out topics, `polyprune_core.evaluation.pydocs.evaluation_text()`.
 - Perplexity on the held-out topics, windows of 128 / 256 tokens: {trained_128:.1f} / {trained_256:.1f}; the same
   architecture at random initialisation: {random_128:.0f} / {random_256:.0f}; on the topics it was trained
   on, windows of 256: {training_256:.1f}. Other Python versions differ a little.

@@ -63,7 +63,7 @@ def evaluation_tokens(config: Comparison) -> int | None:
     if Path(config.evaluation).is_file():
         length = Path(config.evaluation).stat().st_size
     elif config.evaluation == "builtin:pydocs":
-        from polyprune_core.pydocs import evaluation_text
+        from polyprune_core.evaluation.pydocs import evaluation_text
 
         length = len(evaluation_text())
     else:

@@ -7,16 +7,16 @@ import dataclasses
 import torch
 
 from polyprune_core.config.requests import Examination
-from polyprune_core.data import Text, evenly_spaced, load_text, token_windows
 from polyprune_core.errors import ConfigError
-from polyprune_core.evaluate import Evaluation, Evaluator, Progress
+from polyprune_core.evaluation.footprint import footprint
+from polyprune_core.evaluation.latency import Load, Seconds, Spread, ratios, take_turns
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, Progress
+from polyprune_core.evaluation.tasks import Tasks
+from polyprune_core.evaluation.text import Text, evenly_spaced, load_text, token_windows
 from polyprune_core.findings import Findings, Side, Timing
-from polyprune_core.footprint import footprint
-from polyprune_core.latency import Load, Seconds, Spread, ratios, take_turns
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.subject import Subject, open_reference, open_subject
-from polyprune_core.tasks import Tasks
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.progress import Reporter, Task
 

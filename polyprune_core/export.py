@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from polyprune_core.config.requests import Export
-from polyprune_core.data import load_text, token_windows
 from polyprune_core.errors import ModelError
+from polyprune_core.evaluation.text import load_text, token_windows
 from polyprune_core.finished import FinishedCell, find_cell
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from polyprune_core.evaluate import Evaluation
-from polyprune_core.footprint import Footprint
-from polyprune_core.latency import Load, Spread
+from polyprune_core.evaluation.footprint import Footprint
+from polyprune_core.evaluation.latency import Load, Spread
+from polyprune_core.evaluation.perplexity import Evaluation
+from polyprune_core.evaluation.tasks import TaskScores
 from polyprune_core.report import PIPED_WIDTH, accuracy, number
 from polyprune_core.results import finite
-from polyprune_core.tasks import TaskScores
 from polyprune_core.version import __version__
 
 SCHEMA = 1

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from polyprune_core.config.grid import Cell
 from polyprune_core.config.settings import Settings
-from polyprune_core.data import Text, evenly_spaced, sample_windows, search_batches, token_windows
-from polyprune_core.evaluate import Evaluation, Evaluator
-from polyprune_core.latency import Load, Seconds, ratios, take_turns
+from polyprune_core.evaluation.calibration import Calibration
+from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
+from polyprune_core.evaluation.losses import Objective
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
+from polyprune_core.evaluation.tasks import Tasks, TaskScores
+from polyprune_core.evaluation.text import Text, evenly_spaced, sample_windows, search_batches, token_windows
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
-from polyprune_core.objective import Objective
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.plugins.side_effects import WeightsChanged
@@ -30,9 +32,7 @@ from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Policy, Scores, Selection, Trace
 from polyprune_core.resume import Checkpoint
-from polyprune_core.scoring import Calibration
 from polyprune_core.search import SearchOptions, search
-from polyprune_core.tasks import Tasks, TaskScores
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.utils.rng import generator

@@ -36,7 +36,7 @@ def identity(
 def _tasks(config: Comparison) -> dict[str, Any]:
     if not config.tasks:
         return {}
-    from polyprune_core import tasks
+    from polyprune_core.evaluation import tasks
 
     return {"tasks": tasks.identity(config.tasks, config.include_path, config.num_fewshot, config.tasks_limit)}
 

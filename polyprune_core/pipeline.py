@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from polyprune_core.config.grid import Cell, cell_id, cells
 from polyprune_core.config.settings import Comparison
-from polyprune_core.data import ROLES, Text, load_text
 from polyprune_core.details import Details, Group, path_of, read_details, write_details
 from polyprune_core.errors import ConfigError, PolypruneError
-from polyprune_core.evaluate import Evaluation
+from polyprune_core.evaluation.perplexity import Evaluation
+from polyprune_core.evaluation.tasks import Tasks
+from polyprune_core.evaluation.text import ROLES, Text, load_text
 from polyprune_core.harness import Decision, Harness
 from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.sources import load_model
@@ -24,7 +25,6 @@ from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.request import check_plugins
 from polyprune_core.results import Results, Row
 from polyprune_core.store import Store, write_json
-from polyprune_core.tasks import Tasks
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__

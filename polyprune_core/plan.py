@@ -122,7 +122,7 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
         return Stored(known=False), [
             f"what {output} holds is not known: {' and '.join(distant)} is not on this machine"
         ]
-    from polyprune_core.data import ROLES, load_text
+    from polyprune_core.evaluation.text import ROLES, load_text
     from polyprune_core.models.placement import pick_device, pick_dtype
     from polyprune_core.store import Store
 

@@ -11,7 +11,7 @@ from polyprune_core.config.budget_spec import Target
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError
-from polyprune_core.evaluate import Evaluation, Evaluator
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
 from polyprune_core.harness import Cost, Harness
 from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import Registry

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from polyprune_core.errors import PluginError
+from polyprune_core.evaluation.losses import Objective
 from polyprune_core.limits import PRECONDITIONERS
-from polyprune_core.objective import Objective
 from polyprune_core.optimizer import cosine, ramp, stepped
 from polyprune_core.plugins.contracts import GradientEstimator, State
 from polyprune_core.policies.family import Family

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from polyprune_core.evaluation.calibration import Calibration
     from polyprune_core.models.layout import ModelLayout
     from polyprune_core.models.sources import LoadedModel
     from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
     from polyprune_core.pruning.types import ExportReport, MaskBatch, Policy, UnitGroup
-    from polyprune_core.scoring import Calibration
 
 T = TypeVar("T")
 NEEDS = frozenset({"calibration", "gradients", "budget"})

@@ -21,8 +21,8 @@ from polyprune_core.plugins.contracts import Initializer, Provider
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from polyprune_core.evaluation.calibration import Calibration
     from polyprune_core.pruning.space import MaskSpace
-    from polyprune_core.scoring import Calibration
 
 F = TypeVar("F", bound="Callable[..., Tensor]")
 # What a function may ask for, and what that needs.

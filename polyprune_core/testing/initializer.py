@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.plugins.registry import Registered
 from polyprune_core.pruning.budget import Budget
-from polyprune_core.scoring import Calibration
 from polyprune_core.testing.checking import (
     NotRun,
     check,

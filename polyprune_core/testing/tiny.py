@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.models.describe import describe
 from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.quiet import quiet
@@ -22,7 +23,6 @@ from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection, UnitGroup
-from polyprune_core.scoring import Calibration
 from polyprune_core.utils.rng import generator
 
 if TYPE_CHECKING:

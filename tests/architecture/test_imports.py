@@ -35,11 +35,11 @@ LAYERS = [
         "plugins.hookspecs",
         "statistics",
     },
-    {"models", "plugins", "pruning.space", "pydocs", "resume", "exact_size"},
+    {"models", "plugins", "pruning.space", "evaluation.pydocs", "resume", "exact_size"},
     {"utils.rng", "pruning.surgery", "pruning.gating", "pruning.budget", "pruning.pricing"},
-    {"policy", "objective", "scoring", "data", "optimizer", "latency"},
+    {"policy", "evaluation.losses", "evaluation.calibration", "evaluation.text", "optimizer", "evaluation.latency"},
     {"policies"},
-    {"search", "evaluate"},
+    {"search", "evaluation.perplexity"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "scipy", "numpy"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polyprune_core.pydocs import calibration_text, evaluation_text
+from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 
 pytest.register_assert_rewrite("commandline")  # what it checks is shown as in a test
 

@@ -8,7 +8,7 @@ import pytest
 from commandline import polyprune
 
 from polyprune_core import harness
-from polyprune_core.latency import Seconds
+from polyprune_core.evaluation.latency import Seconds
 from polyprune_core.models.sources import load_model
 
 SMALL = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from commandline import Run, polyprune
 
-from polyprune_core import tasks as tasks_module
+from polyprune_core.evaluation import tasks as tasks_module
 from polyprune_core.models.sources import load_model
 
 TEXT = ("--evaluation", "test.txt", "--limit", "2")

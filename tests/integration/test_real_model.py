@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
+from polyprune_core.evaluation.losses import Objective, token_losses
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import load_model
-from polyprune_core.objective import Objective, token_losses
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace
@@ -71,7 +71,7 @@ def test_the_smaller_model_has_the_gated_models_loss(loaded, space) -> None:
 
 def test_a_pruned_folder_gives_its_perplexity_again_in_a_fresh_process(tmp_path, capsys, monkeypatch) -> None:
     from polyprune_core.cli import main
-    from polyprune_core.data import evenly_spaced, load_text, token_windows
+    from polyprune_core.evaluation.text import evenly_spaced, load_text, token_windows
 
     settings = ["--sparsity", "0.3", "--initializer", "wanda", "--calibration-samples", "16", "--limit", "8"]
     command = ["polyprune", "prune", "--model", "smollm2-135m", "--dtype", "float32", *settings]

@@ -11,9 +11,9 @@ import torch
 from commandline import polyprune
 
 from polyprune_core.errors import ConfigError, DataError
+from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
+from polyprune_core.evaluation.tasks import Tasks
 from polyprune_core.models.sources import load_model
-from polyprune_core.pydocs import calibration_text, evaluation_text
-from polyprune_core.tasks import Tasks
 
 pytest.importorskip("lm_eval", reason="the extra `tasks` is not installed")
 OURS = Path(__file__).resolve().parents[2] / "benchmarks" / "tasks"
@@ -44,7 +44,7 @@ def _somewhere_without_a_network(tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Two tasks of the same three items: the likeliest ending, and the least likely, by the bundled model."""
-    from polyprune_core.objective import token_losses
+    from polyprune_core.evaluation.losses import token_losses
 
     loaded = load_model("tiny")
     items = []

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import polyprune_core
-from polyprune_core.pydocs import evaluation_text
+from polyprune_core.evaluation.pydocs import evaluation_text
 
 TINY = Path(polyprune_core.__file__).parent / "models" / "tiny"
 WINDOW, WINDOWS = 128, 32

@@ -18,8 +18,8 @@ from polyprune_core import tracking
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, parse, read_toml
 from polyprune_core.errors import ConfigError
+from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.pydocs import calibration_text, evaluation_text
 from polyprune_core.results import Row
 from polyprune_core.tracking import Tracking, run_name
 from polyprune_core.utils.progress import Reporter

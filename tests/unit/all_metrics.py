@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.models.describe import describe
 from polyprune_core.plugins.decorator import provider_of
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.scoring import Calibration
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.attention import Attention
 from polyprune_plugins.granularities.channel import Channel

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from polyprune_core import pydocs
-from polyprune_core.data import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
 from polyprune_core.errors import DataError
+from polyprune_core.evaluation import pydocs
+from polyprune_core.evaluation.text import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
 
 
 def letters(text: str, **_: object) -> dict[str, list[int]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyprune_core import objective
-from polyprune_core.evaluate import Evaluator
+from polyprune_core.evaluation import losses as objective
+from polyprune_core.evaluation.perplexity import Evaluator
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyprune_core.footprint import footprint
+from polyprune_core.evaluation.footprint import footprint
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning.budget import select

@@ -9,8 +9,8 @@ import torch
 from all_metrics import TAYLOR, Magnitude, calibration_for, choices, scores, unit_weights
 from torch import nn
 
+from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.scoring import Calibration
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from polyprune_core import latency
-from polyprune_core.latency import Load, Seconds, Spread, ratios, request, take_turns
+from polyprune_core.evaluation import latency
+from polyprune_core.evaluation.latency import Load, Seconds, Spread, ratios, request, take_turns
 
 
 class Watched:

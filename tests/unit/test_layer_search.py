@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyprune_core.objective import Objective
+from polyprune_core.evaluation.losses import Objective
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_plugins.granularities.layer import Layer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyprune_core import objective
-from polyprune_core.objective import Objective, last_hidden, losses_from_hidden, token_losses
+from polyprune_core.evaluation import losses as objective
+from polyprune_core.evaluation.losses import Objective, last_hidden, losses_from_hidden, token_losses
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_plugins.granularities.channel import Channel

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from polyprune_core import pydocs
 from polyprune_core.errors import DataError
+from polyprune_core.evaluation import pydocs
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHED = (pydocs._topics, pydocs.calibration_text, pydocs.evaluation_text, pydocs.docstrings_text)

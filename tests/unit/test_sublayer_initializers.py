@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from polyprune_core.errors import ConfigError
+from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.models.describe import describe
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.scoring import Calibration
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.attention import Attention
 from polyprune_plugins.granularities.channel import Channel

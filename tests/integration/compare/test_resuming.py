@@ -14,8 +14,8 @@ import pytest
 from commandline import Run
 from grids import ESTIMATORS, FEW, GRID, IN_ANOTHER_PROCESS, cell_files, grid, results_of
 
+from polyprune_core.evaluation.losses import Objective
 from polyprune_core.models.sources import load_model
-from polyprune_core.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 
@@ -123,7 +123,7 @@ KILLED_WITHIN = """
 import os, signal
 from polyprune_core import resume
 from polyprune_core.cli import main
-from polyprune_core.objective import Objective
+from polyprune_core.evaluation.losses import Objective
 
 resume.SECONDS_BETWEEN, resume.SHARE_OF_TIME = 0.0, 1.0
 losses, calls = Objective.losses, []

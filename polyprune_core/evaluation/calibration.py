@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import PluginError
+from polyprune_core.evaluation.losses import Objective, last_hidden, token_losses
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.objective import Objective, last_hidden, token_losses
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.policy import scale
 from polyprune_core.pruning.budget import Budget

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyprune_core.objective import FLOAT_ROWS, cross_entropy, last_hidden, predictions
+from polyprune_core.evaluation.losses import FLOAT_ROWS, cross_entropy, last_hidden, predictions
 from polyprune_core.statistics import exp
 
 Progress = Callable[[int, int], None]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from polyprune_core import pydocs
 from polyprune_core.errors import DataError, unknown_name
+from polyprune_core.evaluation import pydocs
 from polyprune_core.utils.rng import generator
 
 if TYPE_CHECKING:
