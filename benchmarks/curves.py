@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyprune_core.report.columns import number, short
-from polyprune_core.statistics import Sample, paired, sample
+from polyprune_core.results.statistics import Sample, paired, sample
 
 TOKENS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 PERPLEXITIES = (60, 70, 80, 100, 120, 150, 200, 300, 500, 700, 1000)

@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-from polyprune_core.details import read_details
+from polyprune_core.results.cell_file import read_details
 from polyprune_core.utils.environment import environment
 
 # Between two checkpoints: shorter than what users get, so that searches of a second are killed in the middle of theirs.

@@ -29,7 +29,7 @@ from polyprune_core.harness import Harness  # noqa: E402
 from polyprune_core.pipeline import open_harness  # noqa: E402
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry  # noqa: E402
 from polyprune_core.request import check_plugins  # noqa: E402
-from polyprune_core.store import write_json  # noqa: E402
+from polyprune_core.results.store import write_json  # noqa: E402
 from polyprune_core.testing import run_checks  # noqa: E402
 from polyprune_core.utils.progress import Reporter  # noqa: E402
 

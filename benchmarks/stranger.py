@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.store import write_json
+from polyprune_core.results.store import write_json
 from polyprune_core.utils.environment import environment
 
 NAME = "friday-metric"

@@ -20,7 +20,7 @@ from curves import beside, criteria, in_its_best_pooling, table
 
 from polyprune_core.report import markdown
 from polyprune_core.report.columns import number, short
-from polyprune_core.results import Results
+from polyprune_core.results.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, SUITES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "suites"

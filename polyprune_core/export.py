@@ -19,7 +19,7 @@ from polyprune_core.pruning.build import build_compact
 from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.store import write_json
+from polyprune_core.results.store import write_json
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import RECORD, check_output, whole_folder
 from polyprune_core.utils.progress import Reporter

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyprune_core.details import path_of, read_details
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
@@ -18,8 +17,9 @@ from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.report import label
-from polyprune_core.results import Row
-from polyprune_core.store import Store
+from polyprune_core.results.cell_file import path_of, read_details
+from polyprune_core.results.results import Row
+from polyprune_core.results.store import Store
 
 RECIPE = ("granularity", "initializer", "estimator", "sparsity", "budget", "seed", "scope", "scale")
 LISTED = 8

@@ -20,7 +20,7 @@ from polyprune_core.models.checkpoint import count_parameters, read_config, weig
 from polyprune_core.models.sources import local_folder
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.request import check_plugins
-from polyprune_core.results import Results, Row
+from polyprune_core.results.results import Results, Row
 
 State = Literal["finished", "started", "broken", "to do", "not known"]
 
@@ -124,7 +124,7 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
         ]
     from polyprune_core.evaluation.text import ROLES, load_text
     from polyprune_core.models.placement import pick_device, pick_dtype
-    from polyprune_core.store import Store
+    from polyprune_core.results.store import Store
 
     texts: dict[str, str] = {role: load_text(getattr(config, role), role).sha256 for role in ROLES}
     device = pick_device(config.device)

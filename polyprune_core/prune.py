@@ -21,7 +21,7 @@ from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import ExportReport
 from polyprune_core.request import check_plugins
-from polyprune_core.store import write_json
+from polyprune_core.results.store import write_json
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import RECORD, check_output, whole_folder
 from polyprune_core.utils.progress import Reporter

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from polyprune_core.config.settings import Comparison
     from polyprune_core.plugins.registry import Registry
-    from polyprune_core.results import Results, Row
+    from polyprune_core.results.results import Results, Row
 
 GRID = [
     _option(
@@ -160,7 +160,7 @@ def _run(
         view.status("loading torch and transformers")
 
         from polyprune_core.pipeline import compare as run
-        from polyprune_core.store import Store
+        from polyprune_core.results.store import Store
 
         def on_row(row: Row) -> None:
             view.row(row)

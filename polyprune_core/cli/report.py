@@ -74,7 +74,7 @@ def report(
     Stores of one model, text and setting become one table; others stand one after another.
     """
     if schema:
-        from polyprune_core.schema import published
+        from polyprune_core.results.schema import published
 
         click.echo(published(), nl=False)
         return

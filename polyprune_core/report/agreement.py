@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from polyprune_core.details import Details
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.columns import label, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet
-from polyprune_core.results import Results
-from polyprune_core.statistics import chance_overlap, overlap, rank_agreement
-from polyprune_core.summaries import Summary
+from polyprune_core.results.cell_file import Details
+from polyprune_core.results.results import Results
+from polyprune_core.results.statistics import chance_overlap, overlap, rank_agreement
+from polyprune_core.results.summaries import Summary
 
 # Tau of more units than this is that of this many, evenly spaced.
 UNITS = 20_000

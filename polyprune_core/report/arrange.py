@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyprune_core.errors import ConfigError, plain, unknown_name
-from polyprune_core.results import Results, Row
-from polyprune_core.summaries import Summary
+from polyprune_core.results.results import Results, Row
+from polyprune_core.results.summaries import Summary
 
 
 def _of(name: str) -> Callable[[Summary], Any]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from polyprune_core.report.columns import label, number, perplexity, short, varied
 from polyprune_core.report.curves import Curve
 from polyprune_core.report.sheet import Band, Cell, Sheet
-from polyprune_core.results import Results
-from polyprune_core.summaries import Summary
+from polyprune_core.results.results import Results
+from polyprune_core.results.summaries import Summary
 
 WIDTH, HEIGHT = 480, 320
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 44

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.columns import label, number, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet, heading
-from polyprune_core.results import Results
-from polyprune_core.summaries import Summary
+from polyprune_core.results.results import Results
+from polyprune_core.results.summaries import Summary
 
 COSTS: dict[str, Callable[[Summary], str]] = {
     "sparsity": lambda s: "" if s.row.sparsity is None else f"{s.row.sparsity:g}",

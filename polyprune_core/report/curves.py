@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from polyprune_core.report.columns import label, varied
-from polyprune_core.results import Results
-from polyprune_core.summaries import Summary
+from polyprune_core.results.results import Results
+from polyprune_core.results.summaries import Summary
 
 POINTS = 100
 SMOOTHING = 0.1

@@ -22,7 +22,7 @@ from polyprune_core.report.markdown import markdown_table
 from polyprune_core.report.sheet import Sheet, heading, summary_sheet
 from polyprune_core.report.terminal import tables
 from polyprune_core.report.write import PIPED_WIDTH, to_json
-from polyprune_core.results import Results
+from polyprune_core.results.results import Results
 
 SHEETS: dict[str, Callable[[Results, Arrangement], list[Sheet]]] = {
     "cost": lambda results, arrangement: [cost_sheet(results, arrangement)],

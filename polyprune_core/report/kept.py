@@ -8,8 +8,8 @@ import itertools
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.columns import label, number, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet
-from polyprune_core.results import Results
-from polyprune_core.summaries import Summary
+from polyprune_core.results.results import Results
+from polyprune_core.results.summaries import Summary
 
 Layers = dict[str, dict[int, list[tuple[int, int]]]]
 

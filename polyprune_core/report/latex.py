@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.columns import PAPER
 from polyprune_core.report.sheet import Cell, Sheet, summary_sheet
-from polyprune_core.results import Results
+from polyprune_core.results.results import Results
 
 NEEDS = "% needs \\usepackage{booktabs}"
 SIGNS = {

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from polyprune_core.config.grid import SEARCH_ONLY
 from polyprune_core.config.settings import Comparison as Grid
-from polyprune_core.details import Details, path_of, read_details
 from polyprune_core.errors import ConfigError, plain
-from polyprune_core.results import SCHEMA, Results, Row, row_from_json
-from polyprune_core.schema import adapter
+from polyprune_core.results.cell_file import Details, path_of, read_details
+from polyprune_core.results.results import SCHEMA, Results, Row, row_from_json
+from polyprune_core.results.schema import adapter
 
 RUN = ("polyprune", "environment", "config", "model", "texts")
 GRID = ("granularity", "initializers", "baselines", "estimators", "sparsity", "seeds", "scope", "scale")

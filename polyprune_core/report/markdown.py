@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.sheet import Cell, Sheet, summary_sheet
-from polyprune_core.results import Results
+from polyprune_core.results.results import Results
 
 # What would end a cell, open a tag or set type; "_" inside a word is no emphasis and stays.
 SIGNS = re.compile(r"[\\|`*<>\[\]]|(?<!\w)_|_(?!\w)")

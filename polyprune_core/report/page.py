@@ -18,8 +18,8 @@ from polyprune_core.report.curves import curves
 from polyprune_core.report.kept import kept_sheets
 from polyprune_core.report.load import Comparison, Loaded
 from polyprune_core.report.sheet import Sheet, heading, summary_sheet
-from polyprune_core.results import Results
-from polyprune_core.summaries import Summary
+from polyprune_core.results.results import Results
+from polyprune_core.results.summaries import Summary
 from polyprune_core.version import __version__
 
 # The page has a table of costs.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from polyprune_core.errors import plain
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.columns import Column, columns, conditions, how_to_read, label, sparsity, varied
-from polyprune_core.results import Results
-from polyprune_core.summaries import Summary
+from polyprune_core.results.results import Results
+from polyprune_core.results.summaries import Summary
 
 
 @dataclass(frozen=True)

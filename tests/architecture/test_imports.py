@@ -33,7 +33,7 @@ LAYERS = [
         "plugins.deprecation",
         "plugins.decorator",
         "plugins.hookspecs",
-        "statistics",
+        "results.statistics",
     },
     {"models", "plugins", "pruning.space", "evaluation.pydocs", "resume", "exact_size"},
     {"utils.rng", "pruning.surgery", "pruning.gating", "pruning.budget", "pruning.pricing"},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polyprune_core.results import Results
+from polyprune_core.results.results import Results
 
 BENCHMARK = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "kill_grid.py"))
 PAGE = BENCHMARK["PAGE"].read_text("utf-8")

@@ -20,7 +20,7 @@ from polyprune_core.config.settings import Comparison, parse, read_toml
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.results import Row
+from polyprune_core.results.results import Row
 from polyprune_core.tracking import Tracking, run_name
 from polyprune_core.utils.progress import Reporter
 

@@ -25,7 +25,7 @@ from polyprune_core.report.arrange import KEYS, SORTS
 from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.document import SHOWN
 from polyprune_core.report.load import load
-from polyprune_core.schema import published
+from polyprune_core.results.schema import published
 
 PROGRAM = """
 import sys

@@ -23,7 +23,7 @@ from polyprune_core.report.load import Loaded, load
 from polyprune_core.report.markdown import escape as escape_markdown
 from polyprune_core.report.sheet import Band, Cell, Sheet, summary_sheet
 from polyprune_core.report.terminal import tables
-from polyprune_core.results import Results
+from polyprune_core.results.results import Results
 
 
 @pytest.fixture(scope="module")

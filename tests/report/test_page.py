@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from stores import cells, edited, fill, run
 
-from polyprune_core.details import Details, Group
 from polyprune_core.report import Arrangement
 from polyprune_core.report.charts import log_ticks, ticks
 from polyprune_core.report.load import load
 from polyprune_core.report.page import findings, page
+from polyprune_core.results.cell_file import Details, Group
 
 VOID = {"meta", "link", "path", "rect", "circle", "br"}
 AS_SHOWN = Arrangement("perplexity", group_by="sparsity")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from polyprune_core.details import FORMAT, Details, Group, read_details, write_details
 from polyprune_core.errors import ConfigError
+from polyprune_core.results.cell_file import FORMAT, Details, Group, read_details, write_details
 
 GROUPS = (Group("head", 0, 3), Group("channel", 0, 10), Group("head", 1, 3))
 KEEP = np.array([1, 0, 1] + [1] * 7 + [0] * 3 + [0, 0, 1], bool)
@@ -91,7 +91,7 @@ def test_details_are_read_without_torch(tmp_path) -> None:
     program = f"""
 import json, sys
 from pathlib import Path
-from polyprune_core.details import read_details
+from polyprune_core.results.cell_file import read_details
 read = read_details(Path({str(tmp_path / "x.safetensors")!r}))
 print(json.dumps([read.kept(), sorted({{"torch", "transformers"}} & sys.modules.keys())]))
 """

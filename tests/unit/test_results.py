@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprune_core.results import SCHEMA, Results, Row, finite, row_from_json
+from polyprune_core.results.results import SCHEMA, Results, Row, finite, row_from_json
 
 
 def row(kind: str = "search", seed: int | None = 0, nll: float | None = 3.0, **changes: Any) -> Row:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprune_core.statistics import (
+from polyprune_core.results.statistics import (
     MIN_SEEDS_FOR_P,
     EvaluationNoise,
     Paired,

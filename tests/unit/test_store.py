@@ -16,8 +16,8 @@ import pytest
 
 from polyprune_core.errors import ConfigError
 from polyprune_core.pruning.types import StepRecord, Trace
-from polyprune_core.results import Row
-from polyprune_core.store import Store, write_atomically, write_json
+from polyprune_core.results.results import Row
+from polyprune_core.results.store import Store, write_atomically, write_json
 
 KEY = "0123456789abcdef"
 ROW = Row(id=KEY, kind="search", sparsity=0.2, seed=0, perplexity=43.5, nll=math.log(43.5), plugins={"a": "b 1"})

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyprune_core.results import Row
-from polyprune_core.summaries import Summary, summarise
+from polyprune_core.results.results import Row
+from polyprune_core.results.summaries import Summary, summarise
 
 WINDOWS = 60
 

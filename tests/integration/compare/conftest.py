@@ -12,7 +12,7 @@ from commandline import Run
 from grids import grid
 
 from polyprune_core import pipeline, report
-from polyprune_core.results import Row
+from polyprune_core.results.results import Row
 
 
 @pytest.fixture(scope="session")

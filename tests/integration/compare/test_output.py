@@ -11,7 +11,7 @@ from commandline import polyprune
 from grids import GRID, grid
 
 from polyprune_core import report
-from polyprune_core.results import Results
+from polyprune_core.results.results import Results
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 

@@ -1,6 +1,6 @@
 """The published JSON Schema of results, made from the types that results are read with.
 
-python -m polyprune_core.schema > polyprune_core/results.schema.json
+python -m polyprune_core.results.schema > polyprune_core/results.schema.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from polyprune_core.results import Row
+from polyprune_core.results.results import Row
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILE = "results.schema.json"

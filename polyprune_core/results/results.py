@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from polyprune_core.summaries import Summary, summarise
+from polyprune_core.results.summaries import Summary, summarise
 
 if TYPE_CHECKING:
-    from polyprune_core.details import Details
+    from polyprune_core.results.cell_file import Details
 
 SCHEMA = 1
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyprune_core.statistics import (
+from polyprune_core.results.statistics import (
     EvaluationNoise,
     Paired,
     Sample,
@@ -24,7 +24,7 @@ from polyprune_core.statistics import (
 )
 
 if TYPE_CHECKING:
-    from polyprune_core.results import Row
+    from polyprune_core.results.results import Row
 
 Windows = Mapping[str, NDArray[np.float32]]
 
