@@ -31,13 +31,13 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.contracts import GradientEstimator
 from polyprune_core.plugins.registry import Registry, load_registry
-from polyprune_core.policies import FAMILIES, Start
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import StepRecord
-from polyprune_core.resume import SECONDS_BETWEEN, SHARE_OF_TIME, Checkpoint, pack
-from polyprune_core.search import SearchOptions, search
+from polyprune_core.search.checkpoint import SECONDS_BETWEEN, SHARE_OF_TIME, Checkpoint, pack
+from polyprune_core.search.loop import SearchOptions, search
+from polyprune_core.search.policies import FAMILIES, Start
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.rng import generator

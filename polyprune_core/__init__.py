@@ -19,16 +19,16 @@ from polyprune_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from polyprune_core.evaluation.calibration import Calibration
-    from polyprune_core.exact_size import ExactSize
     from polyprune_core.models.sources import LoadedModel
     from polyprune_core.pruning.budget import Budget
     from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
+    from polyprune_core.search.fixed_size import ExactSize
 
 _LAZY = {
     "Budget": "polyprune_core.pruning.budget",
     "Calibration": "polyprune_core.evaluation.calibration",
-    "ExactSize": "polyprune_core.exact_size",
+    "ExactSize": "polyprune_core.search.fixed_size",
     "LoadedModel": "polyprune_core.models.sources",
     "MaskSpace": "polyprune_core.pruning.space",
     "PrunedModel": "polyprune_core.pruning.pruned_model",

@@ -22,8 +22,6 @@ from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.plugins.side_effects import WeightsChanged
-from polyprune_core.policies import FAMILIES, Family, Start
-from polyprune_core.policy import scale
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.build import build_compact
 from polyprune_core.pruning.pricing import Terms, agree
@@ -31,8 +29,10 @@ from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Policy, Scores, Selection, Trace
-from polyprune_core.resume import Checkpoint
-from polyprune_core.search import SearchOptions, search
+from polyprune_core.search.checkpoint import Checkpoint
+from polyprune_core.search.loop import SearchOptions, search
+from polyprune_core.search.policies import FAMILIES, Family, Start
+from polyprune_core.search.policies.initial import scale
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.utils.rng import generator

@@ -13,10 +13,10 @@ from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.losses import Objective, last_hidden, token_losses
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.plugins.registry import Registry, load_registry
-from polyprune_core.policy import scale
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
+from polyprune_core.search.policies.initial import scale
 
 
 @dataclass

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from polyprune_core.errors import ConfigError
 from polyprune_core.pruning.types import Trace
 from polyprune_core.results.results import Row, finite, row_from_json
-from polyprune_core.resume import Checkpoint
+from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.progress import Reporter
 

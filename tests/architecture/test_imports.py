@@ -35,11 +35,18 @@ LAYERS = [
         "plugins.hookspecs",
         "results.statistics",
     },
-    {"models", "plugins", "pruning.space", "evaluation.pydocs", "resume", "exact_size"},
+    {"models", "plugins", "pruning.space", "evaluation.pydocs", "search.checkpoint", "search.fixed_size"},
     {"utils.rng", "pruning.surgery", "pruning.gating", "pruning.budget", "pruning.pricing"},
-    {"policy", "evaluation.losses", "evaluation.calibration", "evaluation.text", "optimizer", "evaluation.latency"},
-    {"policies"},
-    {"search", "evaluation.perplexity"},
+    {
+        "search.policies.initial",
+        "evaluation.losses",
+        "evaluation.calibration",
+        "evaluation.text",
+        "search.optimizer",
+        "evaluation.latency",
+    },
+    {"search.policies"},
+    {"search.loop", "evaluation.perplexity"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "scipy", "numpy"}
 
@@ -131,7 +138,7 @@ def test_the_rules_read_imports_as_python_runs_them(tmp_path) -> None:
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    import torch\nelse:\n    import json\n"
         "def f():\n    from polyprune_core import PrunedModel, budget\n"
-        "class C:\n    import os.path\n    def m(self):\n        import polyprune_core.search\n"
+        "class C:\n    import os.path\n    def m(self):\n        import polyprune_core.search.loop\n"
     )
     found = imports(source)
     assert [(i.module, i.name, i.in_function) for i in found] == [
@@ -140,7 +147,7 @@ def test_the_rules_read_imports_as_python_runs_them(tmp_path) -> None:
         ("polyprune_core", "PrunedModel", True),
         ("polyprune_core", "budget", True),
         ("os.path", "", False),
-        ("polyprune_core.search", "", True),
+        ("polyprune_core.search.loop", "", True),
     ]
     assert [in_core(i) for i in found] == [None, None, "artefact", "budget", None, "search"]
 

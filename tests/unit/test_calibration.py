@@ -15,10 +15,10 @@ from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.models.describe import describe
 from polyprune_core.plugins.registry import Registered, Registry, Source
-from polyprune_core.policy import scale
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
+from polyprune_core.search.policies.initial import scale
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head

@@ -8,8 +8,8 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from polyprune_core.exact_size import ExactSize
 from polyprune_core.pruning.types import MaskBatch, Policy
+from polyprune_core.search.fixed_size import ExactSize
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.arm import ARM
 from polyprune_plugins.estimators.arms import ARMS

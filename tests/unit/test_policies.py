@@ -9,13 +9,13 @@ from polyprune_core.config.grid import Cell, cell_id
 from polyprune_core.config.settings import PRESETS, Comparison, Pruning, parse
 from polyprune_core.errors import ConfigError
 from polyprune_core.limits import check_estimator
-from polyprune_core.optimizer import cosine, ramp, stepped
-from polyprune_core.policies import FAMILIES, Start
-from polyprune_core.policies.gaussian import Gaussian
-from polyprune_core.policy import expected_sparsity, from_scores
-from polyprune_core.policy import scale as scaled
 from polyprune_core.pruning.budget import Budget, select
-from polyprune_core.search import SearchOptions, search
+from polyprune_core.search.loop import SearchOptions, search
+from polyprune_core.search.optimizer import cosine, ramp, stepped
+from polyprune_core.search.policies import FAMILIES, Start
+from polyprune_core.search.policies.gaussian import Gaussian
+from polyprune_core.search.policies.initial import expected_sparsity, from_scores
+from polyprune_core.search.policies.initial import scale as scaled
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.arm import ARM
 from polyprune_plugins.estimators.reinforce import Reinforce

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprune_core.policy import PROBABILITIES, SCALES, entropy, expected_sparsity, from_scores, scale
 from polyprune_core.pruning.budget import EPS, SCOPES, pools, project
 from polyprune_core.pruning.types import Policy
+from polyprune_core.search.policies.initial import PROBABILITIES, SCALES, entropy, expected_sparsity, from_scores, scale
 
 hows = pytest.mark.parametrize("how", sorted(PROBABILITIES))
 

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from polyprune_core import resume
 from polyprune_core.errors import PluginError
-from polyprune_core.policies import FAMILIES, Start
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.types import Policy, Trace
-from polyprune_core.resume import Checkpoint, pack, stranger, unpack
-from polyprune_core.search import SearchOptions, search
+from polyprune_core.search.checkpoint import Checkpoint, pack, stranger, unpack
+from polyprune_core.search.loop import SearchOptions, search
+from polyprune_core.search.loop import checkpoint as resume
+from polyprune_core.search.policies import FAMILIES, Start
 from polyprune_core.utils.progress import Reporter
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.conditional_bernoulli import ConditionalBernoulli

@@ -11,12 +11,12 @@ import torch
 
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.limits import PRECONDITIONERS, check_estimator
-from polyprune_core.policies import Start
-from polyprune_core.policies.probabilities import Probabilities
-from polyprune_core.policy import entropy, expected_sparsity
 from polyprune_core.pruning.budget import Budget, pools, project, select
 from polyprune_core.pruning.types import MaskBatch, Policy
-from polyprune_core.search import SearchOptions, search
+from polyprune_core.search.loop import SearchOptions, search
+from polyprune_core.search.policies import Start
+from polyprune_core.search.policies.initial import entropy, expected_sparsity
+from polyprune_core.search.policies.probabilities import Probabilities
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.reinforce import Reinforce
 from polyprune_plugins.estimators.reinforce_released import ReinforceReleased

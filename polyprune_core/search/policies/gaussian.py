@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from polyprune_core.policies.family import Start
-from polyprune_core.policy import scale
 from polyprune_core.pruning.budget import EPS
 from polyprune_core.pruning.types import MaskBatch, Policy
+from polyprune_core.search.policies.family import Start
+from polyprune_core.search.policies.initial import scale
 
 # Kinds are weighed in the first tenth of the steps, with more noise: a layer has few heads, small shifts change none.
 KINDS_FIRST = 0.1

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polyprune_core.policies.family import Start
 from polyprune_core.pruning.budget import EPS, pool_labels, shift_logits
 from polyprune_core.pruning.types import Policy
+from polyprune_core.search.policies.family import Start
 
 
 class Hierarchical:

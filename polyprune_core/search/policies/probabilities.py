@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from polyprune_core.policies.family import Start
 from polyprune_core.pruning.budget import pool_labels, project
 from polyprune_core.pruning.types import Policy
+from polyprune_core.search.policies.family import Start
 
 
 class Probabilities:

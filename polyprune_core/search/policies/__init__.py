@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from polyprune_core.policies.family import Family, Start
-from polyprune_core.policies.gaussian import Gaussian
-from polyprune_core.policies.hierarchical import Hierarchical
-from polyprune_core.policies.logits import Logits
-from polyprune_core.policies.probabilities import Probabilities
+from polyprune_core.search.policies.family import Family, Start
+from polyprune_core.search.policies.gaussian import Gaussian
+from polyprune_core.search.policies.hierarchical import Hierarchical
+from polyprune_core.search.policies.logits import Logits
+from polyprune_core.search.policies.probabilities import Probabilities
 
 FAMILIES: dict[str, Callable[[Start], Family]] = {
     "probabilities": Probabilities,

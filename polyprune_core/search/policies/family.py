@@ -7,10 +7,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from polyprune_core.policy import from_scores
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Policy
+from polyprune_core.search.policies.initial import from_scores
 
 
 @dataclass(frozen=True)
