@@ -26,11 +26,11 @@ from polyprune_core.config.grid import Cell
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.evaluation.text import sample_windows
-from polyprune_core.harness import Harness
-from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Selection
+from polyprune_core.runs.compare import open_harness
+from polyprune_core.runs.harness import Harness
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.progress import Reporter
@@ -261,7 +261,7 @@ def main(
     ledger.require_same({**model, **texts, "windows": windows, "limit": limit, "seq_len": settings.seq_len})
     remembered = remembering(ledger)
     with (
-        mock.patch("polyprune_core.harness.Objective", remembered),
+        mock.patch("polyprune_core.runs.harness.Objective", remembered),
         mock.patch("polyprune_core.evaluation.calibration.Objective", remembered),
         harness.compactor,
     ):

@@ -115,7 +115,7 @@ def compare(
     from polyprune_core.cli.console import check_loudness, show_problems, stderr
     from polyprune_core.config.settings import Comparison, parse
     from polyprune_core.plugins.registry import load_registry
-    from polyprune_core.tracking import check_loggers
+    from polyprune_core.runs.loggers import check_loggers
 
     check_loudness(quiet, verbose)
     console = stderr()
@@ -125,7 +125,7 @@ def compare(
     show_problems(registry, console)
     if dry_run:
         from polyprune_core.cli import dryrun
-        from polyprune_core.plan import plan
+        from polyprune_core.runs.dry_run import plan
 
         dryrun.check_format(form)
         dryrun.write(plan(request, registry, output), form, _varied(request))
@@ -146,9 +146,9 @@ def _run(
 ) -> Results:
     """Runs the grid below a live view on a terminal, with a line a cell elsewhere."""
     from polyprune_core.cli.live import GridView, PlainView
-    from polyprune_core.estimate import evaluation_tokens, work_of
-    from polyprune_core.request import check_plugins
-    from polyprune_core.tracking import Tracking
+    from polyprune_core.runs.cost_estimate import evaluation_tokens, work_of
+    from polyprune_core.runs.loggers import Tracking
+    from polyprune_core.runs.preflight import check_plugins
 
     check_plugins(request, registry)
     work = work_of(request, registry, evaluation_tokens(request) or 1, ())
@@ -159,8 +159,8 @@ def _run(
     ):
         view.status("loading torch and transformers")
 
-        from polyprune_core.pipeline import compare as run
         from polyprune_core.results.store import Store
+        from polyprune_core.runs.compare import compare as run
 
         def on_row(row: Row) -> None:
             view.row(row)

@@ -55,7 +55,7 @@ def evaluate(target: str, config: Path | None, form: str, quiet: bool, verbose: 
     reporter = TerminalReporter(stderr(), quiet, verbose)
     reporter.status("loading torch and transformers")
 
-    from polyprune_core import findings
-    from polyprune_core.examine import examine
+    from polyprune_core.runs import evaluation_report as findings
+    from polyprune_core.runs.evaluate import examine
 
     findings.write(examine(request, reporter), form, request.generate)

@@ -50,7 +50,7 @@ def export(
     reporter = TerminalReporter(console, quiet, verbose)
     reporter.status("loading torch and transformers")
 
-    from polyprune_core.export import export as run
+    from polyprune_core.runs.export import export as run
 
     exported = run(request, registry, output, overwrite, reporter)
     click.echo(json.dumps(exported.to_json(), indent=1) if form == "json" else "\n".join(exported.lines()))

@@ -80,7 +80,7 @@ def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbo
     reporter = TerminalReporter(console, quiet, verbose)
     reporter.status("loading torch and transformers")
 
-    from polyprune_core.prune import prune as run
+    from polyprune_core.runs.prune import prune as run
 
     outcome = run(request, registry, output, overwrite, reporter)
     click.echo("\n".join(outcome.lines()))

@@ -13,9 +13,9 @@ from polyprune_core import Budget, PluginError, Provider, Selection
 from polyprune_core.config.grid import Cell, cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
-from polyprune_core.harness import Harness
-from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
+from polyprune_core.runs.compare import open_harness
+from polyprune_core.runs.harness import Harness
 from polyprune_core.utils.progress import Reporter
 
 

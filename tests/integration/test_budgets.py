@@ -7,9 +7,9 @@ import json
 import pytest
 from commandline import polyprune
 
-from polyprune_core import harness
 from polyprune_core.evaluation.latency import Seconds
 from polyprune_core.models.sources import load_model
+from polyprune_core.runs import harness
 
 SMALL = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
 SMALL += ("--batch-size", "2", "--steps", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")

@@ -223,7 +223,7 @@ def test_other_requests_are_refused_alike(folder: Path, arguments: str, parts: t
 
 @pytest.mark.parametrize("command", ["compare", "prune"])
 def test_what_is_wrong_in_the_words_alone_is_told_before_torch_is_needed(folder: Path, command: str) -> None:
-    with mock.patch.dict(sys.modules, {"polyprune_core.pipeline": None, "polyprune_core.prune": None}):
+    with mock.patch.dict(sys.modules, {"polyprune_core.runs.compare": None, "polyprune_core.runs.prune": None}):
         refused(polyprune(command, *TINY, "-q", "-o", "new", "--steps", 0), "--steps")
 
 
@@ -232,5 +232,5 @@ def test_what_is_wrong_in_the_words_alone_is_told_before_torch_is_needed(folder:
 )
 def test_what_is_wrong_with_names_and_numbers_is_told_before_the_model_loads(folder: Path, fault: str) -> None:
     arguments, parts = {**BY_COMPARE, **BY_BOTH}[fault]
-    with mock.patch("polyprune_core.pipeline.load_model", side_effect=AssertionError("the model was loaded")):
+    with mock.patch("polyprune_core.runs.compare.load_model", side_effect=AssertionError("the model was loaded")):
         refused(polyprune("compare", *TINY, "-q", "-o", "store", *arguments.split()), *parts)

@@ -14,14 +14,14 @@ import pytest
 from accelerate import tracking as trackers
 from commandline import Run, polyprune
 
-from polyprune_core import tracking
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, parse, read_toml
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.results.results import Row
-from polyprune_core.tracking import Tracking, run_name
+from polyprune_core.runs import loggers as tracking
+from polyprune_core.runs.loggers import Tracking, run_name
 from polyprune_core.utils.progress import Reporter
 
 SMALL = ("compare", "-m", "tiny", "--limit", "4", "--seq-len", "32", "--eval-seq-len", "32", "--steps", "3")

@@ -131,7 +131,7 @@ def asked(text: str) -> Comparison:
         seen.append(request)
         raise ConfigError("far enough")
 
-    with mock.patch("polyprune_core.pipeline.compare", compare):
+    with mock.patch("polyprune_core.runs.compare.compare", compare):
         result = CliRunner().invoke(cli, words[1:])
     assert str(result.exception) == "far enough", result.output
     return seen[0]

@@ -12,10 +12,10 @@ import pytest
 from polyprune_core.config.grid import Cell, cell_id
 from polyprune_core.config.settings import Comparison, Settings
 from polyprune_core.errors import ModelError
-from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import count_parameters, settings_sha256
 from polyprune_core.models.sources import load_model, local_folder
+from polyprune_core.runs.cell_identity import identity, used_plugins
 
 TINY = catalogue()["tiny"].folder
 SHARED: dict[str, Any] = {"weights": "w", "calibration": "c", "evaluation": "e", "plugins": {}}

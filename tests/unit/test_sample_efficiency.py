@@ -9,7 +9,7 @@ import pytest
 
 from polyprune_core.config.settings import Comparison, parse
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.request import check_plugins
+from polyprune_core.runs.preflight import check_plugins
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SUITES = ["sample_efficiency", "ablations", "other_text"]

@@ -11,8 +11,9 @@ import pytest
 from commandline import Run
 from grids import grid
 
-from polyprune_core import pipeline, report
+from polyprune_core import report
 from polyprune_core.results.results import Row
+from polyprune_core.runs import compare as pipeline
 
 
 @pytest.fixture(scope="session")

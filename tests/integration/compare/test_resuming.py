@@ -176,7 +176,7 @@ def test_a_broken_checkpoint_is_told_and_its_cell_starts_over(tmp_path, unbroken
 TWIN = """
 import os, sys, time
 from pathlib import Path
-from polyprune_core import pipeline
+from polyprune_core.runs import compare as pipeline
 from polyprune_core.cli import main
 
 meeting, me = Path(sys.argv.pop(1)), sys.argv.pop(1)

@@ -61,7 +61,7 @@ def test_a_cell_file_that_only_looks_like_ours_is_named(copy, record, fault) -> 
 
 FULL = """
 import resource
-from polyprune_core import pipeline
+from polyprune_core.runs import compare as pipeline
 from polyprune_core.cli import main
 
 open_harness = pipeline.open_harness

@@ -12,16 +12,16 @@ from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
-from polyprune_core.harness import Cost, Harness
-from polyprune_core.pipeline import open_harness
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import Terms, agree
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.request import check_plugins
 from polyprune_core.results.store import write_json
+from polyprune_core.runs.compare import open_harness
+from polyprune_core.runs.harness import Cost, Harness
+from polyprune_core.runs.preflight import check_plugins
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import RECORD, check_output, whole_folder
 from polyprune_core.utils.progress import Reporter

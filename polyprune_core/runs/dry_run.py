@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from polyprune_core import estimate
 from polyprune_core.config.grid import Cell, cell_id, cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
-from polyprune_core.estimate import Estimate
-from polyprune_core.identity import Sources, identity, used_plugins
 from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import count_parameters, read_config, weights_sha256
 from polyprune_core.models.sources import local_folder
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.request import check_plugins
 from polyprune_core.results.results import Results, Row
+from polyprune_core.runs import cost_estimate as estimate
+from polyprune_core.runs.cell_identity import Sources, identity, used_plugins
+from polyprune_core.runs.cost_estimate import Estimate
+from polyprune_core.runs.preflight import check_plugins
 
 State = Literal["finished", "started", "broken", "to do", "not known"]
 

@@ -16,15 +16,15 @@ from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.evaluation.tasks import Tasks
 from polyprune_core.evaluation.text import ROLES, Text, load_text
-from polyprune_core.harness import Decision, Harness
-from polyprune_core.identity import identity, used_plugins
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.request import check_plugins
 from polyprune_core.results.cell_file import Details, Group, path_of, read_details, write_details
 from polyprune_core.results.results import Results, Row
 from polyprune_core.results.store import Store, write_json
+from polyprune_core.runs.cell_identity import identity, used_plugins
+from polyprune_core.runs.harness import Decision, Harness
+from polyprune_core.runs.preflight import check_plugins
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__

@@ -12,7 +12,6 @@ import torch
 from polyprune_core.config.requests import Export
 from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.text import load_text, token_windows
-from polyprune_core.finished import FinishedCell, find_cell
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.build import build_compact
@@ -20,6 +19,7 @@ from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
 from polyprune_core.results.store import write_json
+from polyprune_core.runs.stored_cell import FinishedCell, find_cell
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import RECORD, check_output, whole_folder
 from polyprune_core.utils.progress import Reporter

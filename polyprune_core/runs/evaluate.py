@@ -13,10 +13,10 @@ from polyprune_core.evaluation.latency import Load, Seconds, Spread, ratios, tak
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, Progress
 from polyprune_core.evaluation.tasks import Tasks
 from polyprune_core.evaluation.text import Text, evenly_spaced, load_text, token_windows
-from polyprune_core.findings import Findings, Side, Timing
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.subject import Subject, open_reference, open_subject
+from polyprune_core.runs.evaluation_report import Findings, Side, Timing
+from polyprune_core.runs.model_sources import Subject, open_reference, open_subject
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.progress import Reporter, Task
 
