@@ -30,7 +30,7 @@ from polyprune_core.utils.environment import environment
 # Between two checkpoints: shorter than what users get, so that searches of a second are killed in the middle of theirs.
 SECONDS_BETWEEN = 0.1
 PROGRAM = f"""
-from polyprune_core.search.loop import checkpoint as resume
+from polyprune_core.search import checkpoint as resume
 from polyprune_core.cli import main
 resume.SECONDS_BETWEEN, resume.SHARE_OF_TIME = {SECONDS_BETWEEN}, 1.0
 main()

@@ -90,7 +90,7 @@ def write_package(name: str, kind: str, folder: Path) -> Path:
         for target, template in FILES.items():
             path = building / Template(target).substitute(values)
             path.parent.mkdir(parents=True, exist_ok=True)
-            source = files("polyprune_core").joinpath("templates", Template(template).substitute(values))
+            source = files("polyprune_core.cli").joinpath("templates", Template(template).substitute(values))
             path.write_text(Template(source.read_text("utf-8")).substitute(values), encoding="utf-8")
         building.chmod(0o755)
         os.rename(building, folder)

@@ -1,6 +1,6 @@
 """The published JSON Schema of results, made from the types that results are read with.
 
-python -m polyprune_core.results.schema > polyprune_core/results.schema.json
+python -m polyprune_core.results.schema > polyprune_core/results/results.schema.json
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def results_schema() -> dict[str, Any]:
 
 def published() -> str:
     """Returns the text of the schema file that ships with the package."""
-    return files("polyprune_core").joinpath(FILE).read_text("utf-8")
+    return files("polyprune_core.results").joinpath(FILE).read_text("utf-8")
 
 
 def rendered() -> str:

@@ -235,7 +235,7 @@ def test_a_missing_library_is_told_by_its_package_before_anything_loads(monkeypa
 
 def test_to_check_for_loggers_loads_neither_them_nor_torch() -> None:
     program = (
-        "import sys; from polyprune_core import tracking; tracking.LIBRARIES['trackio'] = ('accelerate',);"
+        "import sys; from polyprune_core.runs import loggers as tracking; tracking.LIBRARIES['trackio'] = ('accelerate',);"
         "tracking.check_loggers(['trackio']);"
         "assert not {'torch', 'accelerate', 'tensorboard', 'numpy'} & set(sys.modules), 'heavy'"
     )

@@ -112,7 +112,7 @@ def test_a_python_without_help_topics_is_a_data_error(text, monkeypatch) -> None
 
 def test_another_process_reads_the_same_texts_without_torch() -> None:
     code = (
-        "import sys, zlib; from polyprune_core import pydocs as p; "
+        "import sys, zlib; from polyprune_core.evaluation import pydocs as p; "
         "print([zlib.crc32(f().encode()) for f in (p.calibration_text, p.evaluation_text, p.docstrings_text)]); "
         "assert 'torch' not in sys.modules"
     )

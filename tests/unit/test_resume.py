@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from polyprune_core.errors import PluginError
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.types import Policy, Trace
+from polyprune_core.search import checkpoint as resume
 from polyprune_core.search.checkpoint import Checkpoint, pack, stranger, unpack
 from polyprune_core.search.loop import SearchOptions, search
-from polyprune_core.search.loop import checkpoint as resume
 from polyprune_core.search.policies import FAMILIES, Start
 from polyprune_core.utils.progress import Reporter
 from polyprune_plugins.estimators.antithetic import Antithetic

@@ -9,7 +9,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from polyprune_core.results.results import Results, Row, schema
+from polyprune_core.results import schema
+from polyprune_core.results.results import Results, Row
 from polyprune_core.results.schema import published, rendered, results_schema
 
 COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "estimators.json"

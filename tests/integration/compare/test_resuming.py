@@ -121,7 +121,7 @@ def test_a_run_killed_in_the_middle_of_a_write_goes_on_to_the_same_rows(unbroken
 
 KILLED_WITHIN = """
 import os, signal
-from polyprune_core.search.loop import checkpoint as resume
+from polyprune_core.search import checkpoint as resume
 from polyprune_core.cli import main
 from polyprune_core.evaluation.losses import Objective
 
