@@ -309,8 +309,7 @@ def examine(problem: Problem, kept: Kept, policy: Policy, point: str, sizes: dic
 def wanda_start(loaded: LoadedModel, space: MaskSpace, windows: Tensor, sparsity: float, registry: Registry) -> Start:
     """Returns what Wanda's scores on 32 windows start."""
     calibration = Calibration(loaded.model, space.layout, sample_windows(windows, 32, 0), generator(0, "wanda"))
-    scores = registry.build("initializer", "wanda").score(loaded.model, space, calibration)
-    return Start(space, scores.float(), Budget(sparsity))
+    return Start(space, registry.measure("wanda", loaded.model, space, calibration), Budget(sparsity))
 
 
 def trained(problem: Problem, start: Start, steps: int, kept: Kept) -> Tensor:

@@ -25,10 +25,11 @@ from polyprune_core.cli.console import TerminalReporter, stderr
 from polyprune_core.config.settings import Comparison, parse
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.results.cell_file import path_of, read_details
-from polyprune_core.results.results import Row, finite
+from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store
 from polyprune_core.runs.compare import compare
 from polyprune_core.utils.files import write_atomically
+from polyprune_core.utils.numbers import finite
 
 SUITE = Path(__file__).parent / "suites" / "sample_efficiency.toml"
 # What stands once above all comparisons of the output.

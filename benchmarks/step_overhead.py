@@ -26,18 +26,19 @@ from torch import Tensor
 
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.losses import Objective
-from polyprune_core.limits import check_estimator
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.contracts import GradientEstimator
 from polyprune_core.plugins.registry import Registry, load_registry
+from polyprune_core.plugins.validation import check_estimator
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
-from polyprune_core.pruning.types import StepRecord
+from polyprune_core.pruning.types import Scores
 from polyprune_core.search.checkpoint import SECONDS_BETWEEN, SHARE_OF_TIME, Checkpoint, pack
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.policies import FAMILIES, Start
+from polyprune_core.search.trace import StepRecord
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.rng import generator
@@ -139,7 +140,7 @@ def measure(model: Any, registry: Registry, sparsity: float, steps: int, folder:
     layout = describe(model)
     groups = [g for part in ("head", "channel") for g in registry.build("granularity", part).groups(layout)]
     space = MaskSpace(layout, groups, "head+channel")
-    start = Start(space, torch.rand(len(space), generator=generator(0, "scores")), Budget(sparsity))
+    start = Start(space, Scores(torch.rand(len(space), generator=generator(0, "scores")), "random"), Budget(sparsity))
     policy = FAMILIES["probabilities"](start).policy(start.keep_prob(), sparsity)
     records: list[dict[str, Any]] = []
     with Compactor(model, layout) as compactor:

@@ -11,7 +11,6 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core import PluginDeprecationWarning
 from polyprune_core.cli.compare import compare
 from polyprune_core.cli.completion import completion
 from polyprune_core.cli.evaluate import evaluate
@@ -20,6 +19,7 @@ from polyprune_core.cli.plugins import plugins
 from polyprune_core.cli.prune import prune
 from polyprune_core.cli.report import report
 from polyprune_core.errors import PolypruneError, plain
+from polyprune_core.plugins.deprecation import PluginDeprecationWarning
 from polyprune_core.plugins.discovery import NO_EXTERNAL
 from polyprune_core.version import __version__
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from polyprune_core.config.settings import Comparison
     from polyprune_core.plugins.registry import Registry
-    from polyprune_core.results.results import Results, Row
+    from polyprune_core.results.results import Results
+    from polyprune_core.results.row import Row
 
 GRID = [
     _option(

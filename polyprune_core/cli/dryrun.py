@@ -12,8 +12,8 @@ from rich.table import Table
 from polyprune_core.cli.live import duration
 from polyprune_core.errors import ConfigError
 from polyprune_core.report import PIPED_WIDTH, label
-from polyprune_core.results.results import finite
 from polyprune_core.runs.dry_run import Plan
+from polyprune_core.utils.numbers import finite
 
 FORMATS = ("table", "json")
 STYLES = {"finished": "green", "started": "cyan", "broken": "red", "to do": "", "not known": "dim"}

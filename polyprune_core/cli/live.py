@@ -19,7 +19,7 @@ from rich.text import Text
 from polyprune_core.cli.console import TerminalReporter
 from polyprune_core.config.grid import Cell
 from polyprune_core.report import label, line, number
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 from polyprune_core.utils.progress import Task
 
 BLOCKS = " ▁▂▃▄▅▆▇█"

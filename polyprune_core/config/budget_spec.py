@@ -86,3 +86,12 @@ class Target:
 def _examples(currency: str) -> str:
     fraction = f"give a fraction above 0 and below 1 such as {currency}=0.7"
     return f"{fraction}, or an amount such as {currency}={EXAMPLES[currency]}" if currency in EXAMPLES else fraction
+
+
+def check_sparsity(sparsity: float) -> float:
+    """Returns `sparsity`, or raises BudgetError unless it lies strictly between 0 and 1."""
+    if not (math.isfinite(sparsity) and 0.0 < sparsity < 1.0):
+        raise BudgetError(
+            f"sparsity {sparsity:g} is not a fraction to remove; give a number above 0 and below 1, for example 0.2."
+        )
+    return sparsity

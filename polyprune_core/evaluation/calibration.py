@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.losses import Objective, last_hidden, token_losses
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
-from polyprune_core.search.policies.initial import scale
+from polyprune_core.pruning.types import Scores
+
+Measure = Callable[[str, nn.Module, MaskSpace, "Calibration"], Scores]
 
 
 @dataclass
@@ -45,16 +47,16 @@ class Calibration:
         progress: Callable[[int, int], None] = lambda done, total: None,
         compactor: Compactor | None = None,
         budget: Budget | None = None,
-        registry: Registry | None = None,
+        measure: Measure | None = None,
     ) -> None:
         """Takes what it holds and what it draws on.
 
         `compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time.
-        `budget`: for a metric that needs it. `registry`: where `score` looks; the installed plugins unless given.
+        `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`.
         """
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
         self.batch_size, self.progress = batch_size, progress
-        self._compactor, self._budget, self._registry = compactor, budget, registry
+        self._compactor, self._budget, self._measure = compactor, budget, measure
         self.forward_passes = self.forward_tokens = self.backward_passes = 0
         self._inputs: dict[str, InputStatistics] = {}
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
@@ -77,12 +79,12 @@ class Calibration:
         `per-parameter`.
 
         Raises:
-            PluginError: there is no such metric or option.
+            PluginError: there is no such metric or option, or this calibration was made without other metrics.
         """
-        registry = self._registry or load_registry()
-        values = registry.build("initializer", spec).score(self.model, space, self)
-        made = registry.get("initializer", spec).provider.for_one_budget
-        return scale(values.detach().cpu().float(), space, "raw" if made else how)
+        if self._measure is None:
+            raise PluginError(f"this calibration was made without other metrics, so {spec!r} cannot be measured.")
+        scores = self._measure(spec, self.model, space, self)
+        return scale(scores.values, space, "raw" if scores.comparable else how)
 
     def rand(self, *size: int) -> Tensor:
         """Returns uniform draws in [0, 1) from `rng`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyprune_core.evaluation.losses import FLOAT_ROWS, cross_entropy, last_hidden, predictions
-from polyprune_core.results.statistics import exp
+from polyprune_core.utils.numbers import exp
 
 Progress = Callable[[int, int], None]
 

@@ -48,11 +48,6 @@ class Provider(Generic[T]):
     reference: str = ""
     xfail: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-    @property
-    def for_one_budget(self) -> bool:
-        """Whether what it returns is made for one budget."""
-        return "budget" in self.needs
-
 
 class Granularity(Protocol):
     """What a unit is."""
@@ -115,6 +110,8 @@ class GradientEstimator(Protocol):
         """
 
 
+# Powers of the Fisher information that a step may be divided by.
+PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL = {"independent_units": False, "extra_passes": 0}
 
 

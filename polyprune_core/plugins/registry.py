@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -30,6 +30,13 @@ from polyprune_core.plugins.discovery import (
 )
 from polyprune_core.plugins.guard import FAULTS, Guarded, blamed, described
 from polyprune_core.plugins.options import build, parse_spec
+from polyprune_core.pruning.types import Scores
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from polyprune_core.evaluation.calibration import Calibration
+    from polyprune_core.pruning.space import MaskSpace
 
 __all__ = ["KINDS", "NAME", "PluginProblem", "Registered", "Registry", "Source", "load_registry"]
 
@@ -94,6 +101,19 @@ class Registry:
         with blamed(blame):
             made = build(kind, item.provider, parse_spec(spec)[1])
         return Guarded(made, kind, blame)
+
+    def measure(self, spec: str, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Scores:
+        """Returns the scores of the metric that `spec` names; those made for one budget are comparable across layers.
+
+        Raises:
+            PluginError: as `build`, or the metric is at fault.
+        """
+        values = self.build("initializer", spec).score(model, space, calibration)
+        return Scores(values.detach().cpu().float(), spec, comparable=self.for_one_budget(spec))
+
+    def for_one_budget(self, spec: str) -> bool:
+        """Whether the metric that `spec` names measures anew for every budget."""
+        return "budget" in self.get("initializer", spec).provider.needs
 
 
 def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.errors import PluginError
+from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator, independent_units
 from polyprune_core.pruning.types import ExportReport, UnitGroup
 
 if TYPE_CHECKING:
@@ -63,6 +64,35 @@ def check_loaded(loaded: Any, blame: str, *_: Any) -> None:
 
     if not isinstance(loaded, LoadedModel):
         raise PluginError(f"{blame} returned a {type(loaded).__name__} from load; a LoadedModel is needed.")
+
+
+def check_estimator(
+    name: str, estimator: GradientEstimator, masks_per_step: int, policy: str = "probabilities"
+) -> None:
+    """Raises ConfigError unless the estimator can use that many masks a step and that policy.
+
+    PluginError if it does not say what it can.
+    """
+    for declared in ("min_masks", "mask_multiple"):
+        value = getattr(estimator, declared)
+        if type(value) is not int or value < 1:
+            raise PluginError(f"estimator {name!r}: {declared} is {value!r}; a whole number above 0 is needed.")
+    if type(estimator.unbiased) is not bool:
+        raise PluginError(f"estimator {name!r}: unbiased is {estimator.unbiased!r}; True or False is needed.")
+    if estimator.precondition not in (None, *PRECONDITIONERS):
+        known = ", ".join(PRECONDITIONERS)
+        raise PluginError(f"estimator {name!r}: precondition is {estimator.precondition!r}; None or one of {known}.")
+    if masks_per_step < estimator.min_masks or masks_per_step % estimator.mask_multiple:
+        unit = f" in multiples of {estimator.mask_multiple}" if estimator.mask_multiple > 1 else ""
+        raise ConfigError(
+            f"estimator {name!r} needs at least {estimator.min_masks} masks a step{unit}, not {masks_per_step}; "
+            f"change --masks-per-step."
+        )
+    if independent_units(estimator) and policy == "gaussian":
+        raise ConfigError(
+            f"estimator {name!r} needs units that are drawn independently, which those of policy {policy!r} are not; "
+            f"use --preset released, --policy probabilities, logits or hierarchical, or another estimator."
+        )
 
 
 CHECKS: dict[str, Callable[..., None]] = {

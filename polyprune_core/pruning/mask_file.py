@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.errors import ConfigError, ModelError, PluginError
-from polyprune_core.limits import check_sparsity
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning import budget

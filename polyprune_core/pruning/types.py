@@ -30,10 +30,14 @@ class UnitGroup:
 
 @dataclass(frozen=True)
 class Scores:
-    """How much each unit matters: `values` (U,) float32, finite, higher = keep; `source` names the criterion."""
+    """How much each unit matters: `values` (U,) float32, finite, higher = keep; `source` names the criterion.
+
+    `comparable`: whether they already say how much each layer gives, so that no scaling may change that.
+    """
 
     values: Tensor
     source: str
+    comparable: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,37 +114,6 @@ class Selection:
     def sparsity(self) -> float:
         """Fraction of prunable parameters removed."""
         return 1.0 - self.kept_cost / self.total_cost
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One search step; losses in nats per token, `expected_sparsity` under the policy that drew the masks."""
-
-    step: int
-    losses: tuple[float, ...]
-    gradient_norm: float
-    expected_sparsity: float
-    entropy: float
-    non_finite: int
-    forward_tokens: int
-    seconds: float
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean over the step's masks, in nats per token."""
-        return sum(self.losses) / len(self.losses)
-
-
-@dataclass
-class Trace:
-    """What a search cost and how it went."""
-
-    steps: list[StepRecord] = field(default_factory=list)
-    forward_passes: int = 0
-    forward_tokens: int = 0
-    backward_passes: int = 0
-    seconds: float = 0.0
-    non_finite: int = 0
 
 
 @dataclass(frozen=True)

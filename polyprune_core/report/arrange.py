@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyprune_core.errors import ConfigError, plain, unknown_name
-from polyprune_core.results.results import Results, Row
+from polyprune_core.results.results import Results
+from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from polyprune_core.config.budget_spec import Target
 from polyprune_core.errors import plain
-from polyprune_core.results.results import Results, Row
+from polyprune_core.results.results import Results
+from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
 
 MARKS = {"better": "✓", "worse": "✗", "better before correction": "(✓)", "worse before correction": "(✗)"}

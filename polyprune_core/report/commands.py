@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyprune_core.config.settings import Comparison
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
 
 ONE_SETTING = ("granularity", "scope", "scale")

@@ -9,7 +9,8 @@ from typing import Any
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.sheet import Sheet
-from polyprune_core.results.results import Results, Row
+from polyprune_core.results.results import Results
+from polyprune_core.results.row import Row
 
 
 def to_csv(results: Results, arrangement: Arrangement = AS_RUN) -> str:

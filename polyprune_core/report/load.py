@@ -16,7 +16,8 @@ from polyprune_core.config.grid import SEARCH_ONLY
 from polyprune_core.config.settings import Comparison as Grid
 from polyprune_core.errors import ConfigError, plain
 from polyprune_core.results.cell_file import Details, path_of, read_details
-from polyprune_core.results.results import SCHEMA, Results, Row, row_from_json
+from polyprune_core.results.results import SCHEMA, Results
+from polyprune_core.results.row import Row, row_from_json
 from polyprune_core.results.schema import adapter
 
 RUN = ("polyprune", "environment", "config", "model", "texts")

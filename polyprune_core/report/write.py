@@ -14,7 +14,8 @@ from polyprune_core.report.csvfile import to_csv
 from polyprune_core.report.latex import latex
 from polyprune_core.report.markdown import markdown
 from polyprune_core.report.terminal import table
-from polyprune_core.results.results import Results, finite
+from polyprune_core.results.results import Results
+from polyprune_core.utils.numbers import finite
 
 FORMATS = ("table", "json", "csv", "markdown", "latex")
 PIPED_WIDTH = 160

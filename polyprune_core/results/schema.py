@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILE = "results.schema.json"

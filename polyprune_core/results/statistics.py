@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from polyprune_core.utils.numbers import exp
+
 # A sign-flip test of n pairs cannot reach p = 0.05 below this n, whatever the data.
 MIN_SEEDS_FOR_P = 6
 # Up to 13 pairs every sign flip is counted; beyond, this many are drawn.
@@ -160,11 +162,6 @@ def chance_overlap(kept: float, other: float) -> float:
     """Returns the Jaccard index that independent choices of these fractions of many units have."""
     both = kept * other
     return both / (kept + other - both) if both else float(kept == other)
-
-
-def exp(value: float) -> float:
-    """exp, infinite where that overflows."""
-    return math.exp(value) if value < 709 else math.inf
 
 
 def _ratios(interval: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -12,11 +12,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from polyprune_core.errors import ConfigError
-from polyprune_core.pruning.types import Trace
-from polyprune_core.results.results import Row, finite, row_from_json
-from polyprune_core.search.checkpoint import Checkpoint
+from polyprune_core.results.row import Row, row_from_json
+from polyprune_core.search.trace import Trace
 from polyprune_core.utils.files import write_atomically
-from polyprune_core.utils.progress import Reporter
+from polyprune_core.utils.numbers import finite
 
 
 class Store:
@@ -61,9 +60,9 @@ class Store:
             write_atomically(self.cells / f"{row.id}.trace.jsonl", "\n".join(steps) + "\n")
         write_json(self.cells / f"{row.id}.json", {"row": dataclasses.asdict(row)})
 
-    def checkpoint(self, key: str, reporter: Reporter | None = None) -> Checkpoint:
+    def checkpoint(self, key: str) -> Path:
         """Returns where the cell's search is kept while it runs."""
-        return Checkpoint(self.cells / f"{key}.search.safetensors", key, reporter)
+        return self.cells / f"{key}.search.safetensors"
 
     @contextmanager
     def claimed(self, key: str, wait: bool) -> Iterator[bool]:

@@ -24,7 +24,7 @@ from polyprune_core.results.statistics import (
 )
 
 if TYPE_CHECKING:
-    from polyprune_core.results.results import Row
+    from polyprune_core.results.row import Row
 
 Windows = Mapping[str, NDArray[np.float32]]
 

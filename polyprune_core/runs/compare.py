@@ -20,11 +20,13 @@ from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.results.cell_file import Details, Group, path_of, read_details, write_details
-from polyprune_core.results.results import Results, Row
+from polyprune_core.results.results import Results
+from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store, write_json
 from polyprune_core.runs.cell_identity import identity, used_plugins
 from polyprune_core.runs.harness import Decision, Harness
 from polyprune_core.runs.preflight import check_plugins
+from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__
@@ -115,7 +117,7 @@ def _finished(blank: Row, store: Store) -> Row | None:
     except ConfigError as error:
         return _failed(blank, error)
     if row:
-        store.checkpoint(row.id).remove()
+        Checkpoint(store.checkpoint(row.id), row.id).remove()
     return row
 
 
@@ -124,7 +126,7 @@ def _failed(blank: Row, error: PolypruneError) -> Row:
 
 
 def _run(harness: Harness, cell: Cell, blank: Row, store: Store, run: dict[str, Any]) -> Row:
-    checkpoint = store.checkpoint(blank.id, harness.reporter)
+    checkpoint = Checkpoint(store.checkpoint(blank.id), blank.id, harness.reporter)
     try:
         if cell.kind == "dense":
             row, trace = _dense_row(blank, harness), None

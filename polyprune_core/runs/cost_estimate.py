@@ -11,7 +11,7 @@ from polyprune_core.config.grid import Cell, cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 
 # Operations a second where nothing has been measured; a token takes two a parameter. Other work bounds small models.
 ASSUMED_OPERATIONS = {"cpu": 3e11, "cuda": 3e13}

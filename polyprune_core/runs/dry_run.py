@@ -16,7 +16,8 @@ from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import count_parameters, read_config, weights_sha256
 from polyprune_core.models.sources import local_folder
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.results.results import Results, Row
+from polyprune_core.results.results import Results
+from polyprune_core.results.row import Row
 from polyprune_core.runs import cost_estimate as estimate
 from polyprune_core.runs.cell_identity import Sources, identity, used_plugins
 from polyprune_core.runs.cost_estimate import Estimate
@@ -140,7 +141,7 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
             notes.append(str(error))
         if row:
             rows[cell] = row
-        elif store.checkpoint(key).path.exists():
+        elif store.checkpoint(key).exists():
             begun.add(cell)
     measured = [row for row in rows.values() if row.status == "ok"] or _earlier_rows(output, shared)
     return Stored(rows, frozenset(begun), measured), notes

@@ -20,7 +20,7 @@ from polyprune_core.evaluation.latency import Load, Spread
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.evaluation.tasks import TaskScores
 from polyprune_core.report import PIPED_WIDTH, accuracy, number
-from polyprune_core.results.results import finite
+from polyprune_core.utils.numbers import finite
 from polyprune_core.version import __version__
 
 SCHEMA = 1

@@ -26,13 +26,14 @@ from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.build import build_compact
 from polyprune_core.pruning.pricing import Terms, agree
 from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
-from polyprune_core.pruning.types import Policy, Scores, Selection, Trace
+from polyprune_core.pruning.types import Policy, Scores, Selection
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.policies import FAMILIES, Family, Start
-from polyprune_core.search.policies.initial import scale
+from polyprune_core.search.trace import Trace
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.utils.rng import generator
@@ -184,15 +185,13 @@ class Harness:
         """
         terms = self.terms(cell)
         space, asked = terms.space, Budget(terms.sparsity, cell.scope or "kind", self.settings.min_keep)
-        made_for_it = self.registry.get("initializer", cell.initializer or "").provider.for_one_budget
-        scores, cost = self.scores(space, cell.initializer or "", cell.seed or 0, asked if made_for_it else None)
+        asked_of = asked if self.registry.for_one_budget(cell.initializer or "") else None
+        scores, cost = self.scores(space, cell.initializer or "", cell.seed or 0, asked_of)
         if cell.kind == "baseline":
-            how = "raw" if made_for_it else cell.scale or "raw"
+            how = "raw" if scores.comparable else cell.scale or "raw"
             ranked = Scores(scale(scores.values, space, how), scores.source)
             return Decision(asked.select(ranked.values, space), ranked, None, None, cost, terms)
-        start = Start(
-            space, scores.values, asked, across_layers=made_for_it, **self.settings.model_dump(include=STARTING)
-        )
+        start = Start(space, scores, asked, **self.settings.model_dump(include=STARTING))
         family = FAMILIES[self.settings.policy](start)
         parameters, trace = family.start(), None
         if cell.estimator:
@@ -225,13 +224,12 @@ class Harness:
                 progress=lambda done, total: task.update(done / total),
                 compactor=self.compactor,
                 budget=asked,
-                registry=self.registry,
+                measure=self.registry.measure,
             )
             self.memory.restart()
             start = time.perf_counter()
-            metric = self.registry.build("initializer", spec)
             try:
-                values = metric.score(self.loaded.model, space, calibration)
+                scores = self.registry.measure(spec, self.loaded.model, space, calibration)
             except WeightsChanged:
                 self._read_weights_again()
                 raise
@@ -242,7 +240,7 @@ class Harness:
             time.perf_counter() - start,
             self.memory.megabytes(),
         )
-        return Scores(values.detach().cpu().float(), spec), cost
+        return scores, cost
 
     def _read_weights_again(self) -> None:
         asked = self.settings

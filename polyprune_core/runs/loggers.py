@@ -22,7 +22,7 @@ from polyprune_core.utils.progress import Reporter, Task
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-    from polyprune_core.results.results import Row
+    from polyprune_core.results.row import Row
 
 PROJECT = "polyprune"
 # The modules of which one makes a logger usable, the first by the name of its package.

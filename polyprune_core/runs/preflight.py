@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.config.settings import Comparison
-from polyprune_core.limits import check_estimator, check_sparsity
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.plugins.validation import check_estimator
 
 
 def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str, str]]:

@@ -18,7 +18,7 @@ from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.report import label
 from polyprune_core.results.cell_file import path_of, read_details
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store
 
 RECIPE = ("granularity", "initializer", "estimator", "sparsity", "budget", "seed", "scope", "scale")

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.losses import Objective
-from polyprune_core.limits import PRECONDITIONERS
-from polyprune_core.plugins.contracts import GradientEstimator, State
-from polyprune_core.pruning.types import MaskBatch, Policy, StepRecord, Trace
+from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator, State
+from polyprune_core.pruning.types import MaskBatch, Policy
 from polyprune_core.search.checkpoint import Checkpoint, stranger
 from polyprune_core.search.optimizer import cosine, ramp, stepped
 from polyprune_core.search.policies.family import Family
 from polyprune_core.search.policies.initial import entropy, expected_sparsity
+from polyprune_core.search.trace import StepRecord, Trace
 
 PLAIN = ("parameters", "worst", "step", "batches", "estimator", "optimizer", "average")
 

@@ -45,7 +45,7 @@ def _score(
 
 def _calibration(plugin: Registered, model: nn.Module, **how: Any) -> Calibration:
     """Returns calibration with all that the plugin says it needs, and no budget unless it says so."""
-    return tiny_calibration(model, budget=Budget(0.3) if plugin.provider.for_one_budget else None, **how)
+    return tiny_calibration(model, budget=Budget(0.3) if "budget" in plugin.provider.needs else None, **how)
 
 
 def _accepted(plugin: Registered) -> Iterator[str]:

@@ -19,6 +19,7 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel, load_model
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
@@ -134,7 +135,8 @@ def tiny_calibration(
     `budget`: for a metric that needs it.
     """
     text = tiny_windows() if windows is None else windows
-    return Calibration(model, describe(model), text, generator(seed, "tiny calibration"), batch_size, budget=budget)
+    rng = generator(seed, "tiny calibration")
+    return Calibration(model, describe(model), text, rng, batch_size, budget=budget, measure=load_registry().measure)
 
 
 def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:

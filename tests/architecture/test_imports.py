@@ -17,37 +17,23 @@ import polyprune_core
 CORE = Path(polyprune_core.__file__).parent
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "polyprune_plugins"
 
-# From the ground up: a module imports its own layer and those before it. A name stands for the modules under it too,
-# unless they are named themselves. What is not named (pipeline, command line, reports, exporting) is above all of it.
-LAYERS = [
-    {
-        "errors",
-        "version",
-        "pruning.types",
-        "utils.progress",
-        "utils.files",
-        "limits",
-        "config.budget_spec",
-        "models.layout",
-        "plugins.contracts",
-        "plugins.deprecation",
-        "plugins.decorator",
-        "plugins.hookspecs",
-        "results.statistics",
-    },
-    {"models", "plugins", "pruning.space", "evaluation.pydocs", "search.checkpoint", "search.fixed_size"},
-    {"utils.rng", "pruning.surgery", "pruning.gating", "pruning.budget", "pruning.pricing"},
-    {
-        "search.policies.initial",
-        "evaluation.losses",
-        "evaluation.calibration",
-        "evaluation.text",
-        "search.optimizer",
-        "evaluation.latency",
-    },
-    {"search.policies"},
-    {"search.loop", "evaluation.perplexity"},
-]
+# From the ground up: a package, or a module at the top, imports itself and those before it. None is left out.
+HOUSE = (
+    "errors",
+    "version",
+    "utils",
+    "config",
+    "models",
+    "pruning",
+    "evaluation",
+    "plugins",
+    "search",
+    "results",
+    "report",
+    "runs",
+    "testing",
+    "cli",
+)
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "scipy", "numpy"}
 
 # What plugins import from inside the core, and only within functions: writing and reading models is no contract.
@@ -66,32 +52,38 @@ INSIDE_FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name: `module` as written, `name` what is taken from it (empty for a plain import)."""
+    """One imported name: `module` as written, `name` what is taken from it (empty for a plain import).
+
+    `for_types`: under TYPE_CHECKING, so it never runs.
+    """
 
     module: str
     name: str
     in_function: bool
+    for_types: bool
     line: int
 
 
 def imports(path: Path) -> list[Import]:
-    """Returns what a source file imports when it runs; blocks under TYPE_CHECKING never do."""
+    """Returns everything that a source file imports."""
 
-    def walk(node: ast.AST, in_function: bool) -> Iterator[Import]:
+    def walk(node: ast.AST, in_function: bool, for_types: bool) -> Iterator[Import]:
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for child in node.orelse:
-                yield from walk(child, in_function)
+            for branch, types in ((node.body, True), (node.orelse, for_types)):
+                for child in branch:
+                    yield from walk(child, in_function, types)
             return
         if isinstance(node, ast.Import):
-            yield from (Import(alias.name, "", in_function, node.lineno) for alias in node.names)
+            yield from (Import(alias.name, "", in_function, for_types, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            yield from (Import(node.module or "", alias.name, in_function, node.lineno) for alias in node.names)
+            module = node.module or ""
+            yield from (Import(module, alias.name, in_function, for_types, node.lineno) for alias in node.names)
         inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, inside)
+            yield from walk(child, inside, for_types)
 
-    return list(walk(ast.parse(path.read_text("utf-8"), str(path)), False))
+    return list(walk(ast.parse(path.read_text("utf-8"), str(path)), False, False))
 
 
 def modules(folder: Path) -> dict[str, Path]:
@@ -116,40 +108,43 @@ def in_core(item: Import) -> str | None:
     return inner if item.name and inner in CORE_MODULES else module
 
 
-def layer(module: str) -> int:
-    """Returns the layer of the longest listed name that a module falls under."""
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        for number, names in enumerate(LAYERS):
-            if ".".join(parts[:length]) in names:
-                return number
-    return len(LAYERS)
+def place(module: str) -> int:
+    """Returns where in the house a module of the core stands."""
+    return HOUSE.index(module.partition(".")[0])
 
 
-def test_every_layer_names_modules_that_exist() -> None:
-    assert {name for names in LAYERS for name in names} <= set(CORE_MODULES)
+def reached(module: str) -> dict[str, Import]:
+    """Returns the other core modules that one imports in any way, for types and within functions too."""
+    found = {in_core(item): item for item in imports(CORE_MODULES[module])}
+    return {target: item for target, item in found.items() if target is not None and target != module}
+
+
+def test_the_house_has_a_place_for_every_module_and_no_empty_one() -> None:
+    assert {module.partition(".")[0] for module in CORE_MODULES} - {""} == set(HOUSE)
     assert set(INSIDE_FUNCTIONS) <= set(PLUGIN_MODULES)
     assert len(PLUGIN_MODULES) > 12
 
 
-def test_the_rules_read_imports_as_python_runs_them(tmp_path) -> None:
+def test_the_rules_read_every_import(tmp_path) -> None:
     source = tmp_path / "sample.py"
     source.write_text(
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    import torch\nelse:\n    import json\n"
-        "def f():\n    from polyprune_core import PrunedModel, budget\n"
+        "def f():\n    from polyprune_core import PrunedModel, config\n"
         "class C:\n    import os.path\n    def m(self):\n        import polyprune_core.search.loop\n"
     )
     found = imports(source)
-    assert [(i.module, i.name, i.in_function) for i in found] == [
-        ("typing", "TYPE_CHECKING", False),
-        ("json", "", False),
-        ("polyprune_core", "PrunedModel", True),
-        ("polyprune_core", "budget", True),
-        ("os.path", "", False),
-        ("polyprune_core.search.loop", "", True),
+    assert [(i.module, i.name, i.in_function, i.for_types) for i in found] == [
+        ("typing", "TYPE_CHECKING", False, False),
+        ("torch", "", False, True),
+        ("json", "", False, False),
+        ("polyprune_core", "PrunedModel", True, False),
+        ("polyprune_core", "config", True, False),
+        ("os.path", "", False, False),
+        ("polyprune_core.search.loop", "", True, False),
     ]
-    assert [in_core(i) for i in found] == [None, None, "artefact", "budget", None, "search"]
+    expected = [None, None, None, "pruning.pruned_model", "config", None, "search.loop"]
+    assert [in_core(i) for i in found] == expected
 
 
 @pytest.mark.parametrize("module", sorted(CORE_MODULES))
@@ -159,30 +154,21 @@ def test_the_core_never_imports_the_plugins(module) -> None:
 
 
 @pytest.mark.parametrize("module", sorted(set(CORE_MODULES) - {""}))
-def test_a_core_module_imports_no_layer_above_its_own(module) -> None:
-    for item in imports(CORE_MODULES[module]):
-        target = in_core(item)
-        if target:
-            assert layer(target) <= layer(module), f"{module}:{item.line} imports {target}, which is above it"
+def test_a_core_module_imports_no_package_above_its_own(module) -> None:
+    for target, item in reached(module).items():
+        assert target, f"{module}:{item.line} imports the package itself, which is above everything"
+        assert place(target) <= place(module), f"{module}:{item.line} imports {target}, which is above it"
 
 
-def test_the_package_itself_loads_only_the_lowest_layer() -> None:
-    reached = {in_core(item) for item in imports(CORE_MODULES[""])} - {None}
-    assert {layer(target) for target in reached} == {0}
-
-
-def test_module_level_imports_of_the_core_have_no_cycle() -> None:
-    graph = {
-        module: {in_core(item) or "" for item in imports(path) if in_core(item) and not item.in_function} - {module}
-        for module, path in CORE_MODULES.items()
-    }
-    assert len(list(TopologicalSorter(graph).static_order())) == len(CORE_MODULES)
+def test_the_core_has_no_circle_of_files() -> None:
+    graph = {module: reached(module).keys() for module in CORE_MODULES if module}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
 
 
 @pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
 def test_a_plugin_imports_public_names_of_the_core_and_the_standard_library_only(module) -> None:
     for item in imports(PLUGIN_MODULES[module]):
-        if item.in_function:
+        if item.in_function or item.for_types:
             continue
         where = f"{module}:{item.line} imports {item.module}"
         if item.module == "polyprune_core":
@@ -211,7 +197,8 @@ def test_no_plugin_imports_another(module) -> None:
 @pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
 def test_a_plugin_module_imports_nothing_heavy_at_its_top(module) -> None:
     for item in imports(PLUGIN_MODULES[module]):
-        assert item.in_function or item.module.split(".")[0] not in HEAVY, f"{module}:{item.line}"
+        where = f"{module}:{item.line}"
+        assert item.in_function or item.for_types or item.module.split(".")[0] not in HEAVY, where
 
 
 def test_importing_the_core_the_command_line_and_every_plugin_loads_no_torch() -> None:
@@ -237,7 +224,8 @@ def test_a_distribution_of_its_own_leans_on_public_names_alone(path) -> None:
         where, top = f"{path}:{item.line} imports {item.module}", item.module.split(".")[0]
         if top == "polyprune_core":
             assert (item.module, item.name in polyprune_core.__all__) == ("polyprune_core", True), where
-        assert item.in_function or top in {*sys.stdlib_module_names, "__future__", "polyprune_core"}, where
+        allowed = {*sys.stdlib_module_names, "__future__", "polyprune_core"}
+        assert item.in_function or item.for_types or top in allowed, where
 
 
 def test_there_are_distributions_to_check() -> None:

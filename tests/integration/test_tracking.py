@@ -19,7 +19,7 @@ from polyprune_core.config.settings import Comparison, parse, read_toml
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 from polyprune_core.runs import loggers as tracking
 from polyprune_core.runs.loggers import Tracking, run_name
 from polyprune_core.utils.progress import Reporter
@@ -235,7 +235,8 @@ def test_a_missing_library_is_told_by_its_package_before_anything_loads(monkeypa
 
 def test_to_check_for_loggers_loads_neither_them_nor_torch() -> None:
     program = (
-        "import sys; from polyprune_core.runs import loggers as tracking; tracking.LIBRARIES['trackio'] = ('accelerate',);"
+        "import sys; from polyprune_core.runs import loggers as tracking;"
+        "tracking.LIBRARIES['trackio'] = ('accelerate',);"
         "tracking.check_loggers(['trackio']);"
         "assert not {'torch', 'accelerate', 'tensorboard', 'numpy'} & set(sys.modules), 'heavy'"
     )

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from polyprune_core.config.settings import Comparison
-from polyprune_core.pruning.types import StepRecord, Trace
 from polyprune_core.results.cell_file import Details, Group, path_of, write_details
-from polyprune_core.results.results import Results, Row
+from polyprune_core.results.results import Results
+from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store, write_json
+from polyprune_core.search.trace import StepRecord, Trace
 
 WINDOWS = 40
 GROUPS = (*(Group("head", layer, 4) for layer in range(3)), *(Group("channel", layer, 20) for layer in range(3)))

@@ -11,6 +11,7 @@ from torch import nn
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.models.describe import describe
 from polyprune_core.plugins.decorator import provider_of
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.attention import Attention
@@ -38,7 +39,7 @@ choices = pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 
 
 def calibration_for(model: nn.Module, ids: torch.Tensor, batch_size: int = 8) -> Calibration:
-    return Calibration(model, describe(model), ids, generator(0, "metric"), batch_size)
+    return Calibration(model, describe(model), ids, generator(0, "metric"), batch_size, measure=load_registry().measure)
 
 
 def scores(metric: Any, model: nn.Module, space: MaskSpace, ids: torch.Tensor, batch_size: int = 8) -> torch.Tensor:

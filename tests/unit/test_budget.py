@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.errors import BudgetError
-from polyprune_core.limits import check_sparsity
 from polyprune_core.pruning.budget import EPS, SCOPES, Budget, pools, project, select
 
 scopes = pytest.mark.parametrize("scope", sorted(SCOPES))

@@ -16,9 +16,9 @@ from polyprune_core.evaluation.losses import Objective
 from polyprune_core.models.describe import describe
 from polyprune_core.plugins.registry import Registered, Registry, Source
 from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
-from polyprune_core.search.policies.initial import scale
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
@@ -108,7 +108,7 @@ def test_another_metric_scores_as_it_does_alone_and_is_paid_for(llama, space_of,
 def test_another_metric_is_looked_for_where_the_run_found_this_one(llama, space_of, ids) -> None:
     space = space_of(llama, Channel())
     known = [Registered("initializer", Provider("own", "made for a test", Wanda), Source("test", "1"))]
-    calibration = Calibration(llama, space.layout, ids, generator(0, "metric"), registry=Registry(known, ()))
+    calibration = Calibration(llama, space.layout, ids, generator(0, "metric"), measure=Registry(known, ()).measure)
     assert torch.equal(calibration.score("own", space), scores(Wanda(), llama, space, ids))
     with pytest.raises(PluginError, match="no initializer named 'wanda'"):
         calibration.score("wanda", space)
@@ -118,7 +118,7 @@ def test_scores_made_for_a_budget_are_not_rescaled_for_another_metric(llama, spa
     space = space_of(llama, Channel())
     for needs, expected in ((frozenset(), "zscore"), (frozenset({"budget"}), "raw")):
         known = [Registered("initializer", Provider("own", "made for a test", Magnitude, needs), Source("test", "1"))]
-        calibration = Calibration(llama, space.layout, ids, generator(0, "metric"), registry=Registry(known, ()))
+        calibration = Calibration(llama, space.layout, ids, generator(0, "metric"), measure=Registry(known, ()).measure)
         plain = scores(Magnitude(), llama, space, ids)
         assert torch.equal(calibration.score("own", space, "zscore"), scale(plain, space, expected))
 

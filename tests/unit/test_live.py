@@ -16,7 +16,7 @@ from polyprune_core.cli import live
 from polyprune_core.cli.live import HEIGHT, GridView, PlainView, curve, duration
 from polyprune_core.config.grid import Cell, cells
 from polyprune_core.config.settings import Comparison
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 
 CONFIG = Comparison(
     estimators=("reinforce-released",), baselines=("wanda",), initializers=("wanda",), sparsity=(0.2, 0.3), seeds=(0, 1)

@@ -8,14 +8,15 @@ import torch
 from polyprune_core.config.grid import Cell, cell_id
 from polyprune_core.config.settings import PRESETS, Comparison, Pruning, parse
 from polyprune_core.errors import ConfigError
-from polyprune_core.limits import check_estimator
+from polyprune_core.plugins.validation import check_estimator
 from polyprune_core.pruning.budget import Budget, select
+from polyprune_core.pruning.scaling import scale as scaled
+from polyprune_core.pruning.types import Scores
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.optimizer import cosine, ramp, stepped
 from polyprune_core.search.policies import FAMILIES, Start
 from polyprune_core.search.policies.gaussian import Gaussian
 from polyprune_core.search.policies.initial import expected_sparsity, from_scores
-from polyprune_core.search.policies.initial import scale as scaled
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.arm import ARM
 from polyprune_plugins.estimators.reinforce import Reinforce
@@ -33,8 +34,9 @@ def space(make_space):
     return make_space(*channels, *[("head", layer, 4, 72) for layer in range(3)])
 
 
-def scores(space, seed: int = 0) -> torch.Tensor:
-    return torch.rand(len(space), generator=torch.Generator().manual_seed(seed)) + 0.1 * space.layer
+def scores(space, seed: int = 0) -> Scores:
+    values = torch.rand(len(space), generator=torch.Generator().manual_seed(seed)) + 0.1 * space.layer
+    return Scores(values, "metric")
 
 
 def family(name: str, space, sparsity: float = 0.4, scope: str = "kind", **changes):
@@ -85,7 +87,7 @@ def test_a_gaussian_policy_starts_about_where_the_metric_alone_would_cut(space, 
     made = Gaussian(Start(space, scores(space), Budget(0.4, scope), start_scale=scale))
     found = select(made.ranking(made.start()), space, 0.4, scope)
     own = "layer" if scale == "uniform" else "kind" if scale == "zscore" and scope == "global" else scope
-    alone = select(scaled(scores(space), space, "raw" if scale == "uniform" else scale), space, 0.4, own)
+    alone = select(scaled(scores(space).values, space, "raw" if scale == "uniform" else scale), space, 0.4, own)
     assert (found.keep ^ alone.keep).float().mean() < 0.15
 
 
@@ -105,7 +107,7 @@ def test_within_a_group_the_metric_orders_the_units(space) -> None:
     offsets = made.start() + torch.randn(len(made.start()), generator=torch.Generator().manual_seed(5))
     ranking = made.ranking(offsets)
     for where in space.slices():
-        assert ranking[where].argsort().tolist() == scores(space)[where].argsort().tolist()
+        assert ranking[where].argsort().tolist() == scores(space).values[where].argsort().tolist()
     assert len(offsets) == len(space.kinds) + len(space.groups)
 
 

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyprune_core.pruning.budget import EPS, SCOPES, pools, project
-from polyprune_core.pruning.types import Policy
-from polyprune_core.search.policies.initial import PROBABILITIES, SCALES, entropy, expected_sparsity, from_scores, scale
+from polyprune_core.pruning.scaling import SCALES, scale
+from polyprune_core.pruning.types import Policy, Scores
+from polyprune_core.search.policies.initial import PROBABILITIES, entropy, expected_sparsity, from_scores
+
+
+def started(values, space, sparsity, scope, how="sigmoid-norm", comparable=False) -> Policy:
+    """Returns the policy that a metric's values start."""
+    return from_scores(Scores(values, "metric", comparable), space, sparsity, scope, how)
+
 
 hows = pytest.mark.parametrize("how", sorted(PROBABILITIES))
 
@@ -83,7 +90,7 @@ def test_uniform_ignores_the_metric(space, scores) -> None:
 
 @pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm", "const"])
 def test_within_a_layer_a_better_score_never_gets_a_lower_probability(space, scores, how) -> None:
-    found = from_scores(scores, space, 0.5, "kind", how).keep_prob
+    found = started(scores, space, 0.5, "kind", how).keep_prob
     for where in peers(space):
         ranked = found[where][scores[where].argsort()]
         assert (ranked.diff() >= -1e-7).all()
@@ -93,15 +100,15 @@ def test_within_a_layer_a_better_score_never_gets_a_lower_probability(space, sco
 @pytest.mark.parametrize("factor", [1e-20, 1e-12, 1e-6, 1e6, 1e12])
 def test_the_unit_in_which_a_metric_is_measured_does_not_matter(space, scores, how, factor) -> None:
     """A second-order Taylor score is a squared weight times a squared gradient: 1e-10 is a common size."""
-    plain = from_scores(scores, space, 0.5, "kind", how).keep_prob
-    scaled = from_scores(factor * scores, space, 0.5, "kind", how).keep_prob
+    plain = started(scores, space, 0.5, "kind", how).keep_prob
+    scaled = started(factor * scores, space, 0.5, "kind", how).keep_prob
     torch.testing.assert_close(scaled, plain, rtol=0, atol=1e-4)  # float32 scores of 100 with a spread of 1
 
 
 @pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm"])
 @pytest.mark.parametrize("value", [0.0, 1e-9, 0.1, 3.7, 1e9])
 def test_a_metric_that_says_nothing_gives_the_keep_rate_everywhere(space, how, value) -> None:
-    found = from_scores(torch.full((len(space),), value), space, 0.3, "kind", how).keep_prob
+    found = started(torch.full((len(space),), value), space, 0.3, "kind", how).keep_prob
     torch.testing.assert_close(found, torch.full_like(found, 0.7), rtol=0, atol=1e-6)
 
 
@@ -109,7 +116,7 @@ def test_a_metric_that_says_nothing_gives_the_keep_rate_everywhere(space, how, v
 @pytest.mark.parametrize("scope", sorted(SCOPES))
 @pytest.mark.parametrize("sparsity", [0.01, 0.5, 0.99])
 def test_a_policy_is_strictly_between_0_and_1_and_within_the_budget(space, scores, how, scope, sparsity) -> None:
-    policy = from_scores(scores, space, sparsity, scope, how)
+    policy = started(scores, space, sparsity, scope, how)
     assert policy.keep_prob.dtype == torch.float32
     assert policy.keep_prob.shape == (len(space),)
     assert 0 < policy.keep_prob.min() <= policy.keep_prob.max() < 1
@@ -121,7 +128,7 @@ def test_a_policy_is_strictly_between_0_and_1_and_within_the_budget(space, score
 @hows
 def test_a_policy_is_the_projection_of_its_probabilities(space, scores, how) -> None:
     expected = project(PROBABILITIES[how](scores, space.peers, 0.6), space, 1 - 0.6, "kind")
-    torch.testing.assert_close(from_scores(scores, space, 0.4, "kind", how).keep_prob, expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(started(scores, space, 0.4, "kind", how).keep_prob, expected, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm", "const"])
@@ -129,21 +136,21 @@ def test_a_policy_is_the_projection_of_its_probabilities(space, scores, how) -> 
 def test_scores_that_compare_layers_start_a_policy_that_does(space, scores, how, scope) -> None:
     first = (space.layer == 0) & (space.kind == 0)
     raised = scores + 1e4 * first
-    within, across = (from_scores(raised, space, 0.5, scope, how, across_layers=x).keep_prob for x in (False, True))
-    torch.testing.assert_close(within, from_scores(scores, space, 0.5, scope, how).keep_prob, rtol=0, atol=1e-2)
+    within, across = (started(raised, space, 0.5, scope, how, comparable=x).keep_prob for x in (False, True))
+    torch.testing.assert_close(within, started(scores, space, 0.5, scope, how).keep_prob, rtol=0, atol=1e-2)
     others = (space.layer != 0) & (space.kind == 0)
     assert across[first].min() >= across[others].max()
     assert across[first].mean() > across[others].mean() + 0.1
 
 
 def test_in_scope_layer_nothing_compares_layers(space, scores) -> None:
-    across = from_scores(scores, space, 0.5, "layer", across_layers=True)
-    assert torch.equal(across.keep_prob, from_scores(scores, space, 0.5, "layer").keep_prob)
+    across = started(scores, space, 0.5, "layer", comparable=True)
+    assert torch.equal(across.keep_prob, started(scores, space, 0.5, "layer").keep_prob)
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=87, max_size=87), st.sampled_from(sorted(PROBABILITIES)))
 def test_any_finite_scores_give_a_valid_policy(space, values, how) -> None:
-    s = from_scores(torch.tensor(values), space, 0.5, "kind", how).keep_prob
+    s = started(torch.tensor(values), space, 0.5, "kind", how).keep_prob
     assert ((s > 0) & (s < 1)).all()
 
 
@@ -151,7 +158,7 @@ def test_any_finite_scores_give_a_valid_policy(space, values, how) -> None:
 @pytest.mark.parametrize("name", sorted(SCALES))
 def test_scores_are_not_changed_in_place(space, scores, how, name) -> None:
     kept = scores.clone()
-    from_scores(scores, space, 0.5, "kind", how)
+    started(scores, space, 0.5, "kind", how)
     scale(scores, space, name)
     assert torch.equal(scores, kept)
 
@@ -193,5 +200,5 @@ def test_the_expected_sparsity_counts_parameters_not_units(make_space) -> None:
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
 def test_a_uniform_policy_expects_exactly_the_sparsity_asked_for(space, scores, sparsity) -> None:
-    policy = from_scores(scores, space, sparsity, "kind", "uniform")
+    policy = started(scores, space, sparsity, "kind", "uniform")
     assert expected_sparsity(policy, space) == pytest.approx(sparsity, abs=1e-6)  # float32 values

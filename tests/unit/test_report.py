@@ -18,7 +18,8 @@ from rich.text import Text
 from polyprune_core import report
 from polyprune_core.errors import ConfigError
 from polyprune_core.report import label, number
-from polyprune_core.results.results import Results, Row
+from polyprune_core.results.results import Results
+from polyprune_core.results.row import Row
 
 ESTIMATORS = ("reinforce", "rloo", "antithetic", "reinforce-released")
 

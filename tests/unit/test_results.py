@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprune_core.results.results import SCHEMA, Results, Row, finite, row_from_json
+from polyprune_core.results.results import SCHEMA, Results
+from polyprune_core.results.row import Row, row_from_json
+from polyprune_core.utils.numbers import finite
 
 
 def row(kind: str = "search", seed: int | None = 0, nll: float | None = 3.0, **changes: Any) -> Row:

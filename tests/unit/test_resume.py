@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 
 from polyprune_core.errors import PluginError
 from polyprune_core.pruning.budget import Budget
-from polyprune_core.pruning.types import Policy, Trace
+from polyprune_core.pruning.types import Policy, Scores
 from polyprune_core.search import checkpoint as resume
 from polyprune_core.search.checkpoint import Checkpoint, pack, stranger, unpack
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.policies import FAMILIES, Start
+from polyprune_core.search.trace import Trace
 from polyprune_core.utils.progress import Reporter
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.conditional_bernoulli import ConditionalBernoulli
@@ -128,7 +129,9 @@ def nothing(given: Any) -> None:
 
 
 def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_resume=nothing, policy=None, **changes):
-    family = FAMILIES[policy or "probabilities"](Start(space, torch.linspace(0, 1, len(space)), Budget(0.5)))
+    family = FAMILIES[policy or "probabilities"](
+        Start(space, Scores(torch.linspace(0, 1, len(space)), "rising"), Budget(0.5))
+    )
     return search(
         family,
         family.start() if policy else torch.full((len(space),), 0.5),

@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 
 from polyprune_core.results import schema
-from polyprune_core.results.results import Results, Row
+from polyprune_core.results.results import Results
+from polyprune_core.results.row import Row
 from polyprune_core.results.schema import published, rendered, results_schema
 
 COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "estimators.json"

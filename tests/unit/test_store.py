@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from polyprune_core.errors import ConfigError
-from polyprune_core.pruning.types import StepRecord, Trace
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store, write_atomically, write_json
+from polyprune_core.search.trace import StepRecord, Trace
 
 KEY = "0123456789abcdef"
 ROW = Row(id=KEY, kind="search", sparsity=0.2, seed=0, perplexity=43.5, nll=math.log(43.5), plugins={"a": "b 1"})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary, summarise
 
 WINDOWS = 60

@@ -9,24 +9,23 @@ from torch import Tensor
 
 from polyprune_core.pruning.budget import Budget
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import Policy
+from polyprune_core.pruning.types import Policy, Scores
 from polyprune_core.search.policies.initial import from_scores
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a policy starts: the units, a metric's scores (U,), and the budget.
+    """Where a policy starts: the units, a metric's scores, and the budget.
 
-    `across_layers`: whether the scores already say how much each layer gives. `probabilities` says how scores become
+    `probabilities` says how scores become
     keep probabilities (`policy.PROBABILITIES`). A Gaussian policy starts with the same share of every group
     (`start_scale` "uniform") or compares scores across layers (one of `policy.SCALES`); `sigma` is the standard
     deviation of its noise.
     """
 
     space: MaskSpace
-    scores: Tensor
+    scores: Scores
     budget: Budget
-    across_layers: bool = False
     probabilities: str = "sigmoid-norm"
     start_scale: str = "zscore"
     sigma: float = 0.2
@@ -34,10 +33,7 @@ class Start:
     def keep_prob(self) -> Tensor:
         """Returns (U,): the keep probabilities that the metric starts."""
         sparsity, scope = self.budget.sparsity, self.budget.scope
-        policy = from_scores(
-            self.scores, self.space, sparsity, scope, self.probabilities, across_layers=self.across_layers
-        )
-        return policy.keep_prob
+        return from_scores(self.scores, self.space, sparsity, scope, self.probabilities).keep_prob
 
 
 class Family(Protocol):

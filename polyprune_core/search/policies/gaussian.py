@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from polyprune_core.pruning.budget import EPS
+from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.types import MaskBatch, Policy
 from polyprune_core.search.policies.family import Start
-from polyprune_core.search.policies.initial import scale
 
 # Kinds are weighed in the first tenth of the steps, with more noise: a layer has few heads, small shifts change none.
 KINDS_FIRST = 0.1
@@ -73,17 +73,17 @@ class Gaussian:
 
     def __init__(self, start: Start) -> None:
         self.given, self.space = start, start.space
-        how = "raw" if start.across_layers or start.start_scale == "uniform" else start.start_scale
-        self.scores = scale(start.scores, self.space, how)
-        self.base = _normal_quantiles(start.scores, self.space.group)
+        how = "raw" if start.scores.comparable or start.start_scale == "uniform" else start.start_scale
+        self.scores = scale(start.scores.values, self.space, how)
+        self.base = _normal_quantiles(start.scores.values, self.space.group)
         self.of_kind = torch.arange(len(self.space.kinds) + len(self.space.groups)) < len(self.space.kinds)
         self.kinds_trade = start.budget.scope == "global" and len(self.space.kinds) > 1
 
     def start(self) -> Tensor:
         given, space, budget = self.given, self.space, self.given.budget
-        if given.start_scale == "uniform" and not given.across_layers:
+        if given.start_scale == "uniform" and not given.scores.comparable:
             budget = replace(budget, scope="layer")
-        elif given.start_scale == "zscore" and budget.scope == "global" and not given.across_layers:
+        elif given.start_scale == "zscore" and budget.scope == "global" and not given.scores.comparable:
             # z-scores say nothing of one kind against another: each kind then starts with its own share.
             budget = replace(budget, scope="kind")
         kept = budget.select(self.scores, space).keep

@@ -1,4 +1,4 @@
-"""Where a policy comes from: scores made comparable across layers, and scores turned into probabilities."""
+"""Where a policy comes from: scores turned into keep probabilities."""
 
 from __future__ import annotations
 
@@ -8,32 +8,13 @@ import torch
 from torch import Tensor
 
 from polyprune_core.pruning.budget import SCOPES, project
+from polyprune_core.pruning.scaling import zscore
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import Policy
-
-
-def _zscore(values: Tensor, labels: Tensor) -> Tensor:
-    count = torch.bincount(labels).double().clamp(min=1)
-    mean = torch.bincount(labels, values.double()) / count
-    centred = values.double() - mean[labels]
-    std = (torch.bincount(labels, centred.square()) / count).sqrt()
-    return (centred / (std + 1e-8 * mean.abs() + 1e-300)[labels]).float()
-
-
-SCALES: dict[str, Callable[[Tensor, MaskSpace], Tensor]] = {
-    "raw": lambda values, _: values,
-    "zscore": lambda values, space: _zscore(values, space.peers),
-    "per-parameter": lambda values, space: (values / space.cost).float(),
-}
-
-
-def scale(values: Tensor, space: MaskSpace, how: str) -> Tensor:
-    """Returns scores (U,) made comparable across layers: `raw`, `zscore` per layer and kind, or `per-parameter`."""
-    return SCALES[how](values, space)
+from polyprune_core.pruning.types import Policy, Scores
 
 
 def _sigmoid_norm(values: Tensor, labels: Tensor, keep: float) -> Tensor:
-    return _shift_to_mean(torch.sigmoid(_zscore(values, labels)), labels, keep)
+    return _shift_to_mean(torch.sigmoid(zscore(values, labels)), labels, keep)
 
 
 def _min_max_norm(values: Tensor, labels: Tensor, keep: float) -> Tensor:
@@ -72,24 +53,16 @@ PROBABILITIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
-def from_scores(
-    values: Tensor,
-    space: MaskSpace,
-    sparsity: float,
-    scope: str,
-    how: str = "sigmoid-norm",
-    *,
-    across_layers: bool = False,
-) -> Policy:
-    """Returns the policy a metric (U,) starts, projected onto the budget.
+def from_scores(scores: Scores, space: MaskSpace, sparsity: float, scope: str, how: str = "sigmoid-norm") -> Policy:
+    """Returns the policy that a metric starts, projected onto the budget.
 
     `sigmoid-norm` (arXiv 2406.10576, released initialiser): sigmoid of the z-score within each layer and kind, shifted
     so that its mean is the keep rate. `min-max-norm`: min-max instead of the sigmoid. `const`: 0.9 for the units that
     the metric would keep in that layer, 0.1 for the others. `uniform`: the keep rate everywhere; the metric is unused.
-    With `across_layers`, for scores that say how much each layer gives, the same within each pool of `scope`.
+    For scores that are comparable across layers it is the same within each pool of `scope`.
     """
-    labels = SCOPES[scope](space) if across_layers else space.peers
-    return Policy(project(PROBABILITIES[how](values, labels, 1 - sparsity), space, sparsity, scope))
+    labels = SCOPES[scope](space) if scores.comparable else space.peers
+    return Policy(project(PROBABILITIES[how](scores.values, labels, 1 - sparsity), space, sparsity, scope))
 
 
 def entropy(policy: Policy) -> float:

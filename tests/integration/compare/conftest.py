@@ -12,7 +12,7 @@ from commandline import Run
 from grids import grid
 
 from polyprune_core import report
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 from polyprune_core.runs import compare as pipeline
 
 

@@ -17,7 +17,7 @@ from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.report.load import load
-from polyprune_core.results.results import Row
+from polyprune_core.results.row import Row
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 
