@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from polyprune_core.config.budget_spec import Target
+from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.settings import Comparison, Scale, Scope, Settings
 
 
@@ -28,9 +28,9 @@ class Cell(BaseModel):
     scale: Scale | None = None
 
     @property
-    def target(self) -> Target:
+    def target(self) -> BudgetSpec:
         """The budget; a sparsity is one in parameters."""
-        return Target.parse(self.budget) if self.budget else Target.of_sparsity(self.sparsity or 0.0)
+        return BudgetSpec.parse(self.budget) if self.budget else BudgetSpec.of_sparsity(self.sparsity or 0.0)
 
     @property
     def asked(self) -> str:

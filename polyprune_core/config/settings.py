@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from polyprune_core.config.budget_spec import Target
+from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.errors import BudgetError, ConfigError, unknown_name
 
 Spec = Annotated[str, AfterValidator(lambda spec: _normal(spec))]
@@ -115,7 +115,7 @@ Scope = Literal["kind", "global", "layer"]
 # Policies that weigh kinds of units against each other; others give every kind the same rate, as the paper does.
 SCOPE_OF_POLICY: dict[str, Scope] = {"gaussian": "global"}
 Scale = Literal["raw", "zscore", "per-parameter"]
-Budget = Annotated[str, AfterValidator(lambda text: str(Target.parse(text)))]
+Budget = Annotated[str, AfterValidator(lambda text: str(BudgetSpec.parse(text)))]
 
 
 class TaskSettings(BaseModel):
@@ -173,7 +173,7 @@ class Comparison(Settings, TaskSettings):
     def _one_spelling(self) -> Comparison:
         """A budget that is a sparsity becomes one; the default sparsity gives way to a budget."""
         asked = self.sparsity if "sparsity" in self.model_fields_set or not self.budget else ()
-        targets = {text: Target.parse(text).sparsity for text in self.budget}
+        targets = {text: BudgetSpec.parse(text).sparsity for text in self.budget}
         asked += tuple(sparsity for sparsity in targets.values() if sparsity is not None)
         object.__setattr__(self, "sparsity", tuple(dict.fromkeys(asked)))
         object.__setattr__(self, "budget", tuple(text for text, sparsity in targets.items() if sparsity is None))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.losses import Objective, last_hidden, token_losses
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
@@ -46,7 +46,7 @@ class Calibration:
         batch_size: int = 8,
         progress: Callable[[int, int], None] = lambda done, total: None,
         compactor: Compactor | None = None,
-        budget: Budget | None = None,
+        budget: SelectionRule | None = None,
         measure: Measure | None = None,
     ) -> None:
         """Takes what it holds and what it draws on.
@@ -62,7 +62,7 @@ class Calibration:
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> SelectionRule:
         """What the scores are selected under.
 
         Raises:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from polyprune_core.config.budget_spec import Target
+from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.errors import plain
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
@@ -57,7 +57,7 @@ def _budget(summary: Summary) -> str:
     row = summary.row
     if row.budget is None:
         return ""
-    achieved = "?" if row.budget_achieved is None else Target.parse(row.budget).words(row.budget_achieved)
+    achieved = "?" if row.budget_achieved is None else BudgetSpec.parse(row.budget).words(row.budget_achieved)
     return f"{row.budget} → {achieved}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from polyprune_core.config.grid import SEARCH_ONLY
-from polyprune_core.config.settings import Comparison as Grid
+from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError, plain
 from polyprune_core.results.cell_file import Details, path_of, read_details
 from polyprune_core.results.results import SCHEMA, Results
@@ -29,7 +29,7 @@ NAMES = ("model", "revision", "trust_remote_code", "dtype", "device", "calibrati
 
 
 @dataclass
-class Comparison:
+class MergedResults:
     """Cells that ran under the same conditions; `runs` are the commands' records, `folders` hold the cells."""
 
     run: dict[str, Any]
@@ -60,7 +60,7 @@ class Comparison:
 class Loaded:
     """Comparisons whose numbers may not be mixed, and what a reader has to know about the stores."""
 
-    comparisons: list[Comparison]
+    comparisons: list[MergedResults]
     notes: list[str]
 
 
@@ -83,9 +83,9 @@ def load(paths: Sequence[Path]) -> Loaded:
     """
     notes: list[str] = []
     found = [cell for path in paths for cell in _cells(path, notes)]
-    comparisons: dict[str, Comparison] = {}
+    comparisons: dict[str, MergedResults] = {}
     for cell in found:
-        comparisons.setdefault(_conditions(cell.run), Comparison(cell.run))
+        comparisons.setdefault(_conditions(cell.run), MergedResults(cell.run))
     for key, comparison in comparisons.items():
         for cell in found:
             searched = cell.row.kind == "search"
@@ -99,9 +99,9 @@ def load(paths: Sequence[Path]) -> Loaded:
     return Loaded(kept, notes)
 
 
-def _without_repeats(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def _without_repeats(comparisons: Sequence[MergedResults]) -> list[MergedResults]:
     """Leaves out a comparison all of whose rows another one has."""
-    kept: list[Comparison] = []
+    kept: list[MergedResults] = []
     for comparison in sorted(comparisons, key=lambda each: -len(each.rows)):
         like = [other for other in kept if _shared(other.run) == _shared(comparison.run)]
         if comparison.rows and not any(comparison.rows.keys() <= other.rows.keys() for other in like):
@@ -109,7 +109,7 @@ def _without_repeats(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return sorted(kept, key=comparisons.index)
 
 
-def _one_a_seed(comparison: Comparison) -> list[str]:
+def _one_a_seed(comparison: MergedResults) -> list[str]:
     """Leaves one row a cell and seed, the first: two would count as two seeds."""
     seen: set[tuple[Any, ...]] = set()
     twice = []
@@ -125,7 +125,7 @@ def _one_a_seed(comparison: Comparison) -> list[str]:
     return [f"{len(twice)} cells were measured again under other plugin versions; the first of each counts."]
 
 
-def _bare(comparison: Comparison) -> list[str]:
+def _bare(comparison: MergedResults) -> list[str]:
     done = [row for row in comparison.rows.values() if row.status == "ok"]
     bare = sum(row.id not in comparison.details for row in done)
     if not bare:
@@ -207,11 +207,11 @@ def _row(record: dict[str, Any]) -> Row:
 def _check_run(run: dict[str, Any]) -> None:
     """Raises ValueError where a run's record is not one that `polyprune compare` writes."""
     adapter().validate_python({**run, "schema": SCHEMA, "rows": [], "summary": []})
-    Grid.model_validate(_known(run["config"]))
+    Comparison.model_validate(_known(run["config"]))
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name in Grid.model_fields}
+    return {name: value for name, value in config.items() if name in Comparison.model_fields}
 
 
 def _details(folder: Path, key: str, notes: list[str]) -> Details | None:
@@ -235,7 +235,7 @@ def _conditions(run: dict[str, Any]) -> str:
     config = run["config"]
     settings = {name: value for name, value in config.items() if name not in (*GRID, *NAMES)}
     if config.get("forward_tokens"):
-        settings["steps"] = Grid.model_validate(_known(config)).search_steps
+        settings["steps"] = Comparison.model_validate(_known(config)).search_steps
     return json.dumps([run["polyprune"], _identity(run), settings], sort_keys=True)
 
 

@@ -16,7 +16,7 @@ from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.cost import cost_sheet
 from polyprune_core.report.curves import curves
 from polyprune_core.report.kept import kept_sheets
-from polyprune_core.report.load import Comparison, Loaded
+from polyprune_core.report.load import Loaded, MergedResults
 from polyprune_core.report.sheet import Sheet, heading, summary_sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
@@ -96,7 +96,7 @@ def findings(results: Results, arrangement: Arrangement = AS_RUN) -> list[str]:
     return said
 
 
-def _part(comparison: Comparison, arrangement: Arrangement) -> Part:
+def _part(comparison: MergedResults, arrangement: Arrangement) -> Part:
     results = comparison.results
     summaries = [summary for _, group in arrangement.groups(results) for summary in group]
     differs = varied(results)
