@@ -52,7 +52,7 @@ class BudgetSpec:
     @classmethod
     def of_sparsity(cls, sparsity: float) -> BudgetSpec:
         """The budget that removes this fraction of the prunable parameters."""
-        return cls("parameters", 1 - sparsity)
+        return cls("parameters", round(1 - sparsity, 12))
 
     @property
     def sparsity(self) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from polyprune_core.config.cell import Cell
 from polyprune_core.config.grid import SEARCH_ONLY
-from polyprune_core.config.settings import Comparison
+from polyprune_core.config.settings import Comparison, Settings, TaskSettings
 from polyprune_core.errors import ConfigError, plain
 from polyprune_core.results.cell_file import Details, path_of, read_details
 from polyprune_core.results.results import SCHEMA, Results
@@ -21,9 +21,9 @@ from polyprune_core.results.row import Row, row_from_json
 from polyprune_core.results.schema import adapter
 
 RUN = ("polyprune", "environment", "config", "model", "texts")
-GRID = ("granularity", "initializers", "baselines", "estimators", "sparsity", "seeds", "scope", "scale")
-CELL = ("kind", "granularity", "initializer", "estimator", "sparsity", "scope", "scale", "seed")
-KINDS = ("dense", "baseline", "start", "search")
+# The lists of a comparison whose combinations are its cells.
+SHARED = {*Settings.model_fields, *TaskSettings.model_fields}
+GRID = tuple(name for name in Comparison.model_fields if name not in SHARED)
 # Decided by the hashes of weights and texts, by the model's own dtype and device, or by `steps`.
 NAMES = ("model", "revision", "trust_remote_code", "dtype", "device", "calibration", "evaluation", "forward_tokens")
 
@@ -88,7 +88,7 @@ def load(paths: Sequence[Path]) -> Loaded:
         comparisons.setdefault(_conditions(cell.run), MergedResults(cell.run))
     for key, comparison in comparisons.items():
         for cell in found:
-            searched = cell.row.kind == "search"
+            searched = cell.row.cell.kind == "search"
             if _conditions(cell.run) == key or (not searched and _shared(cell.run) == _shared(comparison.run)):
                 comparison.add(cell.row, cell.details, cell.run, cell.folder)
     kept = _without_repeats(list(comparisons.values()))
@@ -111,13 +111,12 @@ def _without_repeats(comparisons: Sequence[MergedResults]) -> list[MergedResults
 
 def _one_a_seed(comparison: MergedResults) -> list[str]:
     """Leaves one row a cell and seed, the first: two would count as two seeds."""
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[Cell] = set()
     twice = []
     for row in comparison.rows.values():
-        cell = tuple(getattr(row, name) for name in CELL)
-        if cell in seen:
+        if row.cell in seen:
             twice.append(row.id)
-        seen.add(cell)
+        seen.add(row.cell)
     for key in twice:
         del comparison.rows[key]
     if not twice:
@@ -196,12 +195,10 @@ def _json(file: Path) -> Any:
 
 
 def _row(record: dict[str, Any]) -> Row:
-    row = row_from_json(record)
+    row = row_from_json(_clean(record))
     if not re.fullmatch(r"[\w-]{1,64}", row.id):
         raise ValueError(f"{row.id!r} cannot be the id of a cell")
-    if row.kind not in KINDS or (row.kind != "dense" and None in (row.granularity, row.initializer, row.sparsity)):
-        raise ValueError(f"row {row.id} does not say what was pruned how")
-    return dataclasses.replace(row, **{f.name: _clean(getattr(row, f.name)) for f in dataclasses.fields(row)})
+    return row
 
 
 def _check_run(run: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polyprune_core.config.budget_spec import BudgetSpec
+from polyprune_core.config.cell import Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError
@@ -143,9 +144,10 @@ def _apply(masks: MaskFile, request: Pruning, harness: Harness) -> tuple[PrunedM
 
 def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost, PricedBudget]:
     cell = cells(config)[-1]
+    assert isinstance(cell, Pruned)
     decision = harness.decide(cell)
     texts = {role: text.sha256 for role, text in harness.texts.items()}
     recipe = cell.model_dump(mode="json") | {"min_keep": config.min_keep, "revision": config.revision, "texts": texts}
-    space = harness.space(cell.granularity or "")
+    space = harness.space(cell.granularity)
     pruned = PrunedModel(harness.loaded, space, decision.selection, decision.scores, decision.policy, recipe)
     return pruned, decision.cost, decision.terms

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from polyprune_core import PluginError, Provider, Selection, SelectionRule
-from polyprune_core.config.grid import Cell, cells
+from polyprune_core.config.cell import Cell
+from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry

@@ -65,7 +65,7 @@ def test_the_dense_row_comes_first_whichever_way_rows_are_sorted(results, revers
     groups = Arrangement("perplexity", reverse).groups(results)
     (shown,) = [group for _, group in groups]
     means = [summary.perplexity.mean for summary in shown[1:]]
-    assert shown[0].row.kind == "dense"
+    assert shown[0].row.cell.kind == "dense"
     assert means == sorted(means, reverse=reverse)
 
 
@@ -90,7 +90,7 @@ def test_rows_without_what_is_sorted_by_come_last(results) -> None:
 def test_filters_choose_rows_and_keep_the_dense_one_unless_kinds_are_named(results, keep, shown) -> None:
     assert sum(len(group) for _, group in Arrangement(keep=keep).groups(results)) == shown
     rows = Arrangement(keep=keep).rows(results)
-    assert ("dense" in {row.kind for row in rows}) == ("kind" not in keep)
+    assert ("dense" in {row.cell.kind for row in rows}) == ("kind" not in keep)
 
 
 def test_a_filter_leaves_statistics_those_of_the_whole_comparison_and_a_choice_of_seeds_does_not(results) -> None:
@@ -100,7 +100,7 @@ def test_a_filter_leaves_statistics_those_of_the_whole_comparison_and_a_choice_o
         )
         return shown[1]
 
-    (whole,) = [s for s in results.summaries() if (s.row.estimator, s.row.sparsity) == ("rloo", 0.2)]
+    (whole,) = [s for s in results.summaries() if (s.row.cell.estimator, s.row.cell.sparsity) == ("rloo", 0.2)]
     assert rloo().versus == whole.versus
     assert rloo(seed=("0", "2")).versus.n == 2
 
@@ -119,7 +119,7 @@ def test_csv_and_json_have_the_rows_and_order_of_the_table(loaded, results) -> N
     record = json.loads(document(loaded, "json", arrangement=arrangement))
     assert [row["id"] for row in record["rows"]] == order
     assert [(s["estimator"], s["sparsity"]) for s in record["summary"]] == [
-        (s.row.estimator, s.row.sparsity) for _, group in arrangement.groups(results) for s in group
+        (s.row.cell.estimator, s.row.cell.sparsity) for _, group in arrangement.groups(results) for s in group
     ]
 
 
@@ -151,7 +151,7 @@ def test_a_latex_table_is_one_of_booktabs_with_as_many_cells_in_each_line(result
 
 
 def test_bold_is_the_row_that_is_best_and_no_other(results) -> None:
-    best = {(label(s.row), s.row.sparsity) for s in results.summaries() if s.best}
+    best = {(label(s.row), s.row.cell.sparsity) for s in results.summaries() if s.best}
     assert best == {("wanda → rloo", 0.2), ("wanda → rloo", 0.3)}
     bold = [line for line in markdown(results).splitlines() if "**" in line]
     assert [line.split(" | ")[0] for line in bold] == ["| wanda → rloo"] * 2
@@ -199,7 +199,7 @@ def test_units_kept_add_up_to_the_choice(results) -> None:
     sheets = kept_sheets(results)
     assert len(sheets) == 2 * 2
     layers = len(GROUPS) // 2
-    for summary in (s for s in results.summaries() if s.row.sparsity == 0.3):
+    for summary in (s for s in results.summaries() if s.row.cell.sparsity == 0.3):
         rows = [row for s in sheets if s.title.endswith("0.3") for row in s.rows if row[0].text == label(summary.row)]
         assert [len(row) - 1 for row in rows] == [layers, layers]
         kept = sum(float(cell.text) for row in rows for cell in row[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyprune_core.config.grid import Cell, cell_id
+from polyprune_core.config.grid import cell_id
 from polyprune_core.config.settings import PRESETS, Comparison, Pruning, parse
 from polyprune_core.errors import ConfigError
 from polyprune_core.plugins.validation import check_estimator
@@ -21,6 +21,7 @@ from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.arm import ARM
 from polyprune_plugins.estimators.reinforce import Reinforce
 from polyprune_plugins.estimators.rloo import RLOO
+from tests.rows import cell as made_cell
 from tests.unit.test_search import FakeObjective, batches
 
 by_family = pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -218,7 +219,7 @@ def test_a_preset_sets_what_is_not_given_and_is_no_part_of_a_cells_identity() ->
     assert (parse(Comparison, {}).initializers, parse(Pruning, {}).initializer) == (("thinet",), "thinet")
     with pytest.raises(ConfigError, match=r"--preset.*paper"):
         parse(Comparison, {"preset": "papr"})
-    cell = Cell(kind="search", granularity="head+channel", initializer="wanda", estimator="rloo", sparsity=0.2, seed=0)
+    cell = made_cell(kind="search", estimator="rloo")
     spelled_out = parse(Comparison, {name: value for name, value in PRESETS["paper"].items() if name != "initializer"})
     assert cell_id(cell, paper, {}) == cell_id(cell, spelled_out, {})
     assert cell_id(cell, paper, {}) != cell_id(cell, parse(Comparison, {}), {})
