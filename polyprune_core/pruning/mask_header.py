@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
-from polyprune_core.pruning.types import UnitGroup
+from polyprune_core.pruning.types import Span, UnitGroup
 
 
 class Base(BaseModel):
@@ -29,7 +29,7 @@ class Group(BaseModel):
     kind: str
     layer: int = Field(ge=0)
     count: int = Field(gt=0)
-    spans: tuple[tuple[str, int], ...]
+    spans: tuple[tuple[str, Span], ...]
     kept: str
 
     @property

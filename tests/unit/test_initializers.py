@@ -60,7 +60,7 @@ def test_wanda_is_the_mean_weight_of_a_reader_column_times_the_norm_of_its_input
 def outputs_of_units(model: nn.Module, space: MaskSpace, ids: torch.Tensor, group: int) -> torch.Tensor:
     """Returns (units, tokens, out) float64: what each unit of a group adds to the output of its sublayer."""
     ((axis, per_unit),) = space.groups[group].spans
-    cut = space.layout.axis[axis].cuts[-1]
+    cut = space.layout.axis[axis].reader_cut
     reader, seen = model.get_submodule(cut.parameter.removesuffix(".weight")), []
     with torch.no_grad(), reader.register_forward_pre_hook(lambda _, x: seen.append(x[0].double().flatten(0, 1))):
         model(input_ids=ids)

@@ -37,7 +37,7 @@ class ThiNet:
             if axis not in moments:
                 moments.clear()
                 moments.update(calibration.second_moments(next(passes)))
-            weight = model.get_parameter(f"{space.layout.axis[axis].reader}.weight").detach().float()
+            weight = space.reader_weight(model, axis)
             return moments[axis] * (weight.T @ weight)
 
         return torch.cat(
