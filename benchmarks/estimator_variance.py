@@ -28,7 +28,7 @@ from gradient_statistics import Series, compare, components, exactly, inner, inn
 from torch import Tensor
 
 from polyprune_core.evaluation.calibration import Calibration
-from polyprune_core.evaluation.losses import Objective, token_losses
+from polyprune_core.evaluation.losses import Metered, Objective, token_losses
 from polyprune_core.evaluation.text import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
@@ -36,12 +36,12 @@ from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import MaskBatch, Policy
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
-from polyprune_core.search.policies import FAMILIES, Start
-from polyprune_core.search.policies.initial import entropy
+from polyprune_core.search.trace import entropy
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.rng import generator
@@ -133,12 +133,11 @@ class Problem:
         return window_losses(self.objective.compactor, self.space, masks, windows)
 
 
-class Table:
+class Table(Metered):
     """The losses of all masks of a few units on all windows (2 ** U, N), read off instead of run."""
 
-    forward_passes = forward_tokens = backward_passes = 0
-
     def __init__(self, losses: Tensor, objective: Objective, windows: Tensor) -> None:
+        super().__init__()
         self.table, self.objective, self.windows = losses, objective, windows
         self.space, self.vocabulary = objective.space, objective.vocabulary
 
@@ -306,29 +305,33 @@ def examine(problem: Problem, kept: Kept, policy: Policy, point: str, sizes: dic
     kept.result(problem.name, point, record)
 
 
-def wanda_start(loaded: LoadedModel, space: MaskSpace, windows: Tensor, sparsity: float, registry: Registry) -> Start:
+def wanda_start(
+    loaded: LoadedModel, space: MaskSpace, windows: Tensor, sparsity: float, registry: Registry
+) -> PolicyStart:
     """Returns what Wanda's scores on 32 windows start."""
     calibration = Calibration(loaded.model, space.layout, sample_windows(windows, 32, 0), generator(0, "wanda"))
-    return Start(space, registry.measure("wanda", loaded.model, space, calibration), SelectionRule(sparsity))
+    return PolicyStart(space, registry.measure("wanda", loaded.model, space, calibration), SelectionRule(sparsity))
 
 
-def trained(problem: Problem, start: Start, steps: int, kept: Kept) -> Tensor:
+def trained(problem: Problem, start: PolicyStart, steps: int, kept: Kept) -> Tensor:
     """Returns the keep probabilities after a short search by leave-one-out, 4 masks a step."""
-    family = FAMILIES["probabilities"](start)
-    options = SearchOptions(steps, masks_per_step=4, learning_rate=LEARNING_RATE, sparsity=start.budget.sparsity)
+    family = load_registry().build("policy", "probabilities").bind(start)
+    options = SearchOptions(steps, masks_per_step=4, learning_rate=LEARNING_RATE, sparsity=start.rule.sparsity)
     rloo = problem.registry.build("estimator", "rloo")
     rng = generator(0, "masks of the search")
     batches, checkpoint = problem.batches("search"), kept.checkpoint(problem.name)
     return search(family, family.start(), problem.objective, rloo, batches, options, rng, checkpoint=checkpoint)[0]
 
 
-def examined(problem: Problem, start: Start, kept: Kept, sizes: dict[str, int]) -> None:
+def examined(problem: Problem, start: PolicyStart, kept: Kept, sizes: dict[str, int]) -> None:
     """Finds what is asked of a problem: at each policy, the spread of its losses and what its estimators do."""
     kept.result(problem.name, "units", {"units": len(problem.space), "groups": len(problem.space.groups)})
     for point in POINTS:
-        family = FAMILIES["gaussian" if point == "gaussian start" else "probabilities"](start)
+        family = (
+            load_registry().build("policy", "gaussian" if point == "gaussian start" else "probabilities").bind(start)
+        )
         parameters = trained(problem, start, sizes["search_steps"], kept) if point == "trained" else family.start()
-        policy = family.policy(parameters, start.budget.sparsity)
+        policy = family.policy(parameters, start.rule.sparsity)
         masks = policy.sample(sizes["spread_masks"], generator(0, "masks of the spread")).masks
         windows = evenly_spaced(problem.windows, sizes["spread_windows"])
         losses = kept.part(

@@ -102,8 +102,7 @@ def remembering(ledger: Ledger) -> type[Objective]:
         def losses(self, masks: Tensor, ids: Tensor) -> Tensor:
             for mask in masks:
                 if named(mask) in ledger.losses:
-                    self.forward_passes += 1
-                    self.forward_tokens += ids.numel()
+                    self.count(ids.numel())
                 else:
                     ledger.losses[named(mask)] = float(super().losses(mask[None], ids)[0])
                     ledger.measured()

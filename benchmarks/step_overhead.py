@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from polyprune_core.errors import ConfigError
-from polyprune_core.evaluation.losses import Objective
+from polyprune_core.evaluation.losses import Metered, Objective
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.contracts import GradientEstimator
@@ -33,11 +33,11 @@ from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.plugins.validation import check_estimator
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Scores
 from polyprune_core.search.checkpoint import SECONDS_BETWEEN, SHARE_OF_TIME, Checkpoint, pack
 from polyprune_core.search.loop import SearchOptions, search
-from polyprune_core.search.policies import FAMILIES, Start
 from polyprune_core.search.trace import StepRecord
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
@@ -47,14 +47,14 @@ from polyprune_core.utils.rng import generator
 SHAPES = [(2, 8), (16, 2)]
 
 
-class MadeUp:
+class MadeUp(Metered):
     """Stands for an objective: random losses and slopes, and the seconds it took to make them up."""
 
     vocabulary = 49152
 
     def __init__(self, space: MaskSpace) -> None:
+        super().__init__()
         self.space, self.rng = space, generator(0, "made-up losses")
-        self.forward_passes = self.forward_tokens = self.backward_passes = 0
         self.seconds = 0.0
 
     def losses(self, masks: Tensor, ids: Tensor) -> Tensor:
@@ -89,23 +89,23 @@ class WrittenOnce(Checkpoint):
 
 def pairs(registry: Registry, masks: int) -> Iterator[tuple[str, str, GradientEstimator]]:
     """Yields each policy with each estimator that it takes."""
-    for policy in FAMILIES:
+    for policy in [item.provider.name for item in registry.all("policy")]:
         for item in registry.all("estimator"):
             name = item.provider.name
             estimator = registry.build("estimator", name)
             try:
-                check_estimator(name, estimator, masks, policy)
+                check_estimator(name, estimator, masks, policy, registry.build("policy", policy).independent_units)
             except ConfigError:
                 continue
             yield policy, name, estimator
 
 
 def overhead(
-    start: Start, policy: str, estimator: GradientEstimator, masks: int, steps: int, folder: Path
+    start: PolicyStart, policy: str, estimator: GradientEstimator, masks: int, steps: int, folder: Path
 ) -> tuple[list[float], float]:
     """Returns the seconds of each step beside its losses, the first two left out, and those of one checkpoint."""
-    family, objective = FAMILIES[policy](start), MadeUp(start.space)
-    options = SearchOptions(steps + 2, masks, 1e-3, start.budget.sparsity)
+    family, objective = load_registry().build("policy", policy).bind(start), MadeUp(start.space)
+    options = SearchOptions(steps + 2, masks, 1e-3, start.rule.sparsity)
     checkpoint = WrittenOnce(folder / "checkpoint", "")
     ends, inside = [], []
 
@@ -140,10 +140,10 @@ def measure(model: Any, registry: Registry, sparsity: float, steps: int, folder:
     layout = describe(model)
     groups = [g for part in ("head", "channel") for g in registry.build("granularity", part).groups(layout)]
     space = MaskSpace(layout, groups, "head+channel")
-    start = Start(
+    start = PolicyStart(
         space, Scores(torch.rand(len(space), generator=generator(0, "scores")), "random"), SelectionRule(sparsity)
     )
-    policy = FAMILIES["probabilities"](start).policy(start.keep_prob(), sparsity)
+    policy = registry.build("policy", "probabilities").bind(start).policy(start.keep_prob(), sparsity)
     records: list[dict[str, Any]] = []
     with Compactor(model, layout) as compactor:
         objective = Objective(compactor, space)

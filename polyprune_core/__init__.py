@@ -10,19 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
-from polyprune_core.plugins.contracts import Exporter, GradientEstimator, Granularity, Initializer, Provider, State
+from polyprune_core.plugins.contracts import (
+    BoundPolicy,
+    Exporter,
+    GradientEstimator,
+    Granularity,
+    Initializer,
+    Provider,
+    Repair,
+    SearchPolicy,
+    State,
+)
 from polyprune_core.plugins.decorator import initializer
 from polyprune_core.plugins.deprecation import PluginDeprecationWarning, deprecated
 from polyprune_core.plugins.hookspecs import API_VERSION, hookimpl
-from polyprune_core.pruning.types import ExportReport, MaskBatch, Policy, Scores, Selection, UnitGroup
+from polyprune_core.pruning.types import ExportReport, LegalShapes, MaskBatch, Policy, Scores, Selection, UnitGroup
 from polyprune_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from polyprune_core.evaluation.calibration import Calibration
-    from polyprune_core.models.sources import LoadedModel
+    from polyprune_core.models.sources import LoadedModel, load_model
     from polyprune_core.pruning.budget import SelectionRule
+    from polyprune_core.pruning.provenance import export_report
     from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
+    from polyprune_core.pruning.starting import PolicyStart
     from polyprune_core.search.fixed_size import ExactSize
 
 _LAZY = {
@@ -30,13 +42,17 @@ _LAZY = {
     "ExactSize": "polyprune_core.search.fixed_size",
     "LoadedModel": "polyprune_core.models.sources",
     "MaskSpace": "polyprune_core.pruning.space",
+    "PolicyStart": "polyprune_core.pruning.starting",
     "PrunedModel": "polyprune_core.pruning.pruned_model",
+    "export_report": "polyprune_core.pruning.provenance",
+    "load_model": "polyprune_core.models.sources",
     "SelectionRule": "polyprune_core.pruning.budget",
 }
 
 __all__ = [
     "API_VERSION",
     "Axis",
+    "BoundPolicy",
     "Calibration",
     "ConfigError",
     "Cut",
@@ -46,6 +62,7 @@ __all__ = [
     "GradientEstimator",
     "Granularity",
     "Initializer",
+    "LegalShapes",
     "LoadedModel",
     "MaskBatch",
     "MaskSpace",
@@ -53,16 +70,21 @@ __all__ = [
     "PluginDeprecationWarning",
     "PluginError",
     "Policy",
+    "PolicyStart",
     "Provider",
     "PrunedModel",
+    "Repair",
     "Scores",
+    "SearchPolicy",
     "Selection",
     "SelectionRule",
     "State",
     "UnitGroup",
     "deprecated",
+    "export_report",
     "hookimpl",
     "initializer",
+    "load_model",
 ]
 
 

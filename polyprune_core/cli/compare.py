@@ -69,13 +69,20 @@ GRID = [
         metavar="LIST",
         help="Instead: what may be kept, as bytes=200MB, kv-cache=0.7, latency=0.7 or parameters=0.8.",
     ),
+    _option(
+        "--repair",
+        type=CommaList(),
+        metavar="LIST",
+        shell_complete=plugin_names("repair"),
+        help="What happens to the weights that stay: none, bias, … [none]",
+    ),
     _option("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks. [0]"),
     _option(
         "--scope",
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer. [kind; global for a gaussian search]",
+        help="Who shares a budget: kind, global or layer. [kind; for searches the policy's]",
     ),
     _option(
         "--scale",
@@ -117,6 +124,7 @@ def compare(
     from polyprune_core.config.settings import Comparison, parse
     from polyprune_core.plugins.registry import load_registry
     from polyprune_core.runs.loggers import check_loggers
+    from polyprune_core.runs.preflight import settled
 
     check_loudness(quiet, verbose)
     console = stderr()
@@ -124,6 +132,7 @@ def compare(
     check_loggers(request.report_to)
     registry = load_registry()
     show_problems(registry, console)
+    request = settled(request, registry)
     if dry_run:
         from polyprune_core.cli import dryrun
         from polyprune_core.runs.dry_run import plan

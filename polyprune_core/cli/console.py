@@ -53,7 +53,7 @@ class TerminalReporter(Reporter):
                 self.console.print(f"[dim]{escape(shown)}[/]", soft_wrap=True)
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Task]:
+    def task(self, label: str, total: int, about: object = None) -> Iterator[Task]:
         start = time.monotonic()
         with self._drawn(label, total) as task:
             yield _Told(task, self, label, total) if self.verbose else task

@@ -34,12 +34,18 @@ ONE = [
         metavar="X",
         help="Instead: what may be kept, as bytes=200MB, kv-cache=0.7, latency=0.7 or parameters=0.8.",
     ),
+    _option(
+        "--repair",
+        metavar="NAME",
+        shell_complete=plugin_names("repair"),
+        help="What happens to the weights that stay: none, bias, … [none]",
+    ),
     _option("--seed", type=int, metavar="N", help="Calibration sample and masks. [0]"),
     _option(
         "--scope",
         metavar="NAME",
         shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer. [kind; global for a gaussian search]",
+        help="Who shares a budget: kind, global or layer. [kind; for searches the policy's]",
     ),
     _option(
         "--scale",

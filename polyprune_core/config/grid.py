@@ -14,7 +14,7 @@ from polyprune_core.config.settings import Comparison, Settings
 NAMES = ("preset", "model", "revision", "dtype", "device", "calibration", "evaluation")
 # What decides the numbers of some kinds of cells only. A setting that is not listed here decides them all.
 PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep")
-POLICY_ONLY = ("policy", "probabilities", "start_scale")
+POLICY_ONLY = ("policy",)
 SEARCH_ONLY = (
     "steps",
     "masks_per_step",
@@ -22,7 +22,6 @@ SEARCH_ONLY = (
     "learning_rate",
     "optimizer",
     "precondition",
-    "sigma",
     "warmup",
     "averaging",
 )

@@ -6,7 +6,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Scale, Scope
@@ -16,6 +25,8 @@ Spec = Annotated[str, AfterValidator(lambda spec: _normal(spec))]
 Positive = Annotated[int, Field(gt=0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
+# The empty list, as which the command line reads "none", is the plugin of that name.
+OrNone = AfterValidator(lambda specs: specs or (NO_REPAIR,))
 ManyOrOne = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
 
 
@@ -27,7 +38,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "policy": "probabilities",
         "optimizer": "sgd",
         "precondition": "none",
-        "probabilities": "sigmoid-norm",
         "learning_rate": 2e-3,
         "masks_per_step": 2,
         "batch_size": 8,
@@ -40,10 +50,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 PRESETS["released"] = PRESETS["paper"] | {"precondition": "half-natural"}
-# How a policy steps unless told; the defaults are those of `gaussian`.
-STEP_OF_POLICY: dict[str, dict[str, Any]] = {
-    policy: {"optimizer": "sgd", "learning_rate": 1e-3} for policy in ("probabilities", "logits", "hierarchical")
-}
 
 
 class Settings(BaseModel):
@@ -67,13 +73,11 @@ class Settings(BaseModel):
     steps: Positive = 50
     masks_per_step: Positive = 8
     forward_tokens: Positive | None = None
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.15
-    policy: Literal["probabilities", "logits", "hierarchical", "gaussian"] = "gaussian"
-    optimizer: Literal["sgd", "adam"] = "adam"
+    policy: Spec = "gaussian"
+    # Those of the policy, unless told.
+    optimizer: Literal["sgd", "adam"] | None = None
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     precondition: Literal["none", "half-natural", "natural"] = "half-natural"
-    probabilities: Literal["sigmoid-norm", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
-    start_scale: Literal["uniform", "raw", "zscore", "per-parameter"] = "zscore"
-    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_keep: Annotated[int, Field(ge=0)] = 1
@@ -84,8 +88,7 @@ class Settings(BaseModel):
         if not isinstance(values, dict):
             return values
         preset = PRESETS.get(str(values.get("preset", "default")), {})
-        asked = {name: value for name, value in preset.items() if name in cls.model_fields} | values
-        return STEP_OF_POLICY.get(str(asked.get("policy")), {}) | asked
+        return {name: value for name, value in preset.items() if name in cls.model_fields} | values
 
     @property
     def search_steps(self) -> int:
@@ -112,8 +115,6 @@ class Settings(BaseModel):
         return self.forward_tokens // per_step
 
 
-# Policies that weigh kinds of units against each other; others give every kind the same rate, as the paper does.
-SCOPE_OF_POLICY: dict[str, Scope] = {"gaussian": "global"}
 Budget = Annotated[str, AfterValidator(lambda text: str(BudgetSpec.parse(text)))]
 
 
@@ -152,12 +153,13 @@ class Comparison(Settings, TaskSettings):
     estimators: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ()
     sparsity: Annotated[tuple[float, ...], Distinct, ManyOrOne] = (0.2,)
     budget: Annotated[tuple[Budget, ...], Distinct, ManyOrOne] = ()
-    repair: Annotated[tuple[Spec, ...], Field(min_length=1), Distinct, ManyOrOne] = (NO_REPAIR,)
+    repair: Annotated[tuple[Spec, ...], Distinct, OrNone, ManyOrOne] = (NO_REPAIR,)
     seeds: Annotated[tuple[int, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
     scope: Annotated[tuple[Scope, ...], Distinct, ManyOrOne] = ()
     scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct, ManyOrOne] = ("zscore",)
     # Decides no number: neither results nor the commands that make them again hold it.
     report_to: Annotated[Loggers, Field(exclude=True)] = ()
+    _search_scope: Scope = PrivateAttr("global")
 
     @property
     def metric_scopes(self) -> tuple[Scope, ...]:
@@ -167,7 +169,14 @@ class Comparison(Settings, TaskSettings):
     @property
     def search_scopes(self) -> tuple[Scope, ...]:
         """The scopes of searches; unless told, the one that the policy makes most of."""
-        return self.scope or (SCOPE_OF_POLICY.get(self.policy, "kind"),)
+        return self.scope or (self._search_scope,)
+
+    def for_policy(self, optimizer: str, learning_rate: float, scope: Scope) -> Comparison:
+        """Returns the comparison with what its policy brings, where nothing else was asked for."""
+        own = {"optimizer": self.optimizer or optimizer, "learning_rate": self.learning_rate or learning_rate}
+        filled = self.model_copy(update=own)
+        filled._search_scope = scope
+        return filled
 
     @property
     def targets(self) -> tuple[BudgetSpec, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import PluginError
-from polyprune_core.evaluation.losses import Objective, last_hidden, token_losses
+from polyprune_core.evaluation.losses import Metered, Objective, last_hidden, token_losses
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.scaling import scale
@@ -29,7 +29,7 @@ class InputStatistics:
     mean_square: Tensor
 
 
-class Calibration:
+class Calibration(Metered):
     """Calibration for one model; every statistic is computed once and its cost counted.
 
     Attributes:
@@ -54,10 +54,10 @@ class Calibration:
         `compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time.
         `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`.
         """
+        super().__init__()
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
         self.batch_size, self.progress = batch_size, progress
         self._compactor, self._budget, self._measure = compactor, budget, measure
-        self.forward_passes = self.forward_tokens = self.backward_passes = 0
         self._inputs: dict[str, InputStatistics] = {}
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
@@ -95,8 +95,7 @@ class Calibration:
         chunks = self.windows.split(batch_size or self.batch_size)
         for done, ids in enumerate(chunks, 1):
             yield ids.to(self.model.device)
-            self.forward_passes += 1
-            self.forward_tokens += ids.numel()
+            self.count(ids.numel())
             self.progress(done, len(chunks))
 
     def losses(self, space: MaskSpace, masks: Tensor, ids: Tensor) -> Tensor:
@@ -108,8 +107,7 @@ class Calibration:
         with ExitStack() as stack:
             compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
             values = Objective(compactor, space).losses(masks, ids).clone()  # no inference tensor: it can be written
-        self.forward_passes += len(masks)
-        self.forward_tokens += len(masks) * ids.numel()
+        self.count(ids.numel(), passes=len(masks))
         return values
 
     def input_statistics(self) -> dict[str, InputStatistics]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -59,15 +61,47 @@ def token_losses(model: Any, ids: Tensor) -> Tensor:
     return losses_from_hidden(model, last_hidden(model, ids), ids)
 
 
-class Objective:
+@dataclass
+class Spent:
+    """Passes through a model, and tokens in those that went forward."""
+
+    forward_passes: int = 0
+    forward_tokens: int = 0
+    backward_passes: int = 0
+
+
+class Metered(Spent):
+    """Counts what it spends, in all and within blocks."""
+
+    def count(self, tokens: int, *, passes: int = 1, backward: bool = False) -> None:
+        """Takes in forward passes of `tokens` each, and as many backward ones."""
+        self.forward_passes += passes
+        self.forward_tokens += passes * tokens
+        self.backward_passes += passes * backward
+
+    @contextmanager
+    def metered(self) -> Iterator[Spent]:
+        """Yields what the block spends, which is known at its end."""
+        before, spent = counts(self), Spent()
+        yield spent
+        for name, value in counts(self).items():
+            setattr(spent, name, value - before[name])
+
+
+def counts(spent: Spent) -> dict[str, int]:
+    """Returns the three counts by name."""
+    return {each.name: getattr(spent, each.name) for each in fields(Spent)}
+
+
+class Objective(Metered):
     """Masks and a batch of text in, losses out; counts what it spends."""
 
     def __init__(self, compactor: Compactor, space: MaskSpace) -> None:
+        super().__init__()
         self.compactor, self.space = compactor, space
         config: Any = compactor.model.config
         self.vocabulary = int(config.vocab_size)
         self.device = next(compactor.model.parameters()).device
-        self.forward_passes = self.forward_tokens = self.backward_passes = 0
 
     @torch.inference_mode()
     def losses(self, masks: Tensor, ids: Tensor) -> Tensor:
@@ -76,8 +110,7 @@ class Objective:
         for mask in masks:
             with self.compactor.applied(self.space.axis_keep(mask)) as model:
                 values.append(token_losses(model, ids.to(self.device)).mean())
-            self.forward_passes += 1
-            self.forward_tokens += ids.numel()
+            self.count(ids.numel())
         return torch.stack(values).cpu()
 
     def gradients(self, gates: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +128,5 @@ class Objective:
                 loss = token_losses(model, ids.to(self.device)).mean()
                 gradients.append(torch.autograd.grad(loss, leaf)[0])
             values.append(loss.detach())
-            self.forward_passes += 1
-            self.backward_passes += 1
-            self.forward_tokens += ids.numel()
+            self.count(ids.numel(), backward=True)
         return torch.stack(values).cpu(), torch.stack(gradients).cpu()

@@ -3,7 +3,8 @@
 This file is copied next to the weights of a pruned model. Every class is made from one of transformers when it is
 asked for: PolypruneLlamaForCausalLM, for example, is LlamaForCausalLM with decoder layer i built from
 `config.per_layer_config[i]` and without the sublayers its `skip` lists. `config.polyprune["sublayers"]` says which
-modules of a layer a sublayer consists of.
+modules of a layer a sublayer consists of, `config.polyprune["biases"]` which linear modules have a bias that those of
+the family have not.
 """
 
 from typing import Any
@@ -37,6 +38,9 @@ class PerLayerModel:
         layers = self.base_model.layers
         for index, layer in enumerate(layers if per_layer else ()):
             layers[index] = _layer(type(layer), config, index)
+        for name in (getattr(config, "polyprune", None) or {}).get("biases", ()):
+            linear = layers.get_submodule(name.partition("layers.")[2])
+            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.weight.shape[0]))
 
 
 class Missing:

@@ -1,6 +1,6 @@
-"""What a plugin provides: four small protocols and the `Provider` that registers an implementation.
+"""What a plugin provides: six small protocols and the `Provider` that registers an implementation.
 
-U units, K masks. An implementation is usually a frozen dataclass whose fields are its options.
+U units, K masks, P parameters of a policy. An implementation is usually a frozen dataclass; its fields are its options.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from polyprune_core.pruning.types import LegalShapes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from polyprune_core.models.sources import LoadedModel
     from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
+    from polyprune_core.pruning.starting import PolicyStart
     from polyprune_core.pruning.types import ExportReport, MaskBatch, Policy, UnitGroup
 
 T = TypeVar("T")
@@ -112,21 +115,89 @@ class GradientEstimator(Protocol):
 
 # Powers of the Fisher information that a step may be divided by.
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
-OPTIONAL = {"independent_units": False, "extra_passes": 0}
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "estimator": {"independent_units": False, "extra_passes": 0},
+    "exporter": {"legal_shapes": lambda layout: LegalShapes()},
+}
 
 
 def independent_units(estimator: GradientEstimator) -> bool:
     """Whether an estimator's formula holds for units drawn independently only."""
-    return bool(getattr(estimator, "independent_units", OPTIONAL["independent_units"]))
+    return bool(getattr(estimator, "independent_units", OPTIONAL["estimator"]["independent_units"]))
 
 
 def extra_passes(estimator: GradientEstimator) -> int:
     """Forward passes of one step beside its masks."""
-    return int(getattr(estimator, "extra_passes", OPTIONAL["extra_passes"]))
+    return int(getattr(estimator, "extra_passes", OPTIONAL["estimator"]["extra_passes"]))
+
+
+class BoundPolicy(Protocol):
+    """A search policy on one space, with one metric's scores: parameters (P,) float32 and the geometry of a step."""
+
+    def start(self) -> Tensor:
+        """Returns the parameters that the metric starts, within the budget."""
+
+    def policy(self, parameters: Tensor, sparsity: float, progress: float = 1.0) -> Policy:
+        """Returns the distribution of masks after `progress`, a fraction, of the search."""
+
+    def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
+        """Returns (P,): the gradient with respect to `policy.parameters` carried over to the parameters here."""
+
+    def fisher(self, policy: Policy) -> Tensor:
+        """Returns (P,): the diagonal of the Fisher information of the parameters, above 0."""
+
+    def project(self, parameters: Tensor, sparsity: float) -> Tensor:
+        """Returns the parameters brought back within the budget."""
+
+    def ranking(self, parameters: Tensor) -> Tensor:
+        """Returns (U,): the order in which the final selection keeps units, higher = keep."""
+
+
+class SearchPolicy(Protocol):
+    """What a search moves: how parameters become masks, and how they stay within the budget.
+
+    It brings the defaults of its own searches: `optimizer` ("sgd" or "adam"), `learning_rate`, and `scope`, who shares
+    a budget. `independent_units`: whether every unit is drawn on its own with its keep probability, and those are the
+    policy's parameters (P = U), as some estimators need.
+    """
+
+    @property
+    def independent_units(self) -> bool:
+        """Whether units are drawn independently, with P = U."""
+
+    @property
+    def optimizer(self) -> str:
+        """How the parameters step unless told."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the first step unless told."""
+
+    @property
+    def scope(self) -> str:
+        """Who shares a budget unless told: "kind", "global" or "layer"."""
+
+    def bind(self, given: PolicyStart) -> BoundPolicy:
+        """Returns the policy on one space, started from one metric's scores."""
+
+
+class Repair(Protocol):
+    """What happens to the weights that stay, once it is decided which units go."""
+
+    def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
+        """Returns new values of parameters, by name in the dense model, floating-point and finite.
+
+        A value has the shape that is left of its parameter (`pruned.shapes()`); `READER.bias` of a reader without one
+        may be added. What is not named stays as it is. The dense model comes back unchanged; randomness comes from
+        `calibration.rng` alone.
+        """
 
 
 class Exporter(Protocol):
-    """What is written for a pruned model."""
+    """What is written for a pruned model.
+
+    It may declare `legal_shapes(layout: ModelLayout) -> LegalShapes`: what the format can hold. Without it anything.
+    """
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
         """Writes files inside the existing, empty folder `out_dir` only."""

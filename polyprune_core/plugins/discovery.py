@@ -20,7 +20,8 @@ from polyprune_core.plugins.hookspecs import API_VERSION, PROJECT
 GROUP = re.compile(PROJECT + r"(\d*)")
 # What authors may take for the group: without a word such plugins would just not be there.
 MISTAKEN = re.compile(
-    PROJECT + r"[._-]?(v?\d+|plugins?|granularit(y|ies)|initiali[sz]ers?|estimators?|exporters?)", re.IGNORECASE
+    PROJECT + r"[._-]?(v?\d+|plugins?|granularit(y|ies)|initiali[sz]ers?|polic(y|ies)|estimators?|repairs?|exporters?)",
+    re.IGNORECASE,
 )
 FIRST_PARTY = "polyprune"
 DISABLE, NO_EXTERNAL, STRICT = "POLYPRUNE_DISABLE", "POLYPRUNE_NO_EXTERNAL", "POLYPRUNE_STRICT_PLUGINS"

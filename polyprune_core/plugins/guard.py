@@ -17,9 +17,14 @@ from polyprune_core.plugins.validation import CHECKS
 METHODS = {
     "granularity": ("groups",),
     "initializer": ("score",),
+    "policy": ("bind",),
     "estimator": ("sample", "gradient"),
+    "repair": ("repair",),
     "exporter": ("export", "load"),
+    "bound policy": ("start", "policy", "gradient", "fisher", "project", "ranking"),
 }
+# What these methods return is a plugin's too.
+BINDS = {"bind": "bound policy"}
 # Whatever a stranger's code raises must not stop the others; Ctrl-C and want of memory are the user's to hear of.
 FAULTS = (Exception, SystemExit)
 
@@ -68,7 +73,7 @@ class Guarded:
             raise AttributeError(name)
         missing = object()
         with blamed(self._blame):
-            value = getattr(self._plugin, name, OPTIONAL.get(name, missing))
+            value = getattr(self._plugin, name, OPTIONAL.get(self._kind, {}).get(name, missing))
         if value is missing:
             raise PluginError(f"{self._blame} has no {name!r}, which its contract asks for.")
         return self._guard(name, value) if callable(value) else value
@@ -84,11 +89,13 @@ class Guarded:
                     watched.enter_context(shared_randomness_unused(self._blame))
                 if name == "score":
                     watched.enter_context(model_untouched(args[0], args[1].layout, self._blame))
+                if name == "repair":
+                    watched.enter_context(model_untouched(args[0].base.model, args[0].layout, self._blame))
                 watched.enter_context(blamed(self._blame))
                 returned = method(*args, **kwargs)
                 returned = list(returned) if isinstance(returned, Iterator) else returned
-                if name in CHECKS:
-                    CHECKS[name](returned, self._blame, *args)
-            return returned
+                if (self._kind, name) in CHECKS:
+                    CHECKS[self._kind, name](returned, self._blame, *args)
+            return Guarded(returned, BINDS[name], self._blame) if name in BINDS else returned
 
         return guarded

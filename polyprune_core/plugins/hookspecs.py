@@ -1,4 +1,4 @@
-"""The four hooks, version 1 of the plugin interface. Each takes no argument and returns an iterable of `Provider`s.
+"""The six hooks, version 1 of the plugin interface. Each takes no argument and returns an iterable of `Provider`s.
 
 A plugin is a module, or an object with methods, that a distribution names among its entry points:
 
@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from polyprune_core.plugins.contracts import Exporter, GradientEstimator, Granularity, Initializer, Provider
+    from polyprune_core.plugins.contracts import (
+        Exporter,
+        GradientEstimator,
+        Granularity,
+        Initializer,
+        Provider,
+        Repair,
+        SearchPolicy,
+    )
 
 PROJECT = "polyprune"
 API_VERSION = 1
@@ -104,6 +112,67 @@ def polyprune_initializers() -> Iterable[Provider[Initializer]]:
 
 
 @hookspec
+def polyprune_policies() -> Iterable[Provider[SearchPolicy]]:
+    """What a search moves: how parameters become masks, and how they stay within the budget.
+
+    An implementation declares how its searches go unless told, and has one method:
+
+        optimizer: "sgd" or "adam", learning_rate: float, scope: "kind", "global" or "layer", independent_units: bool
+        bind(given: PolicyStart) -> BoundPolicy
+
+    `bind` is given the units, a metric's scores and the budget, and returns an object that holds parameters (P,)
+    float32 to six methods: `start()` gives them, `policy(parameters, sparsity, progress)` the distribution of masks,
+    `gradient(policy, gradient)` and `fisher(policy)` the geometry of a step, `project(parameters, sparsity)` brings
+    them back within the budget, and `ranking(parameters)` (U,) says in which order the final selection keeps units.
+    `independent_units` says whether every unit is drawn on its own with `keep_prob`, which are then the parameters of
+    the `Policy` that is returned; some estimators need that.
+
+    PluginError is raised for a vector that is not float32 or not finite, and for keep probabilities outside 0 and 1.
+
+    >>> from dataclasses import dataclass
+    >>> from polyprune_core import Policy, Provider, hookimpl
+    >>> @dataclass(frozen=True)
+    ... class Halves:
+    ...     given: object
+    ...
+    ...     def start(self):
+    ...         return self.given.keep_prob("uniform")
+    ...
+    ...     def policy(self, parameters, sparsity, progress=1.0):
+    ...         return Policy(Policy.bounded(parameters))
+    ...
+    ...     def gradient(self, policy, gradient):
+    ...         return gradient
+    ...
+    ...     def fisher(self, policy):
+    ...         return 1 / (policy.keep_prob * (1 - policy.keep_prob))
+    ...
+    ...     def project(self, parameters, sparsity):
+    ...         return self.given.rule.at(sparsity).project(parameters, self.given.space)
+    ...
+    ...     def ranking(self, parameters):
+    ...         return parameters
+    >>> @dataclass(frozen=True)
+    ... class Indifferent:
+    ...     optimizer, learning_rate, scope, independent_units = "sgd", 1e-3, "kind", True
+    ...
+    ...     def bind(self, given):
+    ...         return Halves(given)
+    >>> @hookimpl
+    ... def polyprune_policies():
+    ...     yield Provider("indifferent", "keep probabilities that start equal", Indifferent)
+
+    >>> import torch
+    >>> from polyprune_core import PolicyStart, Scores, SelectionRule
+    >>> from polyprune_core.testing.tiny import tiny_model, tiny_space
+    >>> space = tiny_space(tiny_model())
+    >>> bound = Indifferent().bind(PolicyStart(space, Scores(torch.zeros(len(space)), "none"), SelectionRule(0.25)))
+    >>> bound.policy(bound.start(), 0.25).keep_prob.unique()
+    tensor([0.7500])
+    """
+
+
+@hookspec
 def polyprune_estimators() -> Iterable[Provider[GradientEstimator]]:
     """How the gradient of the expected loss is estimated from masks and their losses.
 
@@ -146,6 +215,50 @@ def polyprune_estimators() -> Iterable[Provider[GradientEstimator]]:
     >>> gradient, state = MeanBaseline().gradient(policy, batch, torch.tensor([2.0, 2.5, 1.5, 3.0]), None)
     >>> gradient.shape, state
     (torch.Size([3]), None)
+    """
+
+
+@hookspec
+def polyprune_repairs() -> Iterable[Provider[Repair]]:
+    """What happens to the weights that stay, once it is decided which units go.
+
+    An implementation has one method:
+
+        repair(pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]
+
+    It returns new values of parameters by their names in the dense model, in the shape that is left of them
+    (`pruned.shapes()`), or a bias for a reader that has none (`pruned.possible_biases()`). What it does not name stays
+    as it is. `pruned.axis_keep()` says what stays of each axis, `pruned.space.reader_weight` gives the weight that
+    reads it, and `calibration` has the text and the moments of inputs in the dense model; its passes are counted.
+
+    The dense model comes back as it was. PluginError is raised for another shape, an unknown name, numbers that are not
+    finite, and for a repair that touches the model or a global generator.
+
+    >>> from dataclasses import dataclass
+    >>> from polyprune_core import Provider, hookimpl
+    >>> @dataclass(frozen=True)
+    ... class Louder:
+    ...     factor: float = 1.1
+    ...
+    ...     def repair(self, pruned, calibration):
+    ...         weights = dict(pruned.state_dict())
+    ...         cut = [a for a in pruned.layout.axes if a.reader_cut.parameter in pruned.shapes()]
+    ...         return {a.reader_cut.parameter: self.factor * weights[a.reader_cut.parameter] for a in cut}
+    >>> @hookimpl
+    ... def polyprune_repairs():
+    ...     yield Provider("louder", "readers are scaled up", Louder)
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from polyprune_core.testing.tiny import tiny_base, tiny_calibration, tiny_pruned, tiny_space
+    >>> with tempfile.TemporaryDirectory() as base:
+    ...     dense = tiny_base(Path(base))
+    ...     space = tiny_space(dense.model)
+    ...     pruned = tiny_pruned(dense, space, torch.arange(len(space)) % 2 == 0)
+    ...     updates = Louder().repair(pruned, tiny_calibration(dense.model))
+    >>> sorted(updates)[0], tuple(updates["model.layers.0.mlp.down_proj.weight"].shape)
+    ('model.layers.0.mlp.down_proj.weight', (36, 35))
     """
 
 

@@ -43,7 +43,9 @@ __all__ = ["KINDS", "NAME", "PluginProblem", "Registered", "Registry", "Source",
 KINDS = {
     "granularity": "polyprune_granularities",
     "initializer": "polyprune_initializers",
+    "policy": "polyprune_policies",
     "estimator": "polyprune_estimators",
+    "repair": "polyprune_repairs",
     "exporter": "polyprune_exporters",
 }
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator, independent_units
-from polyprune_core.pruning.types import ExportReport, UnitGroup
+from polyprune_core.pruning.types import ExportReport, Policy, UnitGroup
 
 if TYPE_CHECKING:
     from polyprune_core.models.layout import ModelLayout
+    from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
 
 
@@ -67,11 +68,11 @@ def check_loaded(loaded: Any, blame: str, *_: Any) -> None:
 
 
 def check_estimator(
-    name: str, estimator: GradientEstimator, masks_per_step: int, policy: str = "probabilities"
+    name: str, estimator: GradientEstimator, masks_per_step: int, policy: str = "", independent: bool = True
 ) -> None:
     """Raises ConfigError unless the estimator can use that many masks a step and that policy.
 
-    PluginError if it does not say what it can.
+    `independent`: whether the policy draws units independently. PluginError if the estimator does not say what it can.
     """
     for declared in ("min_masks", "mask_multiple"):
         value = getattr(estimator, declared)
@@ -88,17 +89,67 @@ def check_estimator(
             f"estimator {name!r} needs at least {estimator.min_masks} masks a step{unit}, not {masks_per_step}; "
             f"change --masks-per-step."
         )
-    if independent_units(estimator) and policy == "gaussian":
+    if independent_units(estimator) and not independent:
         raise ConfigError(
             f"estimator {name!r} needs units that are drawn independently, which those of policy {policy!r} are not; "
-            f"use --preset released, --policy probabilities, logits or hierarchical, or another estimator."
+            "use --preset released, a --policy that draws them so (probabilities is one), or another estimator."
         )
 
 
-CHECKS: dict[str, Callable[..., None]] = {
-    "score": check_scores,
-    "groups": check_groups,
-    "gradient": check_gradient,
-    "export": check_report,
-    "load": check_loaded,
+def check_updates(updates: Any, blame: str, pruned: PrunedModel, *_: Any) -> None:
+    """Raises PluginError unless `updates` are finite values of parameters that are left, or of biases of readers."""
+    import torch
+
+    if not isinstance(updates, Mapping):
+        raise PluginError(f"{blame} returned a {type(updates).__name__}; a mapping of parameter names is needed.")
+    shapes = pruned.shapes() | pruned.possible_biases()
+    for name, value in updates.items():
+        if name not in shapes:
+            raise PluginError(
+                f"{blame} returned a value for {name!r}, which is neither a parameter that is left of the model nor "
+                "the bias of a reader."
+            )
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or tuple(value.shape) != shapes[name]:
+            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise PluginError(f"{blame} returned {got} for {name}; floating-point {shapes[name]} is needed.")
+        if not value.isfinite().all():
+            raise PluginError(
+                f"{blame} returned {int((~value.isfinite()).sum())} values of {name} that are not finite."
+            )
+
+
+def check_bound(kind: str) -> Callable[..., None]:
+    """Returns a check of (N,) float32 finite numbers, as a bound policy returns them."""
+
+    def check(found: Any, blame: str, *_: Any) -> None:
+        import torch
+
+        if not isinstance(found, torch.Tensor) or found.dim() != 1 or found.dtype != torch.float32:
+            got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+            raise PluginError(f"{blame} returned {got} from {kind}; a float32 vector is needed.")
+        if not found.isfinite().all():
+            raise PluginError(
+                f"{blame} returned {int((~found.isfinite()).sum())} numbers from {kind} that are not finite."
+            )
+
+    return check
+
+
+def check_policy(policy: Any, blame: str, *_: Any) -> None:
+    """Raises PluginError unless `policy` is a Policy whose keep probabilities lie strictly between 0 and 1."""
+    if not isinstance(policy, Policy):
+        raise PluginError(f"{blame} returned a {type(policy).__name__} from policy; a Policy is needed.")
+    if not ((policy.keep_prob > 0) & (policy.keep_prob < 1)).all():
+        raise PluginError(f"{blame} returned keep probabilities that do not lie between 0 and 1.")
+
+
+CHECKS: dict[tuple[str, str], Callable[..., None]] = {
+    ("initializer", "score"): check_scores,
+    ("granularity", "groups"): check_groups,
+    ("estimator", "gradient"): check_gradient,
+    ("repair", "repair"): check_updates,
+    ("exporter", "export"): check_report,
+    ("exporter", "load"): check_loaded,
+    ("bound policy", "policy"): check_policy,
+    **{("bound policy", name): check_bound(name) for name in ("start", "gradient", "fisher", "project", "ranking")},
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import brentq
@@ -17,9 +17,7 @@ from torch import Tensor
 
 from polyprune_core.errors import BudgetError
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import Selection
-
-EPS = 1e-3
+from polyprune_core.pruning.types import EPS, Selection
 
 SCOPES: dict[str, Callable[[MaskSpace], Tensor]] = {
     "kind": lambda space: space.kind,
@@ -39,6 +37,22 @@ class SelectionRule:
     def select(self, scores: Tensor, space: MaskSpace) -> Selection:
         """Returns the units that scores (U,) keep under the budget, as `select` does; raises BudgetError."""
         return select(scores, space, self.sparsity, self.scope, self.min_keep)
+
+    def project(self, values: Tensor, space: MaskSpace) -> Tensor:
+        """Returns (U,): the nearest keep probabilities within the budget, as `project` does."""
+        return project(values, space, self.sparsity, self.scope)
+
+    def shift_logits(self, logits: Tensor, space: MaskSpace) -> Tensor:
+        """Returns (U,): what to take from each logit to come within the budget, as `shift_logits` does."""
+        return shift_logits(logits, space, self.sparsity, self.scope)
+
+    def at(self, sparsity: float) -> SelectionRule:
+        """Returns the rule at another sparsity."""
+        return replace(self, sparsity=sparsity)
+
+    def pool_labels(self, space: MaskSpace) -> Tensor:
+        """Returns (U,) int64, equal for units of one kind that share a budget."""
+        return pool_labels(space, self.scope)
 
 
 def pools(space: MaskSpace, scope: str) -> list[Tensor]:

@@ -7,8 +7,8 @@ family's own class; otherwise it is of a class of `models/modeling_polyprune.py`
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -18,16 +18,40 @@ from polyprune_core.models.describe import families
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.remote_code import AUTO_CLASSES, CODE
-from polyprune_core.pruning.pruned_model import PrunedModel
-from polyprune_core.pruning.surgery import compact_state_dict
+from polyprune_core.pruning.surgery import compact_items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from polyprune_core.models.sources import LoadedModel
+
+
+class Pruned(Protocol):
+    """What is built: of which model which entries of its axes stay, and what a repair made of them."""
+
+    @property
+    def base(self) -> LoadedModel:
+        """The dense model."""
+
+    @property
+    def layout(self) -> ModelLayout:
+        """Its layout."""
+
+    @property
+    def updates(self) -> Mapping[str, Tensor]:
+        """Parameters that were changed or added, by name in the dense model, in their kept shape."""
+
+    def axis_keep(self) -> dict[str, Tensor]:
+        """Kept entries by axis name."""
+
+    def added(self) -> list[str]:
+        """Which of the updates the dense model does not have."""
+
+
 OF_THE_DENSE = ("architectures", "auto_map", "model_type", "per_layer_config", "polyprune", "transformers_version")
 
 
-def build_compact(pruned: PrunedModel) -> PreTrainedModel:
+def build_compact(pruned: Pruned) -> PreTrainedModel:
     """Returns the smaller model: eval mode, no gradients, device and dtype of the dense one, `config.use_cache` on.
 
     Parameters that nothing was cut from may share their memory with the dense model's.
@@ -41,7 +65,7 @@ def build_compact(pruned: PrunedModel) -> PreTrainedModel:
     own: Any = stock if config.model_type == pruned.layout.family else _varying(stock)
     with quiet():
         model, report = own.from_pretrained(
-            None, config=config, state_dict=_state_dict(pruned), dtype=dense.dtype, output_loading_info=True
+            None, config=config, state_dict=dict(state_items(pruned)), dtype=dense.dtype, output_loading_info=True
         )
     wrong = {what: sorted(map(str, names)) for what, names in report.items() if names}
     if wrong:
@@ -51,7 +75,7 @@ def build_compact(pruned: PrunedModel) -> PreTrainedModel:
     return result
 
 
-def compact_config(pruned: PrunedModel) -> PreTrainedConfig:
+def compact_config(pruned: Pruned) -> PreTrainedConfig:
     """Returns the smaller model's configuration: the widest layer's widths, and where others differ `per_layer_config`.
 
     Raises:
@@ -69,7 +93,8 @@ def compact_config(pruned: PrunedModel) -> PreTrainedConfig:
         for index, layer in enumerate(per_layer)
         if (different := {field: value for field, value in layer.items() if value != values.get(field)})
     }
-    if not varying:
+    biases = [name.rpartition(".")[0] for name in map(_renaming(pruned), pruned.added())]
+    if not varying and not biases:
         try:
             config: PreTrainedConfig = stock["AutoConfig"](**values)
             return config
@@ -79,7 +104,10 @@ def compact_config(pruned: PrunedModel) -> PreTrainedConfig:
     config = _varying(stock["AutoConfig"])(
         **values,
         per_layer_config=varying or None,
-        polyprune={"sublayers": {pattern["kind"]: _sublayer(pattern) for pattern in _patterns(pruned.layout)}},
+        polyprune={
+            "sublayers": {pattern["kind"]: _sublayer(pattern) for pattern in _patterns(pruned.layout)},
+            **({"biases": biases} if biases else {}),
+        },
         auto_map={auto: f"{CODE.stem}.{_varying(stock[auto]).__name__}" for auto in AUTO_CLASSES},
     )
     return config
@@ -91,7 +119,7 @@ def kept_layers(layout: ModelLayout, axis_keep: Mapping[str, Tensor]) -> list[in
     return sorted(left)
 
 
-def _per_layer(pruned: PrunedModel) -> list[dict[str, Any]]:
+def _per_layer(pruned: Pruned) -> list[dict[str, Any]]:
     """The widths of each layer that stays, by configuration field, and under `skip` the kinds it lacks."""
     axis_keep = pruned.axis_keep()
     kinds = [pattern["kind"] for pattern in _patterns(pruned.layout)]
@@ -109,7 +137,7 @@ def _per_layer(pruned: PrunedModel) -> list[dict[str, Any]]:
     return layers
 
 
-def _shared_values(pruned: PrunedModel) -> dict[str, Any]:
+def _shared_values(pruned: Pruned) -> dict[str, Any]:
     model: Any = pruned.base.model
     values: dict[str, Any] = model.config.to_dict()
     kept = kept_layers(pruned.layout, pruned.axis_keep())
@@ -124,9 +152,18 @@ def _shared_values(pruned: PrunedModel) -> dict[str, Any]:
     return {field: value for field, value in values.items() if field not in OF_THE_DENSE}
 
 
-def _state_dict(pruned: PrunedModel) -> dict[str, Tensor]:
-    axis_keep, path = pruned.axis_keep(), pruned.layout.layers
-    names = {f"{path}.{old}": f"{path}.{new}" for new, old in enumerate(kept_layers(pruned.layout, axis_keep))}
+def state_items(pruned: Pruned) -> Iterator[tuple[str, Tensor]]:
+    """Yields the smaller model's parameters under its own names."""
+    renamed = _renaming(pruned)
+    for name, tensor in compact_items(pruned.base.model, pruned.layout, pruned.axis_keep(), pruned.updates):
+        yield renamed(name), tensor
+
+
+def _renaming(pruned: Pruned) -> Callable[[str], str]:
+    """Returns what gives a parameter of the dense model its name in the smaller one, whose layers are counted anew."""
+    path = pruned.layout.layers
+    kept = kept_layers(pruned.layout, pruned.axis_keep())
+    names = {f"{path}.{old}": f"{path}.{new}" for new, old in enumerate(kept)}
     depth = path.count(".") + 2
 
     def renamed(name: str) -> str:
@@ -134,8 +171,7 @@ def _state_dict(pruned: PrunedModel) -> dict[str, Tensor]:
         layer = ".".join(parts[:depth])
         return ".".join([names.get(layer, layer), *parts[depth:]])
 
-    state = compact_state_dict(pruned.base.model, pruned.layout, axis_keep)
-    return {renamed(name): tensor for name, tensor in state.items()}
+    return renamed
 
 
 def _patterns(layout: ModelLayout) -> list[dict[str, Any]]:
@@ -146,7 +182,7 @@ def _sublayer(pattern: dict[str, Any]) -> dict[str, Any]:
     return {"module": pattern["module"], "norms": pattern["norm"], "outputs": pattern["outputs"]}
 
 
-def _stock(pruned: PrunedModel) -> dict[str, Any]:
+def _stock(pruned: Pruned) -> dict[str, Any]:
     """transformers' own classes for the model's family, by the auto class that finds them."""
     import transformers
     from transformers.models.auto import modeling_auto

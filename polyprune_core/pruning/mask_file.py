@@ -1,14 +1,14 @@
 """A pruning as a file of masks: what stays of which model, and the scores to decide it anew at another sparsity.
 
 `masks.json` says it for people; `masks.safetensors` holds `scores` (U,) float32, `keep` (U,) as bits, and of a learned
-policy `keep_prob` (U,) float32. A dense model that was read from a folder is found again relative to the masks.
+policy `keep_prob` (U,) float32; after a repair also `update NAME` for every parameter that it changed or added, in the
+model's number format. A dense model that was read from a folder is found again relative to the masks.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,20 @@ import torch
 from torch import Tensor
 
 from polyprune_core.config.budget_spec import check_sparsity
+from polyprune_core.config.cell import NO_REPAIR
 from polyprune_core.errors import ConfigError, ModelError, PluginError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.pruning import budget
+from polyprune_core.pruning.budget import SCOPES, SelectionRule
 from polyprune_core.pruning.mask_header import Base, Header, described, read_header
 from polyprune_core.pruning.pricing import PricedBudget
-from polyprune_core.pruning.provenance import local_path, provenance
+from polyprune_core.pruning.provenance import local_path
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Policy, Scores, Selection, UnitGroup
 
-Agreed = Callable[[MaskSpace, str, int], PricedBudget]
-
 HEADER, TENSORS = "masks.json", "masks.safetensors"
+UPDATE = "update "
 DTYPES = {"scores": torch.float32, "keep": torch.uint8, "keep_prob": torch.float32}
 
 
@@ -55,6 +55,7 @@ class MaskFile:
     keep: Tensor
     policy: Policy | None
     recipe: dict[str, Any]
+    updates: dict[str, Tensor]
 
     @classmethod
     def read(cls, folder: Path) -> MaskFile:
@@ -77,6 +78,7 @@ class MaskFile:
             keep=keep,
             policy=Policy(tensors["keep_prob"]) if "keep_prob" in tensors else None,
             recipe=header.recipe,
+            updates={name.removeprefix(UPDATE): value for name, value in tensors.items() if name.startswith(UPDATE)},
         )
 
     @property
@@ -86,37 +88,49 @@ class MaskFile:
             return str(self.folder / self.base.folder)
         return self.base.name
 
-    def apply(self, base: LoadedModel, sparsity: float | None = None, agreed: Agreed | None = None) -> PrunedModel:
+    def apply(self, base: LoadedModel, sparsity: float | None = None, terms: PricedBudget | None = None) -> PrunedModel:
         """Returns the pruned model: as stored, or selected from the stored scores at another sparsity or budget.
 
-        `agreed` gives the terms of a budget for the masks' units, scope and min_keep.
+        What a repair made of the stored selection fits no other one: then the weights stay as they are.
 
         Raises:
             ModelError: `base` is not the model that the masks are for.
             BudgetError: the sparsity or budget cannot be met.
+        """
+        space = self.space(base)
+        if sparsity is None and terms is None:
+            selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
+            return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe, self.updates)
+        priced, share = (terms.space, terms.sparsity) if terms else (space, check_sparsity(sparsity or 0.0))
+        selection = replace(self.rule(), sparsity=share).select(self.scores.values, priced)
+        asked = {"sparsity": sparsity, "budget": str(terms.target) if terms else None, "repair": NO_REPAIR}
+        return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe | asked)
+
+    def rule(self) -> SelectionRule:
+        """What a selection at another sparsity has to meet.
+
+        Raises:
+            ModelError: the recipe does not say.
+        """
+        scope, min_keep = self.recipe.get("scope", "kind"), self.recipe.get("min_keep", 1)
+        if scope not in SCOPES or not isinstance(min_keep, int):
+            raise ModelError(
+                f"the recipe of the masks in {self.folder} has scope {scope!r} and min_keep {min_keep!r}; a scope of "
+                f"{', '.join(SCOPES)} and a whole number are needed. Export the masks again."
+            )
+        return SelectionRule(0.0, scope, min_keep)
+
+    def space(self, base: LoadedModel) -> MaskSpace:
+        """Returns the units of the masks in their dense model.
+
+        Raises:
+            ModelError: `base` is not the model that the masks are for.
         """
         if base.sha256 != self.base.sha256:
             raise ModelError(
                 f"the masks in {self.folder} are for {self.base.name} with weights sha256 {self.base.sha256}, "
                 f"but {base.name} has {base.sha256}. Give the model that they were made from."
             )
-        space = self._space(base)
-        if sparsity is None and agreed is None:
-            selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
-            return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe)
-        scope, min_keep = self.recipe.get("scope", "kind"), self.recipe.get("min_keep", 1)
-        if scope not in budget.SCOPES or not isinstance(min_keep, int):
-            raise ModelError(
-                f"the recipe of the masks in {self.folder} has scope {scope!r} and min_keep {min_keep!r}; a scope of "
-                f"{', '.join(budget.SCOPES)} and a whole number are needed. Export the masks again."
-            )
-        terms = agreed(space, scope, min_keep) if agreed else None
-        priced, share = (terms.space, terms.sparsity) if terms else (space, check_sparsity(sparsity or 0.0))
-        selection = budget.select(self.scores.values, priced, share, scope, min_keep)
-        asked = {"sparsity": sparsity, "budget": str(terms.target) if terms else None}
-        return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe | asked)
-
-    def _space(self, base: LoadedModel) -> MaskSpace:
         try:
             return MaskSpace(describe(base.model), self.groups, self.granularity)
         except (PluginError, ConfigError) as error:
@@ -132,8 +146,10 @@ def write_masks(pruned: PrunedModel, folder: Path) -> None:
     if pruned.policy is not None:
         tensors["keep_prob"] = pruned.policy.keep_prob
     own = {name: tensor.detach().cpu().to(DTYPES[name]).contiguous().clone() for name, tensor in tensors.items()}
+    for name, value in pruned.updates.items():
+        own[UPDATE + name] = value.detach().cpu().to(pruned.base.model.dtype).contiguous().clone()
     save_file(own, folder / TENSORS, metadata={"format": "pt"})
-    record = provenance(pruned)
+    record = pruned.provenance()
     path = local_path(pruned.base.name)
     if path is not None:
         record["base"]["folder"] = os.path.relpath(path.resolve(), folder.resolve())
@@ -149,7 +165,7 @@ def _read_tensors(path: Path, units: int) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is missing, broken or cut short ({error}). Export the masks again.") from error
-    for name in {"scores", "keep", *tensors}:
+    for name in {"scores", "keep", *(name for name in tensors if not name.startswith(UPDATE))}:
         length = -(-units // 8) if name == "keep" else units
         tensor = tensors.get(name)
         usable = tensor is not None and tensor.dtype == DTYPES.get(name) and bool(tensor.isfinite().all())
@@ -159,4 +175,7 @@ def _read_tensors(path: Path, units: int) -> dict[str, Tensor]:
                 f"{path} has {found} as {name!r}; {HEADER} lists {units} units, so ({length},) finite "
                 f"{DTYPES.get(name, 'nothing')} are needed. Export the masks again."
             )
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{path} has numbers in {name!r} that are not finite. Export the masks again.")
     return tensors

@@ -1,48 +1,14 @@
-"""What every exporter writes alike: where a pruned model comes from, and which files were written."""
+"""What every exporter writes alike: which files were written, and no path of this machine."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.version import __version__
-
-if TYPE_CHECKING:
-    from polyprune_core.pruning.pruned_model import PrunedModel
-
-
-def provenance(pruned: PrunedModel) -> dict[str, Any]:
-    """Returns a JSON-able record of how a model was pruned; of absolute paths only the last name is left.
-
-    Sparsities are fractions of the prunable parameters; `asked` is None where the recipe does not say.
-    """
-    selection = pruned.selection
-    return {
-        "version": __version__,
-        "base": {"name": last_name(pruned.base.name), "sha256": pruned.base.sha256},
-        "granularity": pruned.space.name,
-        "sparsity": {"asked": pruned.recipe.get("sparsity"), "achieved": selection.sparsity},
-        "parameters": {
-            "dense": pruned.layout.total_parameters,
-            "prunable": selection.total_cost,
-            "kept_of_prunable": selection.kept_cost,
-        },
-        "recipe": without_paths(pruned.recipe),
-    }
-
-
-def kept_parameters(pruned: PrunedModel) -> int:
-    """Returns the parameters of the smaller model, tied ones counted once."""
-    removed = 0
-    for name, keep in pruned.axis_keep().items():
-        axis = pruned.layout.axis[name]
-        kept = int(keep.sum())
-        removed += (axis.size - kept) * axis.entry_parameters + (0 if kept else axis.module_parameters)
-    return pruned.layout.total_parameters - removed
 
 
 def export_report(out_dir: Path, format_name: str, reload: str, parameters: int, **details: Any) -> ExportReport:

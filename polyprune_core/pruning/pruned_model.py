@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Policy, Scores, Selection
+from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from polyprune_core.models.sources import LoadedModel
 
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """The dense model together with the decision of what stays.
+    """The dense model together with the decision of what stays, and what a repair made of it.
 
     Attributes:
         base: the untouched model, its tokenizer, name and weights hash.
         scores: what `selection` ranked: the metric's scores, or the learned keep probabilities.
         policy: the learned policy; None for a metric alone.
         recipe: JSON-able record of how it was made (granularity, initializer, estimator, sparsity, scope, seed, …).
+        updates: parameters that a repair has changed or added, by name in the dense model, in their kept shape.
     """
 
     base: LoadedModel
@@ -32,12 +36,95 @@ class PrunedModel:
     scores: Scores
     policy: Policy | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    updates: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def layout(self) -> ModelLayout:
         """The dense model's layout."""
         return self.space.layout
 
+    @property
+    def parameters(self) -> int:
+        """The parameters of the smaller model, tied ones counted once."""
+        removed = 0
+        for name, keep in self.axis_keep().items():
+            axis = self.layout.axis[name]
+            kept = int(keep.sum())
+            removed += (axis.size - kept) * axis.entry_parameters + (0 if kept else axis.module_parameters)
+        added = sum(self.updates[name].numel() for name in self.added())
+        return self.layout.total_parameters - removed + added
+
+    @property
+    def kept_layers(self) -> list[int]:
+        """The dense model's layers of which anything is left; layer i of the smaller model is the i-th of them."""
+        from polyprune_core.pruning.build import kept_layers
+
+        return kept_layers(self.layout, self.axis_keep())
+
     def axis_keep(self) -> dict[str, Tensor]:
-        """Kept entries by axis name, as `surgery.compact_state_dict` takes them."""
+        """Kept entries by axis name: (size,) bool."""
         return self.space.axis_keep(self.selection.keep)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that is left of every parameter of the dense model that is not gone as a whole, by its name."""
+        from polyprune_core.pruning.surgery import Remains
+
+        remains = Remains.of(self.base.model, self.layout, self.axis_keep())
+        found = {name: remains.shape(name, value) for name, value in self.base.model.named_parameters()}
+        return {name: shape for name, shape in found.items() if shape is not None}
+
+    def possible_biases(self) -> dict[str, tuple[int, ...]]:
+        """The biases that a repair may add: of readers that are left and have none, by name, with their shapes."""
+        found: dict[str, tuple[int, ...]] = {}
+        keep = self.axis_keep()
+        for axis in self.layout.axes:
+            if axis.reader is None or (axis.name in keep and not keep[axis.name].any()):
+                continue
+            cut = axis.reader_cut
+            weight = self.base.model.get_parameter(cut.parameter)
+            name = f"{axis.reader_module}.bias"
+            if getattr(self.base.model.get_submodule(axis.reader_module), "bias", None) is None:
+                found[name] = (weight.shape[1 - cut.dim],)
+        return found
+
+    def added(self) -> list[str]:
+        """The parameters that `updates` adds to those of the dense model."""
+        known = dict(self.base.model.named_parameters())
+        return [name for name in self.updates if name not in known]
+
+    def state_dict(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields the smaller model's parameters under its own names, one after another: a shard at a time is enough."""
+        from polyprune_core.pruning.build import state_items
+
+        return state_items(self)
+
+    def build(self) -> PreTrainedModel:
+        """Returns the smaller model: eval mode, no gradients, device and dtype of the dense one, `config.use_cache` on.
+
+        Raises:
+            ModelError: the dense model is not of transformers' own class for its family.
+        """
+        from polyprune_core.pruning.build import build_compact
+
+        return build_compact(self)
+
+    def provenance(self) -> dict[str, Any]:
+        """Returns a JSON-able record of how the model was pruned; of absolute paths only the last name is left.
+
+        Sparsities are fractions of the prunable parameters; `asked` is None where the recipe does not say.
+        """
+        from polyprune_core.pruning.provenance import last_name, without_paths
+
+        selection = self.selection
+        return {
+            "version": __version__,
+            "base": {"name": last_name(self.base.name), "sha256": self.base.sha256},
+            "granularity": self.space.name,
+            "sparsity": {"asked": self.recipe.get("sparsity"), "achieved": selection.sparsity},
+            "parameters": {
+                "dense": self.layout.total_parameters,
+                "prunable": selection.total_cost,
+                "kept_of_prunable": selection.kept_cost,
+            },
+            "recipe": without_paths(self.recipe),
+        }

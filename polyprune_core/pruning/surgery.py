@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -30,35 +31,71 @@ def kept_rows(rows: Tensor, width: int, index: Tensor, out: Tensor | None = None
     return torch.index_select(blocks, 0, index, out=target).view(shape)
 
 
+@dataclass(frozen=True)
+class Remains:
+    """What is left of each parameter: `stays` maps its name and a dimension to (length,) bool; `gone` are prefixes."""
+
+    stays: Mapping[str, Mapping[int, Tensor]]
+    gone: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, layout: ModelLayout, axis_keep: Mapping[str, Tensor]) -> Remains:
+        """Works it out; an axis that `axis_keep` ({axis name: (size,) bool}) does not name stays whole."""
+        stays: dict[str, dict[int, Tensor]] = {}
+        gone: list[str] = []
+        for name, keep in axis_keep.items():
+            axis = layout.axis[name]
+            if not keep.any():
+                gone += [f"{axis.module}.", *axis.module_only]
+            for cut in axis.cuts:
+                length = model.get_parameter(cut.parameter).shape[cut.dim]
+                rows = stays.setdefault(cut.parameter, {}).setdefault(cut.dim, torch.ones(length, dtype=torch.bool))
+                rows[cut.start : cut.start + axis.size * cut.width] = keep.repeat_interleave(cut.width)
+        return cls(stays, tuple(gone))
+
+    def shape(self, name: str, tensor: Tensor) -> tuple[int, ...] | None:
+        """Returns the shape that is left of a parameter, None where it is gone."""
+        if name.startswith(self.gone):
+            return None
+        cuts = self.stays.get(name, {})
+        return tuple(int(cuts[dim].sum()) if dim in cuts else size for dim, size in enumerate(tensor.shape))
+
+    def slice(self, name: str, tensor: Tensor) -> Tensor:
+        """Returns what is left of a parameter, contiguous."""
+        for dim, rows in self.stays.get(name, {}).items():
+            tensor = tensor.index_select(dim, rows.nonzero().flatten().to(tensor.device))
+        return tensor.contiguous()
+
+
+def compact_items(
+    model: nn.Module,
+    layout: ModelLayout,
+    axis_keep: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the state dict of the smaller model; a sublayer with no entry left is absent, its norm with it.
+
+    `axis_keep` maps axis names to (size,) bool; an axis it does not name stays whole. `updates` are parameters that a
+    repair has changed or added, in their kept shape; they take on the model's number format.
+    """
+    remains = Remains.of(model, layout, axis_keep)
+    like = next(model.parameters())
+    state = model.state_dict()
+    for name in [*state, *(name for name in updates if name not in state)]:
+        if name in updates:
+            yield name, updates[name].to(like.device, like.dtype).contiguous()
+        elif not name.startswith(remains.gone):
+            yield name, remains.slice(name, state[name])
+
+
 def compact_state_dict(
     model: nn.Module,
     layout: ModelLayout,
     axis_keep: Mapping[str, Tensor],
     updates: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
-    """Returns the state dict of the smaller model; a sublayer with no entry left is absent, its norm with it.
-
-    `axis_keep` maps axis names to (size,) bool; an axis it does not name stays whole. `updates` are parameters that a
-    repair has changed or added, in their kept shape; they take on the model's number format.
-    """
-    stays: dict[str, dict[int, Tensor]] = {}
-    gone: list[str] = []
-    state = model.state_dict()
-    for name, keep in axis_keep.items():
-        axis = layout.axis[name]
-        if not keep.any():
-            gone += [f"{axis.module}.", *axis.module_only]
-        for cut in axis.cuts:
-            length = state[cut.parameter].shape[cut.dim]
-            rows = stays.setdefault(cut.parameter, {}).setdefault(cut.dim, torch.ones(length, dtype=torch.bool))
-            rows[cut.start : cut.start + axis.size * cut.width] = keep.repeat_interleave(cut.width)
-    left = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(gone))}
-    for name, tensor in left.items():
-        for dim, rows in stays.get(name, {}).items():
-            tensor = tensor.index_select(dim, rows.nonzero().flatten().to(tensor.device))
-        left[name] = tensor.contiguous()
-    dense = next(iter(state.values()))
-    return left | {name: tensor.to(dense.device, dense.dtype).contiguous() for name, tensor in updates.items()}
+    """Returns what `compact_items` yields."""
+    return dict(compact_items(model, layout, axis_keep, updates))
 
 
 class Compactor:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
+SCOPE_NAMES = ("kind", "global", "layer")
+# Keep probabilities stay this far off 0 and 1.
+EPS = 1e-3
 Span = int | tuple[tuple[int, ...], ...]
 
 
@@ -66,6 +70,11 @@ class Policy:
     keep_prob: Tensor
     group: Tensor | None = None
     pool: Tensor | None = None
+
+    @staticmethod
+    def bounded(keep_prob: Tensor) -> Tensor:
+        """Returns probabilities kept off 0 and 1, where the score function vanishes and a unit could never return."""
+        return keep_prob.clamp(EPS, 1 - EPS)
 
     @property
     def parameters(self) -> Tensor:
@@ -129,6 +138,21 @@ class Selection:
     def sparsity(self) -> float:
         """Fraction of prunable parameters removed."""
         return 1.0 - self.kept_cost / self.total_cost
+
+
+@dataclass(frozen=True)
+class LegalShapes:
+    """What a format or a runtime can hold, known before anything is selected.
+
+    Attributes:
+        multiple_of: kind of unit to the number that units of that kind are kept in multiples of in every layer.
+        equal_widths: whether all layers have to keep as many units of a kind.
+        empty_sublayers: whether a layer may keep none of a kind.
+    """
+
+    multiple_of: Mapping[str, int] = field(default_factory=dict, hash=False)
+    equal_widths: bool = False
+    empty_sublayers: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What a cell measured and decided in full, in one file beside its row: read with NumPy, without a model.
 
 CELL.safetensors holds `window_nll` (N,) float32, the mean loss of each evaluation window in nats per token, and for a
-pruned model `scores` (U,) float32, higher = keep, and `keep`, one bit a unit. Its header holds the run that made it
-and the units as groups of one kind and layer.
+pruned model `scores` (U,) float32, higher = keep, and `keep`, one bit a unit; after a repair also `update NAME` for
+every parameter that it changed or added. Its header holds the run that made it and the units as groups of one kind and
+layer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from polyprune_core.errors import ConfigError
 from polyprune_core.utils.files import write_atomically
 
 FORMAT = "polyprune cell 1"
+UPDATE = "update "
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Details:
-    """`run` is the record of the comparison: polyprune, environment, config, model, texts. N windows, U units."""
+    """`run` is the record of the comparison: polyprune, environment, config, model, texts. N windows, U units.
+
+    `updates` are parameters that a repair has changed or added, by name, in their kept shape.
+    """
 
     window_nll: NDArray[np.float32]
     run: dict[str, Any] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
     keep: NDArray[np.bool_] | None = None
     scores: NDArray[np.float32] | None = None
+    updates: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def kept(self) -> dict[str, list[tuple[int, int, int]]]:
         """Returns (layer, units kept, units there are) for every layer of every kind."""
@@ -71,6 +77,7 @@ def write_details(path: Path, details: Details) -> None:
     arrays: dict[str, NDArray[Any]] = {"window_nll": np.asarray(details.window_nll, np.float32)}
     if details.keep is not None and details.scores is not None:
         arrays |= {"keep": np.packbits(details.keep), "scores": np.asarray(details.scores, np.float32)}
+    arrays |= {UPDATE + name: np.asarray(value, np.float32) for name, value in details.updates.items()}
     groups = [[group.kind, group.layer, group.count] for group in details.groups]
     header = {"format": FORMAT, "run": json.dumps(details.run), "groups": json.dumps(groups)}
     write_atomically(path, save(arrays, header))
@@ -105,4 +112,5 @@ def _details(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> D
     keep = np.unpackbits(arrays["keep"])[:units].astype(bool) if "keep" in arrays else None
     if windows.ndim != 1 or not isinstance(run, dict) or any(len(v) != units for v in (keep, scores) if v is not None):
         raise ValueError("its arrays do not fit its header")
-    return Details(windows, run, groups, keep, scores)
+    updates = {name.removeprefix(UPDATE): value for name, value in arrays.items() if name.startswith(UPDATE)}
+    return Details(windows, run, groups, keep, scores, updates)

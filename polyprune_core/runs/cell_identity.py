@@ -49,6 +49,10 @@ def used_plugins(cell: Cell, sources: Sources) -> dict[str, str]:
             used[f"granularity {part}"] = sources["granularity"][part]
     if cell.initializer:
         used["initializer"] = sources["initializer"][cell.initializer]
+    if cell.kind in ("start", "search"):
+        used |= {f"policy {spec}": source for spec, source in sources["policy"].items()}
     if cell.estimator:
         used["estimator"] = sources["estimator"][cell.estimator]
+    if cell.repair:
+        used["repair"] = sources["repair"][cell.repair]
     return used

@@ -19,14 +19,15 @@ from polyprune_core.evaluation.tasks import Tasks
 from polyprune_core.evaluation.text import ROLES, Text, load_text
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.results.cell_file import Details, Group, path_of, read_details, write_details
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store, write_json
 from polyprune_core.runs.cell_identity import identity, used_plugins
-from polyprune_core.runs.harness import Decision, Harness
-from polyprune_core.runs.preflight import check_plugins
+from polyprune_core.runs.decision import Decider, Decision
+from polyprune_core.runs.harness import Harness
+from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.progress import Reporter
@@ -45,6 +46,7 @@ def compare(
     A cell that fails for a reason the user can mend, a broken file in the store among them, is a row with that reason;
     the others go on. What cannot be written is told and kept in the results.
     """
+    config = settled(config, registry)
     sources = check_plugins(config, registry)
     harness = open_harness(config, registry, reporter)
     shared = _identity(harness, config)
@@ -59,6 +61,7 @@ def compare(
     plugins = {cell: used_plugins(cell, sources) for cell in grid}
     keys = {cell: cell_id(cell, config, shared | {"plugins": plugins[cell]}) for cell in grid}
     done: dict[Cell, Row] = {}
+    decider = Decider(harness)
     with harness.compactor:
         # A cell that another process has is left until the rest is done: processes on one store share the work.
         for wait in (False, True):
@@ -67,7 +70,7 @@ def compare(
                 row = _finished(blank, store)
                 if row is None:
                     with store.claimed(blank.id, wait) as mine:
-                        row = (_finished(blank, store) or _run(harness, cell, blank, store, run)) if mine else None
+                        row = (_finished(blank, store) or _run(decider, cell, blank, store, run)) if mine else None
                 if row:
                     done[cell] = row
                     on_row(row)
@@ -126,19 +129,19 @@ def _failed(blank: Row, error: PolypruneError) -> Row:
     return dataclasses.replace(blank, status="failed", error=str(error))
 
 
-def _run(harness: Harness, cell: AnyCell, blank: Row, store: Store, run: dict[str, Any]) -> Row:
+def _run(decider: Decider, cell: AnyCell, blank: Row, store: Store, run: dict[str, Any]) -> Row:
+    harness = decider.harness
     checkpoint = Checkpoint(store.checkpoint(blank.id), blank.id, harness.reporter)
     try:
         if isinstance(cell, Dense):
             row, trace = _dense_row(blank, harness), None
             details = Details(_windows(harness.dense), run)
         else:
-            decision = harness.decide(cell, checkpoint)
-            label, space = cell.label, harness.space(cell.granularity)
-            evaluation = harness.evaluate(label, space, decision.selection)
-            blank = dataclasses.replace(blank, tasks=harness.task_scores(label, space, decision.selection))
-            row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
-            details = _decided(space, decision, evaluation, run)
+            decision = decider.decide(cell, checkpoint)
+            evaluation = harness.evaluate(cell.label, decision.pruned)
+            blank = dataclasses.replace(blank, tasks=harness.task_scores(cell.label, decision.pruned))
+            row, trace = pruned_row(blank, decision, evaluation), decision.trace
+            details = _decided(decision.pruned, evaluation, run)
     except PolypruneError as error:
         checkpoint.remove()
         harness.reporter.detail("".join(traceback.format_exception(error)))
@@ -152,11 +155,10 @@ def _run(harness: Harness, cell: AnyCell, blank: Row, store: Store, run: dict[st
     return row
 
 
-def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation, harness: Harness) -> Row:
+def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation) -> Row:
     """Fills in what was decided, what it cost and how good it is."""
     selection, cost = decision.selection, decision.cost
-    total = harness.layout.total_parameters
-    kept = total - (selection.total_cost - selection.kept_cost)
+    kept, total = decision.pruned.parameters, decision.pruned.layout.total_parameters
     return dataclasses.replace(
         blank,
         sparsity_achieved=selection.sparsity,
@@ -186,13 +188,14 @@ def _beside(rows: list[Row], store: Store, reporter: Reporter) -> dict[str, Deta
     return found
 
 
-def _decided(space: MaskSpace, decision: Decision, evaluation: Evaluation, run: dict[str, Any]) -> Details:
+def _decided(pruned: PrunedModel, evaluation: Evaluation, run: dict[str, Any]) -> Details:
     return Details(
         window_nll=_windows(evaluation),
         run=run,
-        groups=tuple(Group(group.kind, group.layer, group.count) for group in space.groups),
-        keep=decision.selection.keep.numpy(),
-        scores=decision.scores.values.numpy(),
+        groups=tuple(Group(group.kind, group.layer, group.count) for group in pruned.space.groups),
+        keep=pruned.selection.keep.numpy(),
+        scores=pruned.scores.values.numpy(),
+        updates={name: value.detach().cpu().float().numpy() for name, value in pruned.updates.items()},
     )
 
 

@@ -22,7 +22,7 @@ from polyprune_core.results.row import Row
 from polyprune_core.runs import cost_estimate as estimate
 from polyprune_core.runs.cell_identity import Sources, identity, used_plugins
 from polyprune_core.runs.cost_estimate import Estimate
-from polyprune_core.runs.preflight import check_plugins
+from polyprune_core.runs.preflight import check_plugins, settled
 
 State = Literal["finished", "started", "broken", "to do", "not known"]
 
@@ -87,6 +87,7 @@ def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
     Raises:
         PolypruneError: the name of a plugin, of the model or of a text cannot be used.
     """
+    config = settled(config, registry)
     sources = check_plugins(config, registry)
     folder = local_folder(config.model, config.revision)
     stored, notes = _look_up(config, sources, folder, output)

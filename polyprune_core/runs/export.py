@@ -14,7 +14,6 @@ from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.text import load_text, token_windows
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.pruning.build import build_compact
 from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
@@ -102,9 +101,7 @@ def verify(pruned: PrunedModel, again: LoadedModel) -> Verification:
     """
     text = load_text("builtin:pydocs", "evaluation")
     ids = token_windows(text, pruned.base.tokenizer, WINDOW)[:WINDOWS].to(pruned.base.model.device)
-    ours, theirs = (
-        model(input_ids=ids, use_cache=False).logits.float() for model in (build_compact(pruned), again.model)
-    )
+    ours, theirs = (model(input_ids=ids, use_cache=False).logits.float() for model in (pruned.build(), again.model))
     if ours.shape != theirs.shape:
         raise ModelError(f"the model read back gives logits of shape {tuple(theirs.shape)}, not {tuple(ours.shape)}.")
     found = Verification(

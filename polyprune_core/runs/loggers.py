@@ -73,12 +73,10 @@ class Tracking(Reporter):
         self.reporter.detail(text)
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Task]:
-        searches = [cell for cell in self.waiting if cell.kind == "search" and cell.label == label]
-        # Of two that are called the same, only the row will say which it was.
-        self.cell = searches[0] if len(searches) == 1 else None
-        with self.reporter.task(label, total) as task:
-            yield _Followed(task, self._point) if searches else task
+    def task(self, label: str, total: int, about: object = None) -> Iterator[Task]:
+        self.cell = about if isinstance(about, Search) else None
+        with self.reporter.task(label, total, about) as task:
+            yield _Followed(task, self._point) if self.cell else task
 
     def row(self, row: Row) -> None:
         """Logs a finished cell, or why it failed, and ends its run."""

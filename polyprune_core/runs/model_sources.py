@@ -13,7 +13,6 @@ from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.checkpoint import read_config, weight_files
 from polyprune_core.models.remote_code import is_own_code
 from polyprune_core.models.sources import LoadedModel, catalogue, load_model
-from polyprune_core.pruning.build import build_compact
 from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
 from polyprune_core.utils.progress import Reporter
 
@@ -83,7 +82,7 @@ def _from_masks(name: str, folder: Path, dense: str | None, request: EvaluateCon
     revision = masks.recipe.get("revision") if dense is None else request.revision
     base = _load(dense or masks.base_name, request, reporter, revision, request.trust_remote_code)
     pruned = masks.apply(base)
-    model = build_compact(pruned)
+    model = pruned.build()
     model.config.use_cache = False
     identity = hashlib.sha256(base.sha256.encode() + bytes(pruned.selection.keep.tolist())).hexdigest()
     loaded = LoadedModel(name, model, base.tokenizer, identity, base.path)

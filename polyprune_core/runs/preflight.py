@@ -1,14 +1,33 @@
-"""Checks the plugins that a comparison names before anything heavy loads."""
+"""Checks the plugins that a comparison names before anything heavy loads, and asks them for their defaults."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from polyprune_core.config.budget_spec import check_sparsity
+from polyprune_core.config.cell import Scope
 from polyprune_core.config.settings import Comparison
+from polyprune_core.errors import PluginError
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.plugins.validation import check_estimator
+from polyprune_core.pruning.types import SCOPE_NAMES
+
+
+def settled(config: Comparison, registry: Registry) -> Comparison:
+    """Returns the comparison with the step and the scope of its policy, where nothing else was asked for.
+
+    Raises:
+        PluginError: there is no such policy, or what it declares is no default.
+    """
+    policy = registry.build("policy", config.policy)
+    if policy.scope not in SCOPE_NAMES or policy.optimizer not in ("sgd", "adam") or not policy.learning_rate > 0:
+        raise PluginError(
+            f"{policy!r} declares scope {policy.scope!r}, optimizer {policy.optimizer!r} and learning rate "
+            f"{policy.learning_rate!r}; one of {', '.join(SCOPE_NAMES)}, sgd or adam, and a number above 0 are needed."
+        )
+    return config.for_policy(policy.optimizer, policy.learning_rate, cast(Scope, policy.scope))
 
 
 def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str, str]]:
@@ -18,17 +37,19 @@ def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str,
         PluginError, ConfigError: a name, an option or a number of masks cannot be used.
     """
     parts: Sequence[str] = [part for name in config.granularity for part in name.split("+")]
+    searching = bool(config.estimators)
     wanted = {
         "granularity": dict.fromkeys(parts),
-        "initializer": dict.fromkeys([*config.baselines, *(config.initializers if config.estimators else ())]),
+        "initializer": dict.fromkeys([*config.baselines, *(config.initializers if searching else ())]),
+        "policy": dict.fromkeys((config.policy,)),
         "estimator": dict.fromkeys(config.estimators),
+        "repair": dict.fromkeys(config.repair),
     }
     for sparsity in config.sparsity:
         check_sparsity(sparsity)
-    for kind, specs in wanted.items():
-        for spec in specs:
-            built = registry.build(kind, spec)
-            if kind == "estimator":
-                check_estimator(spec, built, config.masks_per_step, config.policy)
-                config.steps_for(extra_passes(built))
+    built = {kind: {spec: registry.build(kind, spec) for spec in specs} for kind, specs in wanted.items()}
+    independent = built["policy"][config.policy].independent_units
+    for spec, estimator in built["estimator"].items():
+        check_estimator(spec, estimator, config.masks_per_step, config.policy, independent)
+        config.steps_for(extra_passes(estimator))
     return {kind: {spec: str(registry.get(kind, spec).source) for spec in specs} for kind, specs in wanted.items()}

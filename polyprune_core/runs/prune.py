@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import Pruned
+from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError
@@ -17,12 +17,11 @@ from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
-from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import ExportReport
 from polyprune_core.results.store import write_json
 from polyprune_core.runs.compare import open_harness
-from polyprune_core.runs.harness import Cost, Harness
-from polyprune_core.runs.preflight import check_plugins
+from polyprune_core.runs.decision import Cost, Decider
+from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import RECORD, check_output, whole_folder
 from polyprune_core.utils.progress import Reporter
@@ -83,16 +82,17 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
     if masks:
         request = _as_the_masks_say(request, masks)
-    config = request.as_comparison()
+    config = settled(request.as_comparison(), registry)
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
     output = check_output(output, overwrite)
     harness = open_harness(config, registry, reporter, budgets=masks is None)
+    decider = Decider(harness)
     with harness.compactor:
-        pruned, cost, terms = _apply(masks, request, harness) if masks else _decide(config, harness)
+        pruned, cost, terms = _apply(masks, request, decider) if masks else _decide(config, decider)
         budget = str(terms.target) if terms and terms.target.sparsity is None else None
         achieved = terms.spent(pruned.selection) if terms and budget else None
-        in_memory = harness.evaluate("the model cut in memory", pruned.space, pruned.selection)
+        in_memory = harness.evaluate("the model cut in memory", pruned)
         dense = harness.dense
     loaded = harness.loaded
     with whole_folder(output) as folder:
@@ -130,24 +130,27 @@ def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
     return request if "model" in request.model_fields_set else request.model_copy(update={"model": masks.base_name})
 
 
-def _apply(masks: MaskFile, request: Pruning, harness: Harness) -> tuple[PrunedModel, Cost, PricedBudget | None]:
-    if request.budget is None:
-        return masks.apply(harness.loaded, request.sparsity), Cost(), None
-    target, agreed = BudgetSpec.parse(request.budget), []
+def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget | None]:
+    """Returns the masks as they are, or selected anew and repaired as before, or with another repair."""
+    harness, terms = decider.harness, None
+    if request.budget is not None:
+        rule = masks.rule()
+        terms = price_budget(
+            BudgetSpec.parse(request.budget), masks.space(harness.loaded), rule.scope, rule.min_keep, harness
+        )
+    pruned = masks.apply(harness.loaded, request.sparsity, terms)
+    asked = "repair" in request.model_fields_set
+    if not asked and request.sparsity is None and terms is None:
+        return pruned, Cost(), None
+    spec = request.repair if asked else str(masks.recipe.get("repair", NO_REPAIR))
+    pruned, cost = decider.repaired(pruned, spec, int(masks.recipe.get("seed") or 0))
+    return pruned, cost, terms
 
-    def terms(space: MaskSpace, scope: str, min_keep: int) -> PricedBudget:
-        agreed.append(price_budget(target, space, scope, min_keep, harness))
-        return agreed[0]
 
-    return masks.apply(harness.loaded, agreed=terms), Cost(), agreed[0]
-
-
-def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost, PricedBudget]:
-    cell = cells(config)[-1]
+def _decide(config: Comparison, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget]:
+    cell, harness = cells(config)[-1], decider.harness
     assert isinstance(cell, Pruned)
-    decision = harness.decide(cell)
+    decision = decider.decide(cell)
     texts = {role: text.sha256 for role, text in harness.texts.items()}
     recipe = cell.model_dump(mode="json") | {"min_keep": config.min_keep, "revision": config.revision, "texts": texts}
-    space = harness.space(cell.granularity)
-    pruned = PrunedModel(harness.loaded, space, decision.selection, decision.scores, decision.policy, recipe)
-    return pruned, decision.cost, decision.terms
+    return dataclasses.replace(decision.pruned, recipe=recipe), decision.cost, decision.terms

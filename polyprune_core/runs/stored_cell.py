@@ -31,6 +31,7 @@ class FinishedCell:
     row: Row
     keep: Tensor
     scores: Tensor
+    updates: dict[str, Tensor]
     config: dict[str, Any]
     sha256: str
 
@@ -67,7 +68,7 @@ class FinishedCell:
         source = self.row.cell.estimator or self.row.cell.initializer or ""
         recipe = self.row.cell.model_dump(mode="json", exclude={"kind"})
         recipe |= {"revision": self.revision, "min_keep": self.config.get("min_keep", 1)}
-        return PrunedModel(base, space, selection, Scores(self.scores, source), None, recipe)
+        return PrunedModel(base, space, selection, Scores(self.scores, source), None, recipe, self.updates)
 
 
 def find_cell(path: Path, cell: str | None) -> FinishedCell:
@@ -105,4 +106,5 @@ def _read(store: Store, row: Row) -> FinishedCell:
         raise ConfigError(f"{path} does not hold what the cell kept. Run the comparison again in a new --output.")
     run = found.run
     keep, scores = torch.from_numpy(found.keep), torch.from_numpy(found.scores)
-    return FinishedCell(row, keep, scores, run["config"], run["model"]["sha256"])
+    updates = {name: torch.from_numpy(value) for name, value in found.updates.items()}
+    return FinishedCell(row, keep, scores, updates, run["config"], run["model"]["sha256"])

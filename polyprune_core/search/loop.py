@@ -13,13 +13,11 @@ from torch import Tensor
 
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.losses import Objective
-from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator, State
+from polyprune_core.plugins.contracts import PRECONDITIONERS, BoundPolicy, GradientEstimator, State
 from polyprune_core.pruning.types import MaskBatch, Policy
 from polyprune_core.search.checkpoint import Checkpoint, unsupported_type
 from polyprune_core.search.optimizer import cosine, ramp, stepped
-from polyprune_core.search.policies.family import Family
-from polyprune_core.search.policies.initial import entropy, expected_sparsity
-from polyprune_core.search.trace import StepRecord, Trace
+from polyprune_core.search.trace import StepRecord, Trace, entropy, expected_sparsity
 
 PLAIN = ("parameters", "worst", "step", "batches", "estimator", "optimizer", "average")
 
@@ -44,7 +42,7 @@ class SearchOptions:
     averaging: float = 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class SearchState:
     """A search between two steps: all that decides how it goes on, and its record so far.
 
@@ -88,7 +86,7 @@ class SearchState:
 
 
 def search(
-    family: Family,
+    policy: BoundPolicy,
     parameters: Tensor,
     objective: Objective,
     estimator: GradientEstimator,
@@ -99,7 +97,7 @@ def search(
     checkpoint: Checkpoint | None = None,
     on_resume: Callable[[Sequence[StepRecord]], None] = lambda records: None,
 ) -> tuple[Tensor, Trace]:
-    """Returns the learned parameters of the family's policy and the trace of the search.
+    """Returns the learned parameters of the policy and the trace of the search.
 
     Every step draws masks, runs them all on one batch of text, and moves the parameters against the estimated gradient
     of the expected loss, within the budget (arXiv 2406.10576, section 3). A non-finite loss counts as the largest
@@ -115,56 +113,67 @@ def search(
         next(batches)
     if state.step:
         on_resume(state.trace.steps)
+    stepper = Stepper(policy, objective, estimator, options)
     clock = time.perf_counter() - state.trace.seconds
     while state.step < options.steps:
-        on_step(_advance(state, family, objective, estimator, batches, options, clock))
+        with objective.metered() as spent:
+            state, seen = stepper.advance(state, next(batches))
+        record = state.trace.add(spent, time.perf_counter() - clock, step=state.step, **seen)
+        on_step(record)
         if checkpoint:
             checkpoint.keep(state.tree)
-    learned = state.parameters if state.average is None else family.project(state.average, options.sparsity)
+    learned = state.parameters if state.average is None else policy.project(state.average, options.sparsity)
     return learned, state.trace
 
 
-def _advance(
-    state: SearchState,
-    family: Family,
-    objective: Objective,
-    estimator: GradientEstimator,
-    batches: Iterator[Tensor],
-    options: SearchOptions,
-    clock: float,
-) -> StepRecord:
-    before = (objective.forward_passes, objective.forward_tokens, objective.backward_passes)
-    sparsity = ramp(options.sparsity, state.step, options.steps, options.warmup)
-    policy = family.policy(state.parameters, sparsity, state.step / options.steps)
-    batch = estimator.sample(policy, options.masks_per_step, state.rng)
-    _check_masks(batch, options.masks_per_step, policy, estimator)
-    batch, losses = _run(batch, objective, next(batches))
-    state.batches += 1
-    finite = losses.isfinite()
-    state.worst = max([state.worst, *losses[finite].tolist()])
-    losses = torch.where(finite, losses, torch.tensor(state.worst))
-    gradient, state.estimator = _checked(estimator.gradient(policy, batch, losses, state.estimator), policy, estimator)
-    _move(state, family, policy, gradient, PRECONDITIONERS[estimator.precondition or options.precondition], options)
-    trace = state.trace
-    after = (objective.forward_passes, objective.forward_tokens, objective.backward_passes)
-    passes, tokens, backwards = (b - a for a, b in zip(before, after, strict=True))
-    trace.forward_passes += passes
-    trace.forward_tokens += tokens
-    trace.backward_passes += backwards
-    trace.non_finite += int((~finite).sum())
-    trace.seconds = time.perf_counter() - clock
-    record = StepRecord(
-        step=state.step,
-        losses=tuple(losses.tolist()),
-        gradient_norm=float(gradient.norm()),
-        expected_sparsity=expected_sparsity(policy, objective.space),
-        entropy=entropy(policy),
-        non_finite=int((~finite).sum()),
-        forward_tokens=trace.forward_tokens,
-        seconds=trace.seconds,
-    )
-    trace.steps.append(record)
-    return record
+@dataclass(frozen=True)
+class Stepper:
+    """One step of a search: what draws masks, what runs them, what estimates from them, and how far it goes."""
+
+    policy: BoundPolicy
+    objective: Objective
+    estimator: GradientEstimator
+    options: SearchOptions
+
+    def advance(self, state: SearchState, ids: Tensor) -> tuple[SearchState, dict[str, Any]]:
+        """Returns the state after a step on the text `ids` (B, T), and what the step saw."""
+        options, estimator = self.options, self.estimator
+        drawn_from = self.policy.policy(state.parameters, self._sparsity(state.step), state.step / options.steps)
+        batch = estimator.sample(drawn_from, options.masks_per_step, state.rng)
+        _check_masks(batch, options.masks_per_step, drawn_from, estimator)
+        batch, losses = _run(batch, self.objective, ids)
+        finite = losses.isfinite()
+        worst = max([state.worst, *losses[finite].tolist()])
+        losses = torch.where(finite, losses, torch.tensor(worst))
+        returned = estimator.gradient(drawn_from, batch, losses, state.estimator)
+        gradient, kept = _checked(returned, drawn_from, estimator)
+        after = {"worst": worst, "batches": state.batches + 1, "estimator": kept}
+        moved = replace(state, **after, **self._move(state, drawn_from, gradient))
+        seen = {
+            "losses": tuple(losses.tolist()),
+            "gradient_norm": float(gradient.norm()),
+            "expected_sparsity": expected_sparsity(drawn_from, self.objective.space),
+            "entropy": entropy(drawn_from),
+            "non_finite": int((~finite).sum()),
+        }
+        return moved, seen
+
+    def _sparsity(self, step: int) -> float:
+        return ramp(self.options.sparsity, step, self.options.steps, self.options.warmup)
+
+    def _move(self, state: SearchState, drawn_from: Policy, gradient: Tensor) -> dict[str, Any]:
+        """Returns what of the state a step against the gradient changes."""
+        options = self.options
+        exponent = PRECONDITIONERS[self.estimator.precondition or options.precondition]
+        direction = self.policy.gradient(drawn_from, gradient) * self.policy.fisher(drawn_from) ** -exponent
+        rate = cosine(options.learning_rate, state.step, options.steps)
+        moved, memory = stepped(options.optimizer, state.parameters, direction, rate, state.optimizer)
+        parameters = self.policy.project(moved, self._sparsity(state.step + 1))
+        count, average = state.step + 1 - math.floor((1 - options.averaging) * options.steps), state.average
+        if count > 0:
+            before = parameters if average is None else average
+            average = before + (parameters - before) / count
+        return {"parameters": parameters, "optimizer": memory, "average": average, "step": state.step + 1}
 
 
 def _run(batch: MaskBatch, objective: Objective, ids: Tensor) -> tuple[MaskBatch, Tensor]:
@@ -176,20 +185,6 @@ def _run(batch: MaskBatch, objective: Objective, ids: Tensor) -> tuple[MaskBatch
     if batch.reference is not None:
         batch = replace(batch, reference_loss=float(objective.losses(batch.reference[None], ids)[0]))
     return batch, losses
-
-
-def _move(
-    state: SearchState, family: Family, policy: Policy, gradient: Tensor, exponent: float, options: SearchOptions
-) -> None:
-    direction = family.gradient(policy, gradient) * family.fisher(policy) ** -exponent
-    rate = cosine(options.learning_rate, state.step, options.steps)
-    moved, state.optimizer = stepped(options.optimizer, state.parameters, direction, rate, state.optimizer)
-    state.step += 1
-    state.parameters = family.project(moved, ramp(options.sparsity, state.step, options.steps, options.warmup))
-    count = state.step - math.floor((1 - options.averaging) * options.steps)
-    if count > 0:
-        old = state.parameters if state.average is None else state.average
-        state.average = old + (state.parameters - old) / count
 
 
 def _check_masks(batch: MaskBatch, num_masks: int, policy: Policy, estimator: GradientEstimator) -> None:
@@ -209,6 +204,7 @@ def _checked(returned: Any, policy: Policy, estimator: GradientEstimator) -> tup
         raise PluginError(
             f"{estimator!r} returned a gradient of shape {tuple(gradient.shape)} with "
             f"{int((~gradient.isfinite()).sum())} non-finite entries; {expected} finite numbers are needed."
+            + _way_out(policy)
         )
     if strange := unsupported_type(state):
         raise PluginError(
@@ -216,3 +212,13 @@ def _checked(returned: Any, policy: Policy, estimator: GradientEstimator) -> tup
             "are needed, so that a search can be continued."
         )
     return gradient, state
+
+
+def _way_out(policy: Policy) -> str:
+    """Returns what an author should do whose formula is for one number a unit, where the policy has others."""
+    if policy.parameters.shape == policy.keep_prob.shape:
+        return ""
+    return (
+        f" This policy moves {len(policy.parameters)} numbers, not one for each of {len(policy.keep_prob)} units: "
+        "multiply losses with policy.score_function(batch), or declare independent_units = True."
+    )

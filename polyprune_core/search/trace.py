@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polyprune_core.evaluation.losses import Spent
+    from polyprune_core.pruning.space import MaskSpace
+    from polyprune_core.pruning.types import Policy
 
 
 @dataclass(frozen=True)
@@ -34,3 +40,27 @@ class Trace:
     backward_passes: int = 0
     seconds: float = 0.0
     non_finite: int = 0
+
+    def add(self, spent: Spent, seconds: float, *, step: int, non_finite: int, **seen: Any) -> StepRecord:
+        """Takes in a step that cost `spent`; `seconds` is the time of the search so far."""
+        self.forward_passes += spent.forward_passes
+        self.forward_tokens += spent.forward_tokens
+        self.backward_passes += spent.backward_passes
+        self.non_finite += non_finite
+        self.seconds = seconds
+        record = StepRecord(
+            step=step, non_finite=non_finite, forward_tokens=self.forward_tokens, seconds=seconds, **seen
+        )
+        self.steps.append(record)
+        return record
+
+
+def entropy(policy: Policy) -> float:
+    """Mean entropy of a unit's mask, in bits."""
+    s = policy.keep_prob.double()
+    return float(-(s * s.log2() + (1 - s) * (1 - s).log2()).mean())
+
+
+def expected_sparsity(policy: Policy, space: MaskSpace) -> float:
+    """Expected fraction of prunable parameters removed."""
+    return 1.0 - float(space.cost @ policy.keep_prob.double()) / space.total_cost

@@ -20,8 +20,7 @@ from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.plugins.contracts import State
 from polyprune_core.plugins.registry import Registered
 from polyprune_core.plugins.validation import check_estimator
-from polyprune_core.pruning.budget import EPS
-from polyprune_core.pruning.types import MaskBatch, Policy
+from polyprune_core.pruning.types import EPS, MaskBatch, Policy
 from polyprune_core.testing.checking import NotRun, check, global_randomness_unused, made, require
 from polyprune_core.utils.rng import generator
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.plugins.registry import Registered
-from polyprune_core.pruning.provenance import kept_parameters
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import ExportReport
@@ -119,7 +118,7 @@ def parameters_are_those_that_are_left(plugin: Registered) -> None:
     with _sandbox("layers.2.mlp") as sandbox:
         reported = _export(plugin, sandbox).parameters
         loaded: Any = _load(plugin, sandbox).model
-        expected = kept_parameters(sandbox.pruned)
+        expected = sandbox.pruned.parameters
     require(reported == expected, f"the report says {reported:,} parameters; {expected:,} are left")
     found = sum(parameter.numel() for parameter in loaded.parameters())
     require(found == expected, f"the model read back has {found:,} parameters; {expected:,} are left")

@@ -19,8 +19,8 @@ class Reporter:
         """One line for whoever wants to follow closely."""
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Task]:
-        """A stretch of work of `total` parts; 0 where they cannot be counted."""
+    def task(self, label: str, total: int, about: object = None) -> Iterator[Task]:
+        """A stretch of work of `total` parts, 0 where they cannot be counted; `about` is what is worked on."""
         yield Task()
 
 

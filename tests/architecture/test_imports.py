@@ -39,14 +39,13 @@ HEAVY = {"torch", "transformers", "datasets", "safetensors", "scipy", "numpy"}
 # What plugins import from inside the core, and only within functions: writing and reading models is no contract.
 INSIDE_FUNCTIONS = {
     "exporters.huggingface": {
-        "pruning.build",
         "pruning.provenance",
         "models.catalogue",
         "models.remote_code",
         "models.quiet",
         "models.sources",
     },
-    "exporters.masks": {"pruning.build", "pruning.provenance", "pruning.mask_file", "models.sources"},
+    "exporters.masks": {"pruning.mask_file", "models.sources"},
 }
 
 

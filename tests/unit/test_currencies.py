@@ -17,7 +17,6 @@ from polyprune_core.errors import BudgetError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning.budget import EPS, SCOPES, project, select
-from polyprune_core.pruning.build import build_compact
 from polyprune_core.pruning.pricing import price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import Scores
@@ -47,7 +46,7 @@ class FakeGauge:
 
 def smaller(model, space, selection) -> torch.nn.Module:
     base = LoadedModel("tiny", model, None, "", None)
-    return build_compact(PrunedModel(base, space, selection, Scores(torch.zeros(len(space)), "none")))
+    return PrunedModel(base, space, selection, Scores(torch.zeros(len(space)), "none")).build()
 
 
 def cached_bytes(model) -> float:

@@ -11,7 +11,6 @@ from polyprune_core.evaluation.footprint import footprint
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning.budget import select
-from polyprune_core.pruning.build import build_compact
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import Scores
 from polyprune_plugins.granularities.channel import Channel
@@ -42,7 +41,7 @@ def test_a_pruned_model_weighs_what_is_left(llama, space_of) -> None:
     scores = torch.rand(len(space), generator=torch.Generator().manual_seed(5))
     selection = select(scores, space, 0.4, "global")
     base = LoadedModel("tiny", llama, None, "", None)
-    small = build_compact(PrunedModel(base, space, selection, Scores(scores, "random")))
+    small = PrunedModel(base, space, selection, Scores(scores, "random")).build()
     found, dense = footprint(small, [], 16), footprint(llama, [], 16)
     assert dense.parameters - found.parameters == selection.total_cost - selection.kept_cost
     assert found.macs == expected_macs(small, 16) < dense.macs

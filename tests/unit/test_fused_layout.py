@@ -1,4 +1,4 @@
-"""Layouts that no family here has yet: fused projections, weights stored the other way round, units of scattered entries."""
+"""Layouts that no family here has yet: fused projections, transposed weights, units of scattered entries."""
 
 from __future__ import annotations
 

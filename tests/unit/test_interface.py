@@ -25,6 +25,8 @@ CONTRACTS = {
     "granularity": contracts.Granularity,
     "initializer": contracts.Initializer,
     "estimator": contracts.GradientEstimator,
+    "policy": contracts.SearchPolicy,
+    "repair": contracts.Repair,
     "exporter": contracts.Exporter,
 }
 

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from polyprune_core.config.grid import cell_id
 from polyprune_core.config.settings import PRESETS, Comparison, Pruning, parse
 from polyprune_core.errors import ConfigError
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.plugins.validation import check_estimator
 from polyprune_core.pruning.budget import SelectionRule, select
 from polyprune_core.pruning.scaling import scale as scaled
+from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import Scores
+from polyprune_core.runs.preflight import settled
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.optimizer import cosine, ramp, stepped
-from polyprune_core.search.policies import FAMILIES, Start
-from polyprune_core.search.policies.gaussian import Gaussian
-from polyprune_core.search.policies.initial import expected_sparsity, from_scores
+from polyprune_core.search.trace import expected_sparsity
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.arm import ARM
 from polyprune_plugins.estimators.reinforce import Reinforce
 from polyprune_plugins.estimators.rloo import RLOO
+from polyprune_plugins.policies.gaussian import BoundGaussian, Gaussian
+from polyprune_plugins.policies.hierarchical import Hierarchical
+from polyprune_plugins.policies.logits import Logits
+from polyprune_plugins.policies.probabilities import Probabilities
 from tests.rows import cell as made_cell
 from tests.unit.test_search import FakeObjective, batches
 
+FAMILIES = {"probabilities": Probabilities, "logits": Logits, "hierarchical": Hierarchical, "gaussian": Gaussian}
 by_family = pytest.mark.parametrize("name", sorted(FAMILIES))
 bernoulli = pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"gaussian"}))
 by_scope = pytest.mark.parametrize("scope", ["kind", "global", "layer"])
@@ -41,15 +49,19 @@ def scores(space, seed: int = 0) -> Scores:
 
 
 def family(name: str, space, sparsity: float = 0.4, scope: str = "kind", **changes):
-    return FAMILIES[name](Start(space, scores(space), SelectionRule(sparsity, scope), **changes))
+    return FAMILIES[name](**changes).bind(PolicyStart(space, scores(space), SelectionRule(sparsity, scope)))
+
+
+def gaussian(space, scope: str = "kind", **options) -> BoundGaussian:
+    return Gaussian(**options).bind(PolicyStart(space, scores(space), SelectionRule(0.4, scope)))
 
 
 @bernoulli
 @by_scope
 def test_every_bernoulli_family_starts_at_the_policy_of_the_metric(space, name, scope) -> None:
     made = family(name, space, scope=scope)
-    expected = from_scores(scores(space), space, 0.4, scope)
-    torch.testing.assert_close(made.policy(made.start(), 0.4).keep_prob, expected.keep_prob, rtol=0, atol=2e-3)
+    expected = PolicyStart(space, scores(space), SelectionRule(0.4, scope)).keep_prob()
+    torch.testing.assert_close(made.policy(made.start(), 0.4).keep_prob, expected, rtol=0, atol=2e-3)
 
 
 @bernoulli
@@ -85,7 +97,7 @@ def test_the_fisher_information_is_that_of_the_masks(space, name) -> None:
 @by_scope
 @pytest.mark.parametrize("scale", ["uniform", "raw", "zscore", "per-parameter"])
 def test_a_gaussian_policy_starts_about_where_the_metric_alone_would_cut(space, scope, scale) -> None:
-    made = Gaussian(Start(space, scores(space), SelectionRule(0.4, scope), start_scale=scale))
+    made = gaussian(space, scope, start=scale)
     found = select(made.ranking(made.start()), space, 0.4, scope)
     own = "layer" if scale == "uniform" else "kind" if scale == "zscore" and scope == "global" else scope
     alone = select(scaled(scores(space).values, space, "raw" if scale == "uniform" else scale), space, 0.4, own)
@@ -94,7 +106,7 @@ def test_a_gaussian_policy_starts_about_where_the_metric_alone_would_cut(space, 
 
 @by_scope
 def test_every_mask_of_a_gaussian_policy_is_an_exact_selection(space, scope) -> None:
-    made = Gaussian(Start(space, scores(space), SelectionRule(0.4, scope)))
+    made = gaussian(space, scope)
     policy = made.policy(made.start(), 0.4)
     masks = policy.sample(20, torch.Generator().manual_seed(4)).masks
     assert len(masks.unique(dim=0)) >= 3
@@ -104,7 +116,7 @@ def test_every_mask_of_a_gaussian_policy_is_an_exact_selection(space, scope) -> 
 
 
 def test_within_a_group_the_metric_orders_the_units(space) -> None:
-    made = Gaussian(Start(space, scores(space), SelectionRule(0.4)))
+    made = gaussian(space)
     offsets = made.start() + torch.randn(len(made.start()), generator=torch.Generator().manual_seed(5))
     ranking = made.ranking(offsets)
     for where in space.slices():
@@ -114,7 +126,7 @@ def test_within_a_group_the_metric_orders_the_units(space) -> None:
 
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 def test_gaussian_antithetic_pairs_mirror_and_the_gradient_is_unbiased(space, progress) -> None:
-    made = Gaussian(Start(space, scores(space), SelectionRule(0.4, "global")))
+    made = gaussian(space, "global")
     policy = made.policy(made.start(), 0.4, progress)
     batch = Antithetic().sample(policy, 6, torch.Generator().manual_seed(6))
     assert torch.equal(batch.noise[0::2], -batch.noise[1::2])
@@ -129,7 +141,7 @@ def test_gaussian_antithetic_pairs_mirror_and_the_gradient_is_unbiased(space, pr
 
 def test_kinds_that_share_a_budget_are_weighed_first_and_stand_still_afterwards(space) -> None:
     kinds = len(space.kinds)
-    together = Gaussian(Start(space, scores(space), SelectionRule(0.4, "global")))
+    together = gaussian(space, "global")
     for progress, moving in (
         (0.0, slice(kinds)),
         (0.09, slice(kinds)),
@@ -140,7 +152,7 @@ def test_kinds_that_share_a_budget_are_weighed_first_and_stand_still_afterwards(
         moves = torch.zeros_like(sigma, dtype=torch.bool)
         moves[moving] = True
         assert torch.equal(sigma > 0, moves)
-    apart = Gaussian(Start(space, scores(space), SelectionRule(0.4, "kind")))
+    apart = gaussian(space, "kind")
     assert torch.equal(apart.policy(apart.start(), 0.4, 0.0).sigma > 0, torch.arange(len(sigma)) >= kinds)
 
 
@@ -175,7 +187,7 @@ def test_averaging_takes_the_mean_of_the_last_parameters(space, averaging) -> No
     made = family("logits", space)
     seen = []
     project = made.project
-    made.project = lambda parameters, sparsity: seen.append(project(parameters, sparsity)) or seen[-1]
+    object.__setattr__(made, "project", lambda given, sparsity: seen.append(project(given, sparsity)) or seen[-1])
     objective = FakeObjective(space, lambda masks, ids: -masks.float().sum(dim=1))
     options = SearchOptions(steps=10, masks_per_step=2, learning_rate=0.5, sparsity=0.4, averaging=averaging)
     learned, _ = search(made, made.start(), objective, RLOO(), batches(), options, torch.Generator().manual_seed(0))
@@ -205,7 +217,7 @@ def test_an_optimizer_goes_on_from_what_it_remembers() -> None:
 
 def test_an_estimator_for_independent_units_is_refused_where_they_are_not() -> None:
     with pytest.raises(ConfigError, match=r"arm.*independently.*--policy"):
-        check_estimator("arm", ARM(), 2, "gaussian")
+        check_estimator("arm", ARM(), 2, "gaussian", independent=False)
     check_estimator("arm", ARM(), 2, "hierarchical")
 
 
@@ -225,9 +237,13 @@ def test_a_preset_sets_what_is_not_given_and_is_no_part_of_a_cells_identity() ->
     assert cell_id(cell, paper, {}) != cell_id(cell, parse(Comparison, {}), {})
 
 
-def test_a_policy_brings_its_own_step_unless_told() -> None:
-    assert (parse(Comparison, {}).optimizer, parse(Comparison, {}).learning_rate) == ("adam", 0.15)
-    logits = parse(Comparison, {"policy": "logits"})
-    assert (logits.optimizer, logits.learning_rate) == ("sgd", 1e-3)
-    told = parse(Pruning, {"policy": "logits", "optimizer": "adam"}).as_comparison()
-    assert (told.optimizer, told.learning_rate) == ("adam", 1e-3)
+def test_a_policy_brings_its_own_step_and_scope_unless_told() -> None:
+    def asked(config: Comparison) -> tuple[Any, ...]:
+        found = settled(config, load_registry())
+        return found.optimizer, found.learning_rate, found.search_scopes
+
+    assert asked(parse(Comparison, {})) == ("adam", 0.15, ("global",))
+    assert asked(parse(Comparison, {"policy": "logits"})) == ("sgd", 1e-3, ("kind",))
+    told = parse(Pruning, {"policy": "logits", "optimizer": "adam", "scope": "layer"}).as_comparison()
+    assert asked(told) == ("adam", 1e-3, ("layer",))
+    assert asked(settled(told, load_registry())) == asked(told)

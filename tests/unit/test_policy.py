@@ -9,15 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprune_core.pruning.budget import EPS, SCOPES, pools, project
+from polyprune_core.pruning.budget import EPS, SCOPES, SelectionRule, pools, project
 from polyprune_core.pruning.scaling import SCALES, scale
+from polyprune_core.pruning.starting import PROBABILITIES, PolicyStart
 from polyprune_core.pruning.types import Policy, Scores
-from polyprune_core.search.policies.initial import PROBABILITIES, entropy, expected_sparsity, from_scores
+from polyprune_core.search.trace import entropy, expected_sparsity
 
 
 def started(values, space, sparsity, scope, how="sigmoid-norm", comparable=False) -> Policy:
     """Returns the policy that a metric's values start."""
-    return from_scores(Scores(values, "metric", comparable), space, sparsity, scope, how)
+    start = PolicyStart(space, Scores(values, "metric", comparable), SelectionRule(sparsity, scope))
+    return Policy(start.keep_prob(how))
 
 
 hows = pytest.mark.parametrize("how", sorted(PROBABILITIES))

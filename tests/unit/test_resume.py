@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from polyprune_core.errors import PluginError
+from polyprune_core.evaluation.losses import Metered
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import Policy, Scores
 from polyprune_core.search import checkpoint as resume
 from polyprune_core.search.checkpoint import Checkpoint, pack, unpack, unsupported_type
 from polyprune_core.search.loop import SearchOptions, search
-from polyprune_core.search.policies import FAMILIES, Start
 from polyprune_core.search.trace import Trace
 from polyprune_core.utils.progress import Reporter
 from polyprune_plugins.estimators.antithetic import Antithetic
@@ -55,21 +57,20 @@ class Killed(BaseException):
     """What ends a search from outside."""
 
 
-class FakeObjective:
+class FakeObjective(Metered):
     """Losses that depend on masks and text, some of them not finite; ends the search at its step `dies`."""
 
     vocabulary = 97
 
     def __init__(self, space: Any, dies: int | None = None) -> None:
+        super().__init__()
         self.space, self.dies, self.steps = space, dies, 0
-        self.forward_passes = self.forward_tokens = self.backward_passes = 0
 
     def losses(self, masks: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         if self.steps == self.dies:
             raise Killed
         self.steps += 1
-        self.forward_passes += len(masks)
-        self.forward_tokens += len(masks) * ids.numel()
+        self.count(ids.numel(), passes=len(masks))
         loss = ids.float().mean() / 10 - masks.float() @ torch.linspace(-1, 1, masks.shape[1])
         return torch.where(loss > loss.median(), loss, torch.tensor(math.inf)) if ids[0, 0] % 3 == 1 else loss
 
@@ -129,9 +130,8 @@ def nothing(given: Any) -> None:
 
 
 def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_resume=nothing, policy=None, **changes):
-    family = FAMILIES[policy or "probabilities"](
-        Start(space, Scores(torch.linspace(0, 1, len(space)), "rising"), SelectionRule(0.5))
-    )
+    start = PolicyStart(space, Scores(torch.linspace(0, 1, len(space)), "rising"), SelectionRule(0.5))
+    family = load_registry().build("policy", policy or "probabilities").bind(start)
     return search(
         family,
         family.start() if policy else torch.full((len(space),), 0.5),
@@ -193,7 +193,7 @@ def test_a_search_ended_again_and_again_goes_on_to_the_same_result(space, tmp_pa
 
 
 @pytest.mark.usefixtures("at_every_step")
-@pytest.mark.parametrize("policy", sorted(FAMILIES))
+@pytest.mark.parametrize("policy", ["gaussian", "hierarchical", "logits", "probabilities"])
 def test_every_policy_goes_on_with_what_its_optimizer_and_its_average_remember(space, tmp_path, policy) -> None:
     how: dict[str, Any] = {"policy": policy, "optimizer": "adam", "averaging": 0.5, "warmup": 0.3}
     for done in range(1, STEPS):

@@ -10,34 +10,34 @@ import pytest
 import torch
 
 from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.evaluation.losses import Metered
 from polyprune_core.plugins.contracts import PRECONDITIONERS
 from polyprune_core.plugins.validation import check_estimator
 from polyprune_core.pruning.budget import SelectionRule, pools, project, select
+from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import MaskBatch, Policy, Scores
 from polyprune_core.search.loop import SearchOptions, search
-from polyprune_core.search.policies import Start
-from polyprune_core.search.policies.initial import entropy, expected_sparsity
-from polyprune_core.search.policies.probabilities import Probabilities
+from polyprune_core.search.trace import entropy, expected_sparsity
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.reinforce import Reinforce
 from polyprune_plugins.estimators.reinforce_released import ReinforceReleased
 from polyprune_plugins.estimators.rloo import RLOO
+from polyprune_plugins.policies.probabilities import Probabilities
 
 VOCABULARY = 97
 OPTIONS = SearchOptions(steps=20, masks_per_step=4, learning_rate=0.02, sparsity=0.5, precondition="none")
 
 
-class FakeObjective:
+class FakeObjective(Metered):
     """Losses from a function of (masks, batch), counted as the real one counts."""
 
     def __init__(self, space, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
         self.space, self.loss = space, loss
         self.vocabulary = VOCABULARY
-        self.forward_passes = self.forward_tokens = self.backward_passes = 0
 
     def losses(self, masks: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        self.forward_passes += len(masks)
-        self.forward_tokens += len(masks) * ids.numel()
+        self.count(ids.numel(), passes=len(masks))
         return self.loss(masks, ids).float()
 
 
@@ -73,7 +73,9 @@ def run(space, objective=None, estimator=None, seed: int = 0, policy=None, on_st
     scope = changes.pop("scope", "kind")
     options = replace(OPTIONS, **changes)
     learned, trace = search(
-        Probabilities(Start(space, Scores(torch.zeros(len(space)), "none"), SelectionRule(options.sparsity, scope))),
+        Probabilities().bind(
+            PolicyStart(space, Scores(torch.zeros(len(space)), "none"), SelectionRule(options.sparsity, scope))
+        ),
         (policy or uniform(space)).keep_prob,
         objective or planted(space),
         estimator or RLOO(),

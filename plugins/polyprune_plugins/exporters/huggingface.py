@@ -54,13 +54,12 @@ class HuggingFace:
     max_shard_size: str = "5GB"
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        from polyprune_core import export_report
         from polyprune_core.models.quiet import quiet
         from polyprune_core.models.remote_code import CODE
-        from polyprune_core.pruning.build import build_compact, kept_layers
-        from polyprune_core.pruning.provenance import export_report, provenance
 
-        model = build_compact(pruned)
-        origin = provenance(pruned) | {"layers": kept_layers(pruned.layout, pruned.axis_keep())}
+        model = pruned.build()
+        origin = pruned.provenance() | {"layers": pruned.kept_layers}
         model.config.polyprune = getattr(model.config, "polyprune", {}) | origin
         has_code = hasattr(model.config, "auto_map")
         reload = RELOAD.format(trust=", trust_remote_code=True" if has_code else "")

@@ -17,35 +17,33 @@ RELOAD = """\
 from pathlib import Path
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.models.sources import load_model
-from polyprune_core.pruning.build import build_compact
 
 masks = MaskFile.read(Path(DIR))
 pruned = masks.apply(load_model(masks.base_name))  # or .apply(…, sparsity=0.3)
-model = build_compact(pruned)
+model = pruned.build()
 """
 
 
 @dataclass(frozen=True)
 class Masks:
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        from polyprune_core import export_report
         from polyprune_core.pruning.mask_file import write_masks
-        from polyprune_core.pruning.provenance import export_report, kept_parameters
 
         write_masks(pruned, out_dir)
-        return export_report(out_dir, "masks", RELOAD, kept_parameters(pruned), units=len(pruned.space))
+        return export_report(out_dir, "masks", RELOAD, pruned.parameters, units=len(pruned.space))
 
     def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
         """Loads the dense model that the masks name, checks that it is the one, and returns the smaller model."""
         from polyprune_core import LoadedModel
         from polyprune_core.models.sources import load_model
-        from polyprune_core.pruning.build import build_compact
         from polyprune_core.pruning.mask_file import MaskFile
 
         masks = MaskFile.read(path)
         revision = masks.recipe.get("revision")
         base = load_model(masks.base_name, dtype=dtype, device=device, revision=revision)
         pruned = masks.apply(base)
-        model = build_compact(pruned)
+        model = pruned.build()
         model.config.use_cache = False
         identity = hashlib.sha256(base.sha256.encode() + bytes(pruned.selection.keep.tolist())).hexdigest()
         return LoadedModel(str(path), model, base.tokenizer, identity, base.path)

@@ -6,41 +6,65 @@ once, and each unit's own part late.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from polyprune_core.pruning.budget import EPS, pool_labels, shift_logits
-from polyprune_core.pruning.types import Policy
-from polyprune_core.search.policies.family import Start
+from polyprune_core import BoundPolicy, Policy, Provider, SearchPolicy, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polyprune_core import PolicyStart
 
 
+@dataclass(frozen=True)
 class Hierarchical:
+    """`start`: how the metric's scores become probabilities, sigmoid-norm, min-max-norm, const or uniform."""
+
+    start: str = "sigmoid-norm"
+    independent_units = True
+    optimizer, learning_rate, scope = "sgd", 1e-3, "kind"
+
+    def bind(self, given: PolicyStart) -> BoundPolicy:
+        return BoundHierarchical(self.start, given)
+
+
+class BoundHierarchical:
     """Parameters: an offset for each of G groups, a scale for each of the kinds, a part of its own for each unit."""
 
-    def __init__(self, start: Start) -> None:
-        self.given, self.space = start, start.space
-        self.pool = pool_labels(start.space, start.budget.scope)
-        self.metric = start.keep_prob().logit()
+    def __init__(self, how: str, given: PolicyStart) -> None:
+        self.given, self.space = given, given.space
+        self.pool = given.rule.pool_labels(given.space)
+        self.metric = given.keep_prob(how).logit()
         self.sizes = (len(self.space.groups), len(self.space.kinds), len(self.space))
 
     def start(self) -> Tensor:
+        import torch
+
         groups, kinds, units = (torch.zeros(size) for size in self.sizes)
-        return self.project(torch.cat([groups, kinds + 1, units]), self.given.budget.sparsity)
+        return self.project(torch.cat([groups, kinds + 1, units]), self.given.rule.sparsity)
 
     def policy(self, parameters: Tensor, sparsity: float, progress: float = 1.0) -> Policy:
-        return Policy(torch.sigmoid(self.ranking(parameters)).clamp(EPS, 1 - EPS), self.space.group, self.pool)
+        return Policy(Policy.bounded(self.ranking(parameters).sigmoid()), self.space.group, self.pool)
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
+        import torch
+
         own = gradient * policy.keep_prob * (1 - policy.keep_prob)
         return torch.cat([self._by(self.space.group, own, 0), self._by(self.space.kind, own * self.metric, 1), own])
 
     def fisher(self, policy: Policy) -> Tensor:
+        import torch
+
         own = policy.keep_prob * (1 - policy.keep_prob)
         scale = own * self.metric.square()
         return torch.cat([self._by(self.space.group, own, 0), self._by(self.space.kind, scale, 1), own])
 
     def project(self, parameters: Tensor, sparsity: float) -> Tensor:
-        shift = shift_logits(self.ranking(parameters), self.space, sparsity, self.given.budget.scope)
+        import torch
+
+        shift = self.given.rule.at(sparsity).shift_logits(self.ranking(parameters), self.space)
         shared = self._by(self.space.group, shift, 0) / torch.bincount(self.space.group)
         groups, rest = parameters[: self.sizes[0]], parameters[self.sizes[0] :]
         return torch.cat([groups - shared, rest])
@@ -51,4 +75,9 @@ class Hierarchical:
         return logits
 
     def _by(self, labels: Tensor, values: Tensor, part: int) -> Tensor:
-        return torch.zeros(self.sizes[part], dtype=values.dtype).index_add_(0, labels, values)
+        return values.new_zeros(self.sizes[part]).index_add_(0, labels, values)
+
+
+@hookimpl
+def polyprune_policies() -> Iterator[Provider[SearchPolicy]]:
+    yield Provider("hierarchical", "logits with parts that a layer's and a kind's units share", Hierarchical)

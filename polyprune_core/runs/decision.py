@@ -1,0 +1,176 @@
+"""The work of one cell: scored, learned where there is a search, selected, repaired, at a cost that is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from polyprune_core.config.cell import NO_REPAIR, Metric, Pruned, Search
+from polyprune_core.evaluation.losses import Metered, Objective, counts
+from polyprune_core.evaluation.text import search_batches
+from polyprune_core.plugins.contracts import BoundPolicy, extra_passes
+from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.pricing import PricedBudget
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.scaling import scale
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.starting import PolicyStart
+from polyprune_core.pruning.types import Scores, Selection
+from polyprune_core.runs.harness import Harness
+from polyprune_core.search.checkpoint import Checkpoint
+from polyprune_core.search.loop import SearchOptions, search
+from polyprune_core.search.trace import Trace
+from polyprune_core.utils.rng import generator
+
+STEPPING = {"masks_per_step", "learning_rate", "precondition", "optimizer", "warmup", "averaging"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a decision cost: passes through the model, tokens in them, time, memory."""
+
+    forward_passes: int = 0
+    forward_tokens: int = 0
+    backward_passes: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: float | None = None
+
+    def plus(self, other: Cost) -> Cost:
+        """Returns the two one after the other; peak memory is that of the latter, where it has one."""
+        return Cost(
+            self.forward_passes + other.forward_passes,
+            self.forward_tokens + other.forward_tokens,
+            self.backward_passes + other.backward_passes,
+            self.seconds + other.seconds,
+            self.peak_memory_mb if other.peak_memory_mb is None else other.peak_memory_mb,
+        )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a cell decided, under which budget, at what cost."""
+
+    pruned: PrunedModel
+    terms: PricedBudget
+    trace: Trace | None
+    cost: Cost
+
+    @property
+    def selection(self) -> Selection:
+        """What stays."""
+        return self.pruned.selection
+
+
+class Decider:
+    """Decides about cells; scores, and decisions that only a repair tells apart, are made once."""
+
+    def __init__(self, harness: Harness) -> None:
+        self.harness, self.settings, self.registry = harness, harness.settings, harness.registry
+        self._scores: dict[tuple[str, str, int, SelectionRule | None], tuple[Scores, Cost]] = {}
+        self._chosen: dict[Pruned, Decision] = {}
+
+    def decide(self, cell: Pruned, checkpoint: Checkpoint | None = None) -> Decision:
+        """Scores, for a search learns, selects, and repairs.
+
+        A search goes on from what `checkpoint` holds, and is kept there while it runs.
+        """
+        plain = cell.model_copy(update={"repair": NO_REPAIR})
+        if plain not in self._chosen:
+            self._chosen[plain] = self._choose(plain, checkpoint)
+        chosen = self._chosen[plain]
+        pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed)
+        return dataclasses.replace(chosen, pruned=pruned, cost=chosen.cost.plus(spent))
+
+    def repaired(self, pruned: PrunedModel, spec: str, seed: int) -> tuple[PrunedModel, Cost]:
+        """Returns the model with what a repair changes of it, and what that cost."""
+        with self.harness.reporter.task(f"repair {spec}", 1) as task, self.harness.weights_read_again():
+            calibration = self.harness.calibration(seed, f"repair {spec}", task)
+            start = time.perf_counter()
+            updates = self.registry.build("repair", spec).repair(pruned, calibration)
+        cost = Cost(**counts(calibration), seconds=time.perf_counter() - start)
+        return dataclasses.replace(pruned, updates=dict(updates), recipe=pruned.recipe | {"repair": spec}), cost
+
+    def _choose(self, cell: Pruned, checkpoint: Checkpoint | None) -> Decision:
+        terms = self.harness.terms(cell)
+        space, rule = terms.space, SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep)
+        one_budget = self.registry.for_one_budget(cell.initializer)
+        scores, cost = self.scores(space, cell.initializer, cell.seed, rule if one_budget else None)
+        if isinstance(cell, Metric):
+            how = "raw" if scores.comparable else cell.scale
+            ranked = Scores(scale(scores.values, space, how), scores.source)
+            pruned = PrunedModel(self.harness.loaded, space, rule.select(ranked.values, space), ranked)
+            return Decision(pruned, terms, None, cost)
+        policy = self.registry.build("policy", self.settings.policy).bind(PolicyStart(space, scores, rule))
+        parameters, trace, source = policy.start(), None, scores.source
+        if isinstance(cell, Search):
+            parameters, trace, spent = self._search(cell, terms, policy, parameters, checkpoint)
+            cost, source = cost.plus(spent), cell.estimator
+        learned = Scores(policy.ranking(parameters), source)
+        selection, drawn_from = rule.select(learned.values, space), policy.policy(parameters, rule.sparsity)
+        return Decision(PrunedModel(self.harness.loaded, space, selection, learned, drawn_from), terms, trace, cost)
+
+    def scores(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None = None) -> tuple[Scores, Cost]:
+        """Returns a metric's scores and what they cost, computed once per space, metric, seed and budget.
+
+        `rule`: the budget, for a metric that needs it.
+        """
+        key = (space.name, spec, seed, rule)
+        if key not in self._scores:
+            self._scores[key] = self._score(space, spec, seed, rule)
+        return self._scores[key]
+
+    def _score(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None) -> tuple[Scores, Cost]:
+        model = self.harness.loaded.model
+        with self.harness.reporter.task(f"scores of {spec}", 1) as task, self.harness.weights_read_again():
+            calibration = self.harness.calibration(seed, f"initializer {spec}", task, rule)
+            with self._priced(calibration) as cost:
+                scores = self.registry.measure(spec, model, space, calibration)
+        return scores, cost[0]
+
+    @contextmanager
+    def _priced(self, spending: Metered) -> Iterator[list[Cost]]:
+        """Yields where the cost of the block stands at its end: passes of `spending`, time and peak memory."""
+        self.harness.memory.restart()
+        start, cost = time.perf_counter(), list[Cost]()
+        yield cost
+        cost.append(
+            Cost(
+                **counts(spending), seconds=time.perf_counter() - start, peak_memory_mb=self.harness.memory.megabytes()
+            )
+        )
+
+    def _search(
+        self, cell: Search, terms: PricedBudget, policy: BoundPolicy, parameters: Tensor, checkpoint: Checkpoint | None
+    ) -> tuple[Tensor, Trace, Cost]:
+        estimator = self.registry.build("estimator", cell.estimator)
+        harness, settings = self.harness, self.settings
+        options = SearchOptions(
+            steps=settings.steps_for(extra_passes(estimator)),
+            sparsity=terms.sparsity,
+            **settings.model_dump(include=STEPPING),
+        )
+        harness.memory.restart()
+        with harness.reporter.task(cell.label, options.steps, cell) as task:
+            learned, trace = search(
+                policy,
+                parameters,
+                Objective(harness.compactor, terms.space),
+                estimator,
+                search_batches(harness.calibration_windows, settings.batch_size, cell.seed),
+                options,
+                generator(cell.seed, "masks"),
+                lambda r: task.update(
+                    r.step, f"loss {r.mean_loss:.3f}, sparsity {r.expected_sparsity:.3f}", r.mean_loss
+                ),
+                checkpoint,
+                lambda records: task.resume([record.mean_loss for record in records]),
+            )
+        spent = {
+            name: getattr(trace, name) for name in ("forward_passes", "forward_tokens", "backward_passes", "seconds")
+        }
+        return learned, trace, Cost(**spent, peak_memory_mb=harness.memory.megabytes())
