@@ -148,6 +148,7 @@ def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost, Pr
     decision = harness.decide(cell)
     texts = {role: text.sha256 for role, text in harness.texts.items()}
     recipe = cell.model_dump(mode="json") | {"min_keep": config.min_keep, "revision": config.revision, "texts": texts}
+    recipe["bos"] = config.bos
     space = harness.space(cell.granularity)
     pruned = PrunedModel(harness.loaded, space, decision.selection, decision.scores, decision.policy, recipe)
     return pruned, decision.cost, decision.terms
