@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 
 from polyprune_core.evaluation.perplexity import Evaluator
-from polyprune_core.evaluation.text import evenly_spaced, load_text, token_windows
+from polyprune_core.evaluation.text import load_text
+from polyprune_core.evaluation.windows import Cutter
 from polyprune_core.models.sources import load_model
 from polyprune_core.utils.environment import environment
 
@@ -25,10 +26,10 @@ WINDOWS = {2048: 40, 128: 160}
 def main(text: str, model: str, output: Path | None) -> None:
     """Measure a dense model on evenly spaced windows of TEXT."""
     loaded = load_model(model)
-    source = load_text(text, "evaluation")
+    source, cutter = load_text(text, "evaluation"), Cutter.of(loaded.tokenizer, loaded.model)
     rows = []
     for seq_len, count in WINDOWS.items():
-        windows = evenly_spaced(token_windows(source, loaded.tokenizer, seq_len), count)
+        windows = cutter.windows(source, seq_len, count)
         evaluation = Evaluator(windows).dense(loaded.model)
         rows.append({"seq_len": seq_len, "windows": len(windows), "perplexity": evaluation.perplexity})
         click.echo(f"{model}, {len(windows)} windows of {seq_len} tokens: perplexity {evaluation.perplexity:.3f}")

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.losses import Metered, Objective, token_losses
-from polyprune_core.evaluation.text import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
+from polyprune_core.evaluation.text import Text, load_text
+from polyprune_core.evaluation.windows import Cutter, evenly_spaced, sample_windows, search_batches
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.contracts import extra_passes
@@ -351,7 +352,7 @@ def examine_table(kept: Kept, registry: Registry, sparsity: float, sizes: dict[s
     layout = describe(loaded.model)
     groups = [g for part in ("head", "mlp") for g in registry.build("granularity", part).groups(layout)]
     space = MaskSpace(layout, [group for group in groups if group.layer % 3 == 0], "head+mlp of every third layer")
-    windows = token_windows(load_text("builtin:pydocs", "calibration"), loaded.tokenizer, 64)
+    windows = Cutter.of(loaded.tokenizer, loaded.model).windows(load_text("builtin:pydocs", "calibration"), 64)
     start = wanda_start(loaded, space, windows, sparsity, registry)
     few = evenly_spaced(windows, 12)
     with Compactor(loaded.model, layout) as compactor:
@@ -368,7 +369,7 @@ def examine_model(
     layout = describe(loaded.model)
     groups = [g for part in ("head", "channel") for g in registry.build("granularity", part).groups(layout)]
     space = MaskSpace(layout, groups, "head+channel")
-    windows = token_windows(text, loaded.tokenizer, 128)
+    windows = Cutter.of(loaded.tokenizer, loaded.model).windows(text, 128)
     start = wanda_start(loaded, space, windows, sparsity, registry)
     with Compactor(loaded.model, layout) as compactor:
         problem = Problem(loaded.name, space, Objective(compactor, space), windows, registry)

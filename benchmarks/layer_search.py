@@ -26,7 +26,7 @@ from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import Metric, Search
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.losses import Objective
-from polyprune_core.evaluation.text import sample_windows
+from polyprune_core.evaluation.windows import sample_windows
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Selection

@@ -7,7 +7,7 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import LOADING, OUTPUT, TASKS, CommaList, _option, given, options
+from polyprune_core.cli.options import CUTTING, LOADING, OUTPUT, TASKS, CommaList, _option, given, options
 
 WHAT = [
     _option("--model", "-m", metavar="NAME", help="Dense model of a mask file. [the one it names]"),
@@ -15,6 +15,7 @@ WHAT = [
 ]
 TEXT = [
     _option("--evaluation", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset. [builtin:pydocs]"),
+    *CUTTING,
     _option("--eval-seq-len", type=CommaList(int), metavar="LIST", help="Tokens of an evaluation window. [128]"),
     _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced. [all]"),
     _option("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks. [8]"),

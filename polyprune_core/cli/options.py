@@ -81,6 +81,19 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(*names, default=None, **settings)
 
 
+CUTTING = [
+    _option(
+        "--text-column",
+        metavar="NAME",
+        help="Column of a dataset, .jsonl, .json or .parquet text. [text]",
+    ),
+    _option(
+        "--bos",
+        metavar="NAME",
+        shell_complete=words("auto", "always", "never"),
+        help="Whether every window begins with the tokenizer's BOS; auto: as the tokenizer begins a text. [auto]",
+    ),
+]
 LOADING_LOCAL = [
     _option("--trust-remote-code", is_flag=True, help="Run modelling code that a checkpoint brings along."),
     _option(
@@ -123,14 +136,15 @@ TEXT = [
         "--calibration",
         metavar="TEXT",
         shell_complete=complete_text,
-        help="builtin:pydocs, a text file, or a hub dataset. [builtin:pydocs]",
+        help="builtin:pydocs, a file, a hub dataset, or A+B of these in equal shares. [builtin:pydocs]",
     ),
     _option(
         "--evaluation",
         metavar="TEXT",
         shell_complete=complete_text,
-        help="As above; never the calibration text. [builtin:pydocs]",
+        help="As above, but one text, and never the calibration text. [builtin:pydocs]",
     ),
+    *CUTTING,
     _option("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at. [64]"),
     _option("--seq-len", type=int, metavar="T", help="Tokens of a calibration window. [128]"),
     _option("--eval-seq-len", type=int, metavar="T", help="Tokens of an evaluation window. [128]"),

@@ -11,7 +11,7 @@ from polyprune_core.config.cell import AnyCell, Cell, Dense, Metric, Search, Sta
 from polyprune_core.config.settings import Comparison, Settings
 
 # Names of what the identity of a cell holds itself: settings of a preset, weights, texts, number format and device.
-NAMES = ("preset", "model", "revision", "dtype", "device", "calibration", "evaluation")
+NAMES = ("preset", "model", "revision", "dtype", "device", "calibration", "evaluation", "text_column")
 # What decides the numbers of some kinds of cells only. A setting that is not listed here decides them all.
 PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep")
 POLICY_ONLY = ("policy",)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from polyprune_core.config.settings import Distinct, Dtype, ManyOrOne, Positive, TaskSettings
+from polyprune_core.config.settings import Bos, Distinct, Dtype, ManyOrOne, Positive, TaskSettings
 
 
 class EvaluateConfig(TaskSettings):
@@ -23,6 +23,8 @@ class EvaluateConfig(TaskSettings):
     dtype: Dtype = "auto"
     device: str = "auto"
     evaluation: str = "builtin:pydocs"
+    text_column: str | None = None
+    bos: Bos = "auto"
     eval_seq_len: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Distinct, ManyOrOne] = (128,)
     limit: Positive | None = None
     batch_size: Positive = 8

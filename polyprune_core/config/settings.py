@@ -24,6 +24,7 @@ from polyprune_core.errors import BudgetError, ConfigError, unknown_name
 Spec = Annotated[str, AfterValidator(lambda spec: _normal(spec))]
 Positive = Annotated[int, Field(gt=0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Bos = Literal["auto", "always", "never"]
 Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 # The empty list, as which the command line reads "none", is the plugin of that name.
 OrNone = AfterValidator(lambda specs: specs or (NO_REPAIR,))
@@ -65,6 +66,8 @@ class Settings(BaseModel):
     device: str = "auto"
     calibration: str = "builtin:pydocs"
     evaluation: str = "builtin:pydocs"
+    text_column: str | None = None
+    bos: Bos = "auto"
     calibration_samples: Positive = 64
     seq_len: Annotated[int, Field(ge=2)] = 128
     eval_seq_len: Annotated[int, Field(ge=2)] = 128

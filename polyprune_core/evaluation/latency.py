@@ -35,13 +35,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Load:
-    """What is timed: `batch_size` prompts of `prompt_tokens`, then `new_tokens` one after the other."""
+    """What is timed: `batch_size` prompts of `prompt_tokens`, then `new_tokens` one after the other.
+
+    `beginning` are the first token ids of every prompt, counted in its length.
+    """
 
     batch_size: int = 1
     prompt_tokens: int = 128
     new_tokens: int = 16
     turns: int = 5
     warm_up: int = 1
+    beginning: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def take_turns(models: Sequence[Any], load: Load) -> list[list[Seconds]]:
     """Returns each model's `load.turns` timed turns; before them come `load.warm_up` untimed rounds."""
     vocabulary = min(int(model.config.vocab_size) for model in models)
     ids = torch.randint(vocabulary, (load.batch_size, load.prompt_tokens), generator=generator(0, "latency tokens"))
+    ids[:, : len(load.beginning)] = torch.tensor(load.beginning, dtype=ids.dtype)[: load.prompt_tokens]
     rounds = [[request(model, ids, load.new_tokens) for model in models] for _ in range(load.warm_up + load.turns)]
     return [list(turns) for turns in zip(*rounds[load.warm_up :], strict=True)]
 

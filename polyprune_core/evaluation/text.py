@@ -1,23 +1,17 @@
-"""Text in, token windows out. A window is `seq_len` tokens, cut without overlap; the remainder is dropped."""
+"""Names of texts to texts: the built-in one, files, datasets of the hub, and mixes of these to calibrate on."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from polyprune_core.errors import DataError, unknown_name
+from polyprune_core.errors import ConfigError, DataError, PolypruneError, unknown_name
 from polyprune_core.evaluation import pydocs
-from polyprune_core.utils.rng import generator
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from polyprune_core.evaluation.rows import TEXT_COLUMN, holds_rows, join_rows, no_column, read_file
 
 Role = Literal["calibration", "evaluation"]
 ROLES: tuple[Role, ...] = ("calibration", "evaluation")
@@ -27,36 +21,63 @@ HUB_SPLIT = {"calibration": "train", "evaluation": "test"}
 
 @dataclass(frozen=True)
 class Text:
-    """A named text with the sha256 of its UTF-8 bytes."""
+    """A named text with the sha256 of its UTF-8 bytes. A mix has `parts`, and no content of its own."""
 
     name: str
     content: str
+    parts: tuple[Text, ...] = ()
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hash of the content."""
-        return hashlib.sha256(self.content.encode()).hexdigest()
+        """Hash of the content; of a mix, of its parts' hashes."""
+        content = " ".join(part.sha256 for part in self.parts) if self.parts else self.content
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
-def load_text(name: str, role: Role) -> Text:
-    """Returns `builtin:pydocs`, a text file, or a hub dataset `owner/name[:config[:split]]`.
+def load_texts(names: Mapping[Role, str], column: str | None = None) -> dict[str, Text]:
+    """Returns the text of each role.
+
+    Raises:
+        ConfigError: a column was named and no text has columns.
+        DataError: as `load_text` does.
+    """
+    if column and not any(_has_columns(part) for name in names.values() for part in parts_of(name)):
+        raise ConfigError(
+            f"--text-column {column} is about datasets and .jsonl, .json and .parquet files; "
+            f"{' and '.join(dict.fromkeys(names.values()))} has no columns. Leave it out."
+        )
+    return {role: load_text(name, role, column) for role, name in names.items()}
+
+
+def load_text(name: str, role: Role, column: str | None = None) -> Text:
+    """Returns `builtin:pydocs`, a file, a hub dataset `owner/name[:config[:split]]`, or for calibration `A+B` of these.
 
     A `.raw` file holds one row a line, like the WikiText release, and gives the text that the hub's copy gives: rows
-    joined by "\\n\\n", each with its own line end, blank rows empty. Any other file is taken as it is. The built-in
-    text and a hub dataset without a stated split give disjoint parts for the two roles.
+    joined by "\\n\\n", each with its own line end, blank rows empty. Rows of a dataset, a .jsonl, a .json or a .parquet
+    file are those of `column`, or of "text", joined likewise; a null row is an empty one. Any of these files may be
+    compressed (.gz). Any other file is taken as it is. The built-in text and a hub dataset without a stated split give
+    disjoint parts for the two roles.
 
     Raises:
         DataError: nothing is there, or there is no text in it.
     """
+    parts = parts_of(name)
+    if len(parts) > 1:
+        if role == "evaluation":
+            raise DataError(f"--evaluation {name}: perplexity is of one text; a mix is for --calibration.")
+        if len(set(parts)) < len(parts) or not all(parts):
+            raise DataError(f"--calibration {name}: give different texts joined by +, each one once.")
+        texts = tuple(load_text(part, role, column) for part in parts)
+        return Text("+".join(text.name for text in texts), "", texts)
     if name.startswith("builtin:"):
         builtin = name.removeprefix("builtin:")
         if builtin not in BUILTIN:
             raise DataError(unknown_name("built-in text", builtin, BUILTIN))
         content = BUILTIN[builtin][role]()
-    elif Path(name).is_file():
-        content, name = _read_file(Path(name)), Path(name).name
+    elif _is_file(name):
+        content, name = read_file(Path(name), column), Path(name).name
     elif _names_a_dataset(name):
-        content = _read_dataset(name, role)
+        content = _read_dataset(name, role, column)
     else:
         raise DataError(f"no text {name!r}: give builtin:pydocs, an existing text file, or a hub dataset owner/name.")
     if not content.strip():
@@ -64,56 +85,20 @@ def load_text(name: str, role: Role) -> Text:
     return Text(name, content)
 
 
-def token_windows(text: Text, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Tensor:
-    """Returns (N, seq_len) int64: the text's consecutive windows.
-
-    Raises:
-        DataError: the text is shorter than one window.
-    """
-    ids = tokenizer(text.content, verbose=False, return_attention_mask=False)["input_ids"]
-    count = len(ids) // seq_len
-    if not count:
-        raise DataError(
-            f"text {text.name!r} has {len(ids)} tokens, less than one window of {seq_len}; give a longer text or a "
-            "shorter window (--seq-len for calibration, --eval-seq-len for evaluation)."
-        )
-    return torch.tensor(ids[: count * seq_len]).view(count, seq_len)
+def parts_of(name: str) -> list[str]:
+    """Returns the names that a mix `A+B` joins; a file whose own name has a + is one text."""
+    return [name] if _is_file(name) else name.split("+")
 
 
-def evenly_spaced(windows: Tensor, limit: int | None) -> Tensor:
-    """Returns at most `limit` of the windows, evenly spaced over the text; all where limit is None."""
-    if limit is None or limit >= len(windows):
-        return windows
-    return windows[[i * len(windows) // limit for i in range(limit)]]
-
-
-def sample_windows(windows: Tensor, count: int, seed: int) -> Tensor:
-    """Returns up to `count` distinct windows, drawn by `seed`: the calibration sample of one run."""
-    order = torch.randperm(len(windows), generator=generator(seed, "calibration windows"))
-    return windows[order[:count]]
-
-
-def search_batches(windows: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Yields (batch_size, T) for ever: all windows in a random order, then again in another."""
-    rng = generator(seed, "search batches")
-    waiting = windows[:0]
-    while True:
-        while len(waiting) < batch_size:
-            waiting = torch.cat([waiting, windows[torch.randperm(len(windows), generator=rng)]])
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]
-
-
-def _read_file(path: Path) -> str:
+def _is_file(name: str) -> bool:
     try:
-        content = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path} as UTF-8 text: {error}. Give a readable text file.") from error
-    return _join_rows(io.StringIO(content)) if path.suffix == ".raw" else content
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
-def _join_rows(rows: Iterable[str]) -> str:
-    return "\n\n".join(row if row.strip() else "" for row in rows)
+def _has_columns(name: str) -> bool:
+    return holds_rows(Path(name)) if _is_file(name) else _names_a_dataset(name)
 
 
 def _names_a_dataset(name: str) -> bool:
@@ -121,7 +106,7 @@ def _names_a_dataset(name: str) -> bool:
     return bool(slash and owner and rest and "/" not in rest and not name.startswith((".", "/", "~")))
 
 
-def _read_dataset(name: str, role: Role) -> str:
+def _read_dataset(name: str, role: Role, column: str | None) -> str:
     import datasets
 
     path, _, rest = name.partition(":")
@@ -129,11 +114,13 @@ def _read_dataset(name: str, role: Role) -> str:
     try:
         rows = datasets.load_dataset(path, config or None, split=split or HUB_SPLIT[role])
         columns = rows.column_names
-        if "text" in columns:
-            return _join_rows(rows["text"])
+        if (column or TEXT_COLUMN) not in columns:
+            raise no_column(path, column, columns)
+        return join_rows(rows[column or TEXT_COLUMN], name, column, columns)
+    except PolypruneError:
+        raise
     except Exception as error:  # datasets raises its own, the hub's, pyarrow's and the network's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"cannot load dataset {name!r}: {reason}. Give a text file or builtin:pydocs instead."
         ) from error
-    raise DataError(f"dataset {path!r} has no column 'text'; it has {', '.join(columns)}. Give one that has.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,11 @@ from polyprune_core.models.checkpoint import check_folder
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+READS_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+PROTOBUF = b"\n"  # how such a file begins; tiktoken's, of the same name, is text
 
 
 def read_model(folder: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
@@ -59,6 +65,7 @@ def read_tokenizer(folder: Path, model: PreTrainedModel, trust_remote_code: bool
     """
     from transformers import AutoTokenizer
 
+    _require_sentencepiece(folder)
     with _reading(folder, "tokenizer", {}):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -69,6 +76,27 @@ def read_tokenizer(folder: Path, model: PreTrainedModel, trust_remote_code: bool
     if words > rows:
         raise ModelError(f"{folder}: the tokenizer has {words} tokens, the model only {rows} embeddings.")
     return tokenizer
+
+
+def _require_sentencepiece(folder: Path) -> None:
+    """Refuses a SentencePiece model alone where what reads it is missing: transformers would ask for tiktoken."""
+    files = [folder / name for name in SENTENCEPIECE if (folder / name).is_file()]
+    if (folder / "tokenizer.json").is_file() or not files or files[0].read_bytes()[:1] != PROTOBUF:
+        return
+    missing = [package for module, package in READS_SENTENCEPIECE.items() if not _installed(module)]
+    if missing:
+        raise ModelError(
+            f"the tokenizer in {folder} is a SentencePiece model ({files[0].name}), which {' and '.join(missing)} "
+            f"{'reads' if len(missing) == 1 else 'read'}: pip install 'polyprune[sentencepiece]'. Or save it once as "
+            "tokenizer.json: AutoTokenizer.from_pretrained(…).save_pretrained(…) where they are installed."
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False
 
 
 def _require_decoder(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> None:

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from polyprune_core.config.cell import NO_REPAIR
 from polyprune_core.errors import plain
@@ -196,7 +197,15 @@ def conditions(results: Results) -> str:
         f"{model['dtype']} on {model['device']}. "
         f"Perplexity on {evaluation['name']}: {evaluation['windows']} windows of {evaluation['tokens_per_window']}; "
         f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."
+        f"{_cut(evaluation)}"
     )
+
+
+def _cut(evaluation: Mapping[str, Any]) -> str:
+    """What windows begin with, and how much of them was calibrated on, where there is something to say."""
+    bos, shared = evaluation.get("bos"), evaluation.get("overlap") or 0.0
+    begun = f" Every window begins with {bos}." if bos else ""
+    return begun + (f" {shared:.0%} of what is evaluated on was calibrated on too." if shared >= 0.01 else "")
 
 
 def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:

@@ -25,7 +25,10 @@ RUN = ("polyprune", "environment", "config", "model", "texts")
 SHARED = {*Settings.model_fields, *TaskSettings.model_fields}
 GRID = tuple(name for name in Comparison.model_fields if name not in SHARED)
 # Decided by the hashes of weights and texts, by the model's own dtype and device, or by `steps`.
-NAMES = ("model", "revision", "trust_remote_code", "dtype", "device", "calibration", "evaluation", "forward_tokens")
+NAMES = (
+    *("model", "revision", "trust_remote_code", "dtype", "device"),
+    *("calibration", "evaluation", "text_column", "forward_tokens"),
+)
 
 
 @dataclass

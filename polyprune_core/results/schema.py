@@ -37,12 +37,17 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class TextRecord:
-    """A text in one role, cut into windows of tokens."""
+    """A text in one role, cut into windows of tokens; `bos` is what every window begins with, if anything.
+
+    `overlap` is the share of what is evaluated on that is in the text calibrated on too.
+    """
 
     name: str
     sha256: str
     windows: int
     tokens_per_window: int
+    bos: str | None = None
+    overlap: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.evaluation.tasks import Tasks
-from polyprune_core.evaluation.text import ROLES, Text, load_text
+from polyprune_core.evaluation.text import ROLES, load_texts
+from polyprune_core.evaluation.windows import RUN, TELLING_OVERLAP
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.pruned_model import PrunedModel
@@ -89,11 +90,7 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
     Raises:
         PolypruneError: anything asked for cannot be had; nothing has been run yet.
     """
-    texts: dict[str, Text] = {role: load_text(getattr(config, role), role) for role in ROLES}
-    if texts["calibration"].sha256 == texts["evaluation"].sha256:
-        reporter.warn(
-            f"{config.evaluation} is used both to calibrate and to evaluate: its perplexities flatter every row"
-        )
+    texts = load_texts({role: getattr(config, role) for role in ROLES}, config.text_column)
     tasks = None
     if config.tasks:
         tasks = Tasks(config.tasks, config.include_path, config.num_fewshot, config.tasks_limit)
@@ -108,6 +105,11 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
         )
     with reporter.task("cutting the texts into tokens", 0):
         harness = Harness(loaded, texts, config, registry, reporter, tasks)
+    if harness.overlap >= TELLING_OVERLAP:
+        reporter.warn(
+            f"{harness.overlap:.0%} of what is evaluated on in {config.evaluation}, in runs of {RUN} tokens, was "
+            "calibrated on too: its perplexities flatter every row. Give texts that share no passages."
+        )
     for cell in cells(config) if budgets else ():
         if isinstance(cell, Pruned):
             harness.terms(cell)
@@ -247,12 +249,15 @@ def _model(harness: Harness) -> dict[str, Any]:
 
 def _texts(harness: Harness) -> dict[str, Any]:
     windows = {"calibration": harness.calibration_windows, "evaluation": harness.evaluation_windows}
+    overlap: dict[str, Any] = {"calibration": {}, "evaluation": {"overlap": harness.overlap}}
     return {
         role: {
             "name": text.name,
             "sha256": text.sha256,
             "windows": windows[role].shape[0],
             "tokens_per_window": windows[role].shape[1],
+            "bos": harness.cutter.told,
+            **overlap[role],
         }
         for role, text in harness.texts.items()
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyprune_core.config.cell import NO_REPAIR, Metric, Pruned, Search
 from polyprune_core.evaluation.losses import Metered, Objective, counts
-from polyprune_core.evaluation.text import search_batches
+from polyprune_core.evaluation.windows import search_batches
 from polyprune_core.plugins.contracts import BoundPolicy, extra_passes
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pricing import PricedBudget

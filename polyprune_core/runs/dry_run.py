@@ -13,6 +13,7 @@ from polyprune_core.config.cell import AnyCell, Cell
 from polyprune_core.config.grid import cell_id, cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
+from polyprune_core.evaluation.text import ROLES, load_texts, parts_of
 from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import count_parameters, read_config, weights_sha256
 from polyprune_core.models.sources import local_folder
@@ -127,11 +128,11 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
         return Stored(known=False), [
             f"what {output} holds is not known: {' and '.join(distant)} is not on this machine"
         ]
-    from polyprune_core.evaluation.text import ROLES, load_text
     from polyprune_core.models.placement import pick_device, pick_dtype
     from polyprune_core.results.store import Store
 
-    texts: dict[str, str] = {role: load_text(getattr(config, role), role).sha256 for role in ROLES}
+    found = load_texts({role: getattr(config, role) for role in ROLES}, config.text_column)
+    texts: dict[str, str] = {role: text.sha256 for role, text in found.items()}
     device = pick_device(config.device)
     shared = identity(config, weights_sha256(folder), folder, str(pick_dtype(config.dtype, device)), device.type, texts)
     store, begun, notes = Store(output), set(), []
@@ -153,7 +154,8 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
 
 
 def _is_distant(text: str) -> bool:
-    return "/" in text and not text.startswith("builtin:") and not Path(text).exists()
+    parts = [part for part in parts_of(text) if not part.startswith("builtin:")]
+    return any("/" in part and not Path(part).exists() for part in parts)
 
 
 def _earlier_rows(output: Path, shared: Mapping[str, Any]) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from polyprune_core.config.requests import EvaluateConfig
 from polyprune_core.errors import ConfigError
@@ -12,7 +13,8 @@ from polyprune_core.evaluation.footprint import footprint
 from polyprune_core.evaluation.latency import Load, Seconds, Spread, ratios, take_turns
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, Progress
 from polyprune_core.evaluation.tasks import Tasks
-from polyprune_core.evaluation.text import Text, evenly_spaced, load_text, token_windows
+from polyprune_core.evaluation.text import load_texts
+from polyprune_core.evaluation.windows import Cutter
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.runs.evaluation_report import Findings, Side, Timing
@@ -30,26 +32,25 @@ def examine(request: EvaluateConfig, reporter: Reporter) -> Findings:
     tasks = None
     if request.tasks:
         tasks = Tasks(request.tasks, request.include_path, request.num_fewshot, request.tasks_limit)
-    text = load_text(request.evaluation, "evaluation")
+    text = load_texts({"evaluation": request.evaluation}, request.text_column)["evaluation"]
     subject = open_subject(request.target, request, reporter, request.model)
-    sides, loaded = [_weighed(subject, request)], [subject.loaded]
     reference = open_reference(request, subject, reporter)
-    if reference:
-        sides.append(_weighed(reference, request))
-        loaded.append(reference.loaded)
-    sides, windows = _evaluated(sides, loaded, text, request, reporter)
+    subjects = [subject, *([reference] if reference else [])]
+    loaded = [one.loaded for one in subjects]
+    cutter = Cutter.of(loaded[0].tokenizer, loaded[0].model, request.bos)
+    windows = {seq_len: cutter.windows(text, seq_len, request.limit) for seq_len in request.eval_seq_len}
+    prompts = [_prompt(cutter, prompt) for prompt in request.generate]
+    sides = _evaluated([_weighed(one, request) for one in subjects], loaded, windows, reporter)
     if tasks:
         sides = [
             dataclasses.replace(side, tasks=_asked(tasks, one, request, reporter))
             for side, one in zip(sides, loaded, strict=True)
         ]
     sides = [
-        dataclasses.replace(
-            side, samples=tuple(_continued(one, prompt, request.new_tokens) for prompt in request.generate)
-        )
+        dataclasses.replace(side, samples=tuple(_continued(one, ids, request.new_tokens) for ids in prompts))
         for side, one in zip(sides, loaded, strict=True)
     ]
-    load = Load(1, request.prompt_tokens, request.new_tokens, request.turns)
+    load = Load(1, request.prompt_tokens, request.new_tokens, request.turns, beginning=cutter.beginning)
     sides, compared = _timed(sides, loaded, load, request, reporter) if request.latency else (sides, {})
     model = subject.loaded.model
     return Findings(
@@ -59,7 +60,8 @@ def examine(request: EvaluateConfig, reporter: Reporter) -> Findings:
             "dtype": str(model.dtype).removeprefix("torch."),
             "text": text.name,
             "text_sha256": text.sha256,
-            "windows": windows,
+            "windows": ", ".join(f"{len(cut)} windows of {seq_len}" for seq_len, cut in windows.items()),
+            "bos": cutter.told,
         },
         load=load,
         model=sides[0],
@@ -73,25 +75,19 @@ def _weighed(subject: Subject, request: EvaluateConfig) -> Side:
     return Side(loaded.name, loaded.sha256, footprint(loaded.model, subject.files, request.prompt_tokens))
 
 
-def _evaluated(
-    sides: list[Side], loaded: list[LoadedModel], text: Text, request: EvaluateConfig, reporter: Reporter
-) -> tuple[list[Side], str]:
+def _evaluated(sides: list[Side], loaded: list[LoadedModel], cut: dict[int, Tensor], reporter: Reporter) -> list[Side]:
     """Evaluates the reference first, so that the model is compared with what it predicted."""
     found: list[dict[int, Evaluation]] = [{} for _ in sides]
-    told = []
     longest = getattr(loaded[0].model.config, "max_position_embeddings", None)
-    for seq_len in request.eval_seq_len:
+    for seq_len, windows in cut.items():
         if longest and seq_len > longest:
             reporter.warn(f"windows of {seq_len} tokens are longer than the {longest} that the model was made for")
-        windows = evenly_spaced(token_windows(text, loaded[0].tokenizer, seq_len), request.limit)
-        told.append(f"{len(windows)} windows of {seq_len}")
         evaluator = Evaluator(windows)
         for index in reversed(range(len(sides))):
             run = evaluator.dense if index == len(sides) - 1 else evaluator.compare
             with reporter.task(f"perplexity of {sides[index].name}, {seq_len} tokens", len(evaluator.batches)) as task:
                 found[index][seq_len] = run(loaded[index].model, _shown(task))
-    sides = [dataclasses.replace(side, evaluations=one) for side, one in zip(sides, found, strict=True)]
-    return sides, ", ".join(told)
+    return [dataclasses.replace(side, evaluations=one) for side, one in zip(sides, found, strict=True)]
 
 
 def _shown(task: Task) -> Progress:
@@ -105,14 +101,20 @@ def _asked(
         return tasks.run(loaded.model, loaded.tokenizer, request.batch_size)
 
 
-@torch.inference_mode()
-def _continued(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
-    """Returns what the model writes after the prompt, taking the likeliest token each time."""
-    inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device)
-    ids = inputs["input_ids"]
+def _prompt(cutter: Cutter, prompt: str) -> Tensor:
+    """Returns the prompt's tokens (1, T), as the tokenizer itself cuts a text."""
+    ids: Tensor = cutter.tokenizer(prompt, return_tensors="pt")["input_ids"]
     if not ids.shape[1]:
         raise ConfigError(f"the prompt {prompt!r} has no token; give --generate some text.")
+    cutter.check(ids)
+    return ids
+
+
+@torch.inference_mode()
+def _continued(loaded: LoadedModel, ids: Tensor, new_tokens: int) -> str:
+    """Returns what the model writes after the prompt (1, T), taking the likeliest token each time."""
     model = loaded.model
+    ids = ids.to(model.device)
     with quiet():
         written = model.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, use_cache=True

@@ -88,7 +88,8 @@ class Findings:
             f"{where['device']} ({chip}), {where['dtype']}, {threads} thread{'s' * (threads != 1)}, "
             f"torch {self.environment['torch']}."
         ]
-        lines.append(f"Perplexity on {where['text']}: {where['windows']}.")
+        begun = f", each begun with {where['bos']}" if where["bos"] else ""
+        lines.append(f"Perplexity on {where['text']}: {where['windows']}{begun}.")
         if self.model.latency:
             load = self.load
             lines.append(

@@ -11,7 +11,8 @@ import torch
 
 from polyprune_core.config.requests import Export
 from polyprune_core.errors import ModelError
-from polyprune_core.evaluation.text import load_text, token_windows
+from polyprune_core.evaluation.text import load_text
+from polyprune_core.evaluation.windows import Cutter
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
@@ -100,7 +101,8 @@ def verify(pruned: PrunedModel, again: LoadedModel) -> Verification:
         ModelError: they differ by more than rounding in their dtype explains.
     """
     text = load_text("builtin:pydocs", "evaluation")
-    ids = token_windows(text, pruned.base.tokenizer, WINDOW)[:WINDOWS].to(pruned.base.model.device)
+    base = pruned.base
+    ids = Cutter.of(base.tokenizer, base.model).windows(text, WINDOW)[:WINDOWS].to(base.model.device)
     ours, theirs = (model(input_ids=ids, use_cache=False).logits.float() for model in (pruned.build(), again.model))
     if ours.shape != theirs.shape:
         raise ModelError(f"the model read back gives logits of shape {tuple(theirs.shape)}, not {tuple(ours.shape)}.")

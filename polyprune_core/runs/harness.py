@@ -15,7 +15,8 @@ from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
-from polyprune_core.evaluation.text import Text, evenly_spaced, sample_windows, token_windows
+from polyprune_core.evaluation.text import Text
+from polyprune_core.evaluation.windows import Cutter, sample_windows, shared_runs
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
@@ -49,8 +50,9 @@ class Harness:
         self.layout = describe(loaded.model)
         self.compactor = Compactor(loaded.model, self.layout)
         self.texts = texts
-        self.calibration_windows = self._windows("calibration", settings.seq_len)
-        self.evaluation_windows = evenly_spaced(self._windows("evaluation", settings.eval_seq_len), settings.limit)
+        self.cutter = Cutter.of(loaded.tokenizer, loaded.model, settings.bos)
+        self.calibration_windows, self.evaluation_windows = self._windows()
+        self.overlap = shared_runs(self.evaluation_windows, self.calibration_windows, self.cutter.beginning)
         self.evaluator = Evaluator(self.evaluation_windows)
         self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
@@ -72,7 +74,7 @@ class Harness:
 
         A request is one prompt of `seq_len` tokens read and some tokens written; the ratio is a median.
         """
-        load = Load(prompt_tokens=self.settings.seq_len)
+        load = Load(prompt_tokens=self.settings.seq_len, beginning=self.cutter.beginning)
 
         def total(seconds: Seconds) -> float:
             return seconds.prefill + load.new_tokens * seconds.decode
@@ -168,14 +170,19 @@ class Harness:
             self.spaces[granularity] = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
         return self.spaces[granularity]
 
-    def _windows(self, role: str, seq_len: int) -> Tensor:
-        windows = token_windows(self.texts[role], self.loaded.tokenizer, seq_len)
+    def _windows(self) -> tuple[Tensor, Tensor]:
+        """The windows to calibrate on, and those to evaluate on."""
+        asked, texts = self.settings, self.texts
         longest = getattr(self.loaded.model.config, "max_position_embeddings", None)
-        if longest and seq_len > longest:
-            self.reporter.status(
-                f"{role} windows of {seq_len} tokens are longer than the {longest} the model was made for"
-            )
-        return windows
+        for role, seq_len in (("calibration", asked.seq_len), ("evaluation", asked.eval_seq_len)):
+            if longest and seq_len > longest:
+                self.reporter.status(
+                    f"{role} windows of {seq_len} tokens are longer than the {longest} the model was made for"
+                )
+        return (
+            self.cutter.pool(texts["calibration"], asked.seq_len, asked.calibration_samples),
+            self.cutter.windows(texts["evaluation"], asked.eval_seq_len, asked.limit),
+        )
 
     def _evaluate(self, label: str, run: Callable[..., Evaluation]) -> Evaluation:
         with self.reporter.task(f"perplexity of {label}", len(self.evaluator.batches)) as task:

@@ -71,7 +71,8 @@ def test_the_smaller_model_has_the_gated_models_loss(loaded, space) -> None:
 
 def test_a_pruned_folder_gives_its_perplexity_again_in_a_fresh_process(tmp_path, capsys, monkeypatch) -> None:
     from polyprune_core.cli import main
-    from polyprune_core.evaluation.text import evenly_spaced, load_text, token_windows
+    from polyprune_core.evaluation.text import load_text
+    from polyprune_core.evaluation.windows import Cutter
 
     settings = ["--sparsity", "0.3", "--initializer", "wanda", "--calibration-samples", "16", "--limit", "8"]
     command = ["polyprune", "prune", "--model", "smollm2-135m", "--dtype", "float32", *settings]
@@ -80,7 +81,7 @@ def test_a_pruned_folder_gives_its_perplexity_again_in_a_fresh_process(tmp_path,
     assert "read back from disk" in capsys.readouterr().out
     record = json.loads((tmp_path / "pruned" / "polyprune.json").read_text())
     tokenizer = load_model("smollm2-135m").tokenizer
-    windows = evenly_spaced(token_windows(load_text("builtin:pydocs", "evaluation"), tokenizer, 128), 8)
+    windows = Cutter(tokenizer).windows(load_text("builtin:pydocs", "evaluation"), 128, 8)
     fresh = subprocess.run(
         [sys.executable, "-c", RELOAD, str(tmp_path / "pruned"), json.dumps(windows.tolist())],
         capture_output=True,

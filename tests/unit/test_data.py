@@ -1,33 +1,26 @@
-"""Text in, token windows out; whatever cannot be used is refused with what to do."""
+"""Names of texts to texts; whatever cannot be used is refused with what to do."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
+import json
 import os
 import sys
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from polyprune_core.errors import DataError
+from polyprune_core.errors import ConfigError, DataError
 from polyprune_core.evaluation import pydocs
-from polyprune_core.evaluation.text import Text, evenly_spaced, load_text, sample_windows, search_batches, token_windows
-
-
-def letters(text: str, **_: object) -> dict[str, list[int]]:
-    """A tokenizer: one token a character."""
-    return {"input_ids": [ord(c) for c in text]}
+from polyprune_core.evaluation.text import Text, load_text, load_texts
 
 
 def write(path: Path, content: str | bytes) -> str:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
-
-
-# Text.
 
 
 @pytest.mark.parametrize("role", ["calibration", "evaluation"])
@@ -112,7 +105,7 @@ def test_the_two_roles_read_different_splits_unless_one_is_named(hub, name, role
 
 def test_a_dataset_without_a_text_column_is_refused_with_the_columns_it_has(hub) -> None:
     hub.rows = {"id": ["1"], "body": ["some text"]}
-    with pytest.raises(DataError, match="'owner/name' has no column 'text'; it has id, body"):
+    with pytest.raises(DataError, match=r"'owner/name' has no column 'text'; it has id, body.*--text-column"):
         load_text("owner/name", "calibration")
 
 
@@ -125,7 +118,9 @@ def test_a_dataset_that_cannot_be_loaded_is_refused_with_the_reason(hub, error) 
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["nothing-here.txt", "./nothing/here", "/nothing/here.raw", "~/text", "a/b/c.txt", ""])
+@pytest.mark.parametrize(
+    "name", ["nothing-here.txt", "x" * 300, "x\0", "./nothing/here", "/nothing/here.raw", "~/text", "a/b/c.txt", ""]
+)
 def test_a_text_that_is_not_there_is_refused_without_asking_the_hub(hub, name) -> None:
     with pytest.raises(DataError, match=r"no text '.*give builtin:pydocs, an existing text file, or a hub dataset"):
         load_text(name, "calibration")
@@ -170,86 +165,141 @@ def test_a_folder_is_no_text(tmp_path) -> None:
         load_text(str(tmp_path), "calibration")
 
 
-# Windows.
+# Rows of datasets and of files.
 
 
-def test_windows_are_consecutive_and_the_remainder_is_dropped() -> None:
-    windows = token_windows(Text("any", "abcdefghij"), letters, 3)
-    assert windows.dtype == torch.int64
-    assert ["".join(map(chr, row)) for row in windows.tolist()] == ["abc", "def", "ghi"]
+def test_a_column_of_a_dataset_can_be_chosen(hub) -> None:
+    hub.rows = {"id": ["1"], "body": ["some text"]}
+    assert load_text("owner/name", "calibration", "body").content == "some text"
 
 
-@pytest.mark.parametrize("length", [5, 6, 11])
-def test_a_text_has_as_many_windows_as_fit(length) -> None:
-    assert token_windows(Text("any", "x" * length), letters, 5).shape == (length // 5, 5)
+@pytest.mark.parametrize("missing", [None, "", " \n"])
+def test_a_row_without_text_is_an_empty_one(hub, missing) -> None:
+    hub.rows = {"text": ["one", missing, "two"]}
+    assert load_text("owner/name", "calibration").content == "one\n\n\n\ntwo"
 
 
-def test_a_text_shorter_than_one_window_is_refused_with_both_lengths() -> None:
-    with pytest.raises(DataError, match=r"'any' has 4 tokens, less than one window of 5.*--seq-len .*--eval-seq-len"):
-        token_windows(Text("any", "abcd"), letters, 5)
+@pytest.mark.parametrize(("row", "kind"), [(3, "int"), ([{"role": "user"}], "list"), (b"x", "bytes"), ({}, "dict")])
+def test_a_row_that_is_not_text_is_refused_with_its_number_and_column(hub, row, kind) -> None:
+    hub.rows = {"text": ["one", row], "body": ["a", "b"]}
+    refusal = rf"'owner/name', row 2: column 'text' holds {kind}, not text.*--text-column \(there are text, body\)"
+    with pytest.raises(DataError, match=refusal):
+        load_text("owner/name", "calibration")
 
 
-def rows(count: int) -> torch.Tensor:
-    return torch.arange(count)[:, None].repeat(1, 2)
+RECORDS = [{"id": 1, "text": "first\u2028row"}, {"id": 2, "text": None}, {"id": 3}, {"id": 4, "text": "é\n"}]
+JOINED = "first\u2028row\n\n\n\n\n\né\n"
 
 
-@pytest.mark.parametrize(("count", "limit"), [(10, 5), (10, 3), (100, 7), (10, 1), (10, 9)])
-def test_evenly_spaced_windows_start_at_the_first_and_stand_as_far_apart_as_can_be(count, limit) -> None:
-    chosen = evenly_spaced(rows(count), limit)[:, 0]
-    assert len(chosen) == limit
-    assert chosen[0] == 0
-    gaps = torch.cat([chosen, torch.tensor([count])]).diff()
-    assert gaps.min() >= count // limit
-    assert gaps.max() <= -(-count // limit)
+def lines(records: list[object]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
-@pytest.mark.parametrize("limit", [None, 10, 11])
-def test_a_limit_that_does_not_bind_keeps_every_window(limit) -> None:
-    assert torch.equal(evenly_spaced(rows(10), limit), rows(10))
+def columnar(records: list[dict[str, object]]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(records), out)
+    return out.getvalue()
 
 
-def test_a_sample_has_distinct_windows_that_depend_on_the_seed_alone() -> None:
-    before = torch.get_rng_state()
-    first, again, other = (sample_windows(rows(50), 20, seed)[:, 0] for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert len(first.unique()) == 20
-    assert torch.equal(torch.get_rng_state(), before)
+FORMS = {
+    "rows.jsonl": lines,
+    "rows.ndjson": lines,
+    "lines.json": lines,
+    "rows.json": lambda records: json.dumps(records).encode(),
+    "columns.json": lambda records: json.dumps({"text": [record.get("text") for record in records]}).encode(),
+    "rows.parquet": columnar,
+    "rows.jsonl.gz": lambda records: gzip.compress(lines(records)),
+    "rows.parquet.gz": lambda records: gzip.compress(columnar(records)),
+    "marked.jsonl": lambda records: b"\xef\xbb\xbf" + lines(records),
+}
 
 
-def test_a_smaller_sample_is_the_beginning_of_a_larger_one() -> None:
-    assert torch.equal(sample_windows(rows(50), 10, 3), sample_windows(rows(50), 20, 3)[:10])
+@pytest.mark.parametrize("name", FORMS)
+def test_rows_of_a_file_are_read_as_those_of_a_dataset_are(tmp_path, hub, name) -> None:
+    hub.rows = {"text": [record.get("text") for record in RECORDS]}
+    assert load_text("owner/name", "calibration").content == JOINED
+    path = write(tmp_path / name, FORMS[name](RECORDS))
+    assert load_text(path, "calibration") == Text(name, JOINED)
 
 
-def test_a_sample_larger_than_the_text_is_the_whole_text() -> None:
-    assert torch.equal(sample_windows(rows(5), 20, 0)[:, 0].sort().values, torch.arange(5))
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
+def test_a_column_of_a_file_can_be_chosen_and_one_that_is_missing_is_refused(tmp_path, name) -> None:
+    path = write(tmp_path / name, FORMS[name]([{"body": "some text", "id": 1}]))
+    assert load_text(path, "calibration", "body").content == "some text"
+    with pytest.raises(DataError, match=rf"{name}' has no column 'text'; it has body, id.*--text-column"):
+        load_text(path, "calibration")
+    with pytest.raises(DataError, match=rf"{name}', row 1: column 'id' holds int, not text"):
+        load_text(path, "calibration", "id")
 
 
-# Batches of the search.
+def test_lines_that_are_strings_are_text_themselves(tmp_path) -> None:
+    assert load_text(write(tmp_path / "a.jsonl", '"one"\n\n"two"\n'), "calibration").content == "one\n\ntwo"
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 12, 25])
-def test_batches_go_through_every_window_once_a_round(batch_size) -> None:
-    batches = list(islice(search_batches(rows(10), batch_size, 0), 40))
-    assert all(batch.shape == (batch_size, 2) for batch in batches)
-    stream = torch.cat(batches)[:, 0]
-    rounds = stream[: len(stream) // 10 * 10].view(-1, 10)
-    assert torch.equal(rounds.sort(dim=1).values, torch.arange(10).expand(len(rounds), 10))
+@pytest.mark.parametrize(("suffix", "plain"), [(".txt", True), (".raw", False)])
+def test_a_compressed_text_is_the_text(tmp_path, suffix, plain) -> None:
+    content = "one\r\ntwo\n"
+    packed = write(tmp_path / f"a{suffix}.gz", gzip.compress(content.encode()))
+    unpacked = load_text(write(tmp_path / f"a{suffix}", content), "calibration").content
+    assert load_text(packed, "calibration").content == unpacked == ("one\ntwo\n" if plain else "one\n\n\ntwo\n")
 
 
-def test_each_round_has_an_order_of_its_own() -> None:
-    first, second = islice(search_batches(rows(30), 30, 0), 2)
-    assert not torch.equal(first, second)
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": ', "line 2 is not JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("a.json", '{"text": ', "is not JSON"),
+        ("a.json", '{"other": 1}', "has no column 'text'; it has other"),
+        ("a.json", "3", "row 1: column 'text' holds int"),
+        ("a.parquet", "PAR1 no", "as a Parquet file"),
+        ("a.txt.gz", "not packed", "cannot read .*a.txt.gz"),
+        ("a.csv", "text\nx", "is a table, which is not read as text; give a text, .jsonl, .json or .parquet"),
+        ("a.txt.zst", "x", "is an archive"),
+        ("a.PDF", "x", "is a document"),
+    ],
+    ids=lambda value: value[:9],
+)
+def test_a_file_that_is_broken_or_of_another_kind_is_refused_by_name(tmp_path, name, content, told) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=told) as refusal:
+        load_text(path, "calibration")
+    assert name in str(refusal.value)
 
 
-def test_batches_depend_on_the_seed_alone() -> None:
-    before = torch.get_rng_state()
-    first, again, other = (torch.stack(list(islice(search_batches(rows(10), 4, seed), 9))) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_a_column_where_no_text_has_one_is_refused(tmp_path) -> None:
+    rows = write(tmp_path / "a.jsonl", '{"body": "some text"}')
+    with pytest.raises(ConfigError, match=r"--text-column body is about datasets.*builtin:pydocs has no columns"):
+        load_texts({"calibration": "builtin:pydocs", "evaluation": "builtin:pydocs"}, "body")
+    assert (
+        load_texts({"calibration": rows, "evaluation": "builtin:pydocs"}, "body")["calibration"].content == "some text"
+    )
 
 
-def test_batches_and_the_calibration_sample_are_drawn_apart() -> None:
-    """Both are permutations by the run's seed, but each purpose has a generator of its own."""
-    assert not torch.equal(next(search_batches(rows(30), 30, 0)), sample_windows(rows(30), 30, 0))
+# Mixes.
+
+
+def test_a_mix_has_its_parts_and_a_hash_of_theirs(tmp_path) -> None:
+    one, two = (write(tmp_path / name, name) for name in ("one.txt", "two.txt"))
+    mix = load_text(f"{one}+{two}", "calibration")
+    assert (mix.name, mix.parts) == ("one.txt+two.txt", (Text("one.txt", "one.txt"), Text("two.txt", "two.txt")))
+    hashes = {load_text(name, "calibration").sha256 for name in (one, two, f"{one}+{two}", f"{two}+{one}")}
+    assert len(hashes) == 4
+
+
+def test_a_file_with_a_plus_in_its_name_is_one_text(tmp_path) -> None:
+    assert load_text(write(tmp_path / "c++.txt", "x"), "evaluation").parts == ()
+
+
+@pytest.mark.parametrize("name", ["builtin:pydocs+builtin:pydocs", "builtin:pydocs+"])
+def test_a_mix_of_a_text_with_itself_or_nothing_is_refused(name) -> None:
+    with pytest.raises(DataError, match="give different texts joined by"):
+        load_text(name, "calibration")
+
+
+def test_perplexity_is_not_measured_on_a_mix() -> None:
+    with pytest.raises(DataError, match=r"perplexity is of one text; a mix is for --calibration"):
+        load_text("builtin:pydocs+other/text", "evaluation")

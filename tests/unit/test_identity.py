@@ -35,6 +35,8 @@ CHANGED: dict[str, Any] = {
     "device": "cuda",
     "calibration": "a.txt",
     "evaluation": "b.txt",
+    "text_column": "body",
+    "bos": "never",
     "calibration_samples": 65,
     "seq_len": 64,
     "eval_seq_len": 64,
@@ -50,7 +52,7 @@ CHANGED: dict[str, Any] = {
 }
 EVERY, PRUNED, POLICY, SEARCH = set(CELLS), set(CELLS) - {"dense"}, {"start", "search"}, {"search"}
 DECIDES = {
-    **dict.fromkeys(("trust_remote_code", "eval_seq_len", "limit"), EVERY),
+    **dict.fromkeys(("trust_remote_code", "bos", "eval_seq_len", "limit"), EVERY),
     **dict.fromkeys(("calibration_samples", "seq_len", "batch_size", "min_keep"), PRUNED),
     "probabilities": POLICY,
     **dict.fromkeys(("steps", "masks_per_step", "forward_tokens", "learning_rate", "precondition"), SEARCH),

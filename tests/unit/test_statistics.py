@@ -15,6 +15,7 @@ from polyprune_core.results.statistics import (
     MIN_SEEDS_FOR_P,
     EvaluationNoise,
     Paired,
+    block_length,
     chance_overlap,
     corrected,
     evaluation_noise,
@@ -160,6 +161,46 @@ def test_few_windows_have_the_t_interval() -> None:
     interval = sample((ours - theirs).mean(axis=0).tolist()).ci95
     assert interval is not None
     assert found.ci95 == pytest.approx([math.exp(end) for end in interval])
+
+
+def drifting(windows: int, memory: float, rng: np.random.Generator) -> np.ndarray:
+    """Differences around zero of which each holds on to so much of the one before, as neighbours in a text do."""
+    steps = rng.normal(0, 0.05, windows + 50)
+    found = np.zeros_like(steps)
+    for index in range(1, len(steps)):
+        found[index] = memory * found[index - 1] + steps[index]
+    return found[50:]
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.41, 0.7])
+def test_the_interval_holds_the_truth_although_neighbouring_windows_are_alike(memory: float) -> None:
+    rng, windows = np.random.default_rng(0), 400
+    held = independent = 0
+    for _ in range(200):
+        differences = drifting(windows, memory, rng)
+        found, usual = evaluation_noise(differences[None], np.zeros((1, windows))), sample(differences.tolist()).ci95
+        assert found is not None
+        assert usual is not None
+        held += found.ci95[0] <= 1 <= found.ci95[1]
+        independent += usual[0] <= 0 <= usual[1]
+    assert 0.89 < held / 200 <= 0.99
+    assert independent / 200 < {0.0: 1.0, 0.41: 0.85, 0.7: 0.7}[memory]
+
+
+def test_blocks_are_as_long_as_neighbours_are_alike() -> None:
+    lengths = [block_length(drifting(1000, memory, np.random.default_rng(4))) for memory in (-0.4, 0.0, 0.4, 0.8)]
+    assert lengths[0] == lengths[1] == 1
+    assert 4 < lengths[2] < lengths[3] < 60
+    assert block_length(np.ones(100)) == block_length(np.arange(9.0)) == 1
+
+
+def test_the_interval_of_single_windows_is_student_s() -> None:
+    ours, theirs = noisy(0.2)
+    assert block_length((ours - theirs).mean(axis=0)) == 1
+    found, usual = evaluation_noise(ours, theirs), sample((ours - theirs).mean(axis=0).tolist()).ci95
+    assert found is not None
+    assert usual is not None
+    assert found.ci95 == pytest.approx([math.exp(end) for end in usual])
 
 
 @pytest.mark.parametrize("windows", [1, 40])

@@ -8,6 +8,7 @@ from llamas import edit_config
 from transformers import LlamaForCausalLM
 
 from polyprune_core.errors import ModelError
+from polyprune_core.models import reading
 from polyprune_core.models.sources import load_model, resolve
 
 MODELING = """
@@ -47,3 +48,19 @@ def test_code_that_comes_with_a_model_runs_only_when_trusted(folder, tmp_path, m
 def test_a_known_class_needs_no_trust_even_if_the_model_offers_code(folder):
     edit_config(folder, auto_map={"AutoModelForCausalLM": "modeling_own.OwnLlama"})
     assert type(load_model(str(folder), device="cpu").model) is LlamaForCausalLM
+
+
+@pytest.mark.parametrize("missing", [("sentencepiece",), ("google.protobuf",), ("sentencepiece", "google.protobuf")])
+def test_a_sentencepiece_tokenizer_alone_names_the_packages_that_read_it(folder, monkeypatch, missing):
+    """transformers would ask for tiktoken, whose files have the same name and begin otherwise."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    monkeypatch.setattr(reading, "_installed", lambda module: module not in missing)
+    names = " and ".join(name.removeprefix("google.") for name in missing)
+    with pytest.raises(ModelError, match=rf"SentencePiece model .*, which {names} reads?: pip install"):
+        load_model(str(folder), device="cpu")
+
+
+def test_where_those_packages_are_is_found_without_importing_them():
+    assert reading._installed("torch")
+    assert not reading._installed("nothing_here.protobuf")
