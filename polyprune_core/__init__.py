@@ -19,6 +19,7 @@ from polyprune_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from polyprune_core.evaluation.calibration import Calibration
+    from polyprune_core.models.remote_code import register_models
     from polyprune_core.models.sources import LoadedModel
     from polyprune_core.pruning.budget import SelectionRule
     from polyprune_core.pruning.pruned_model import PrunedModel
@@ -32,6 +33,7 @@ _LAZY = {
     "MaskSpace": "polyprune_core.pruning.space",
     "PrunedModel": "polyprune_core.pruning.pruned_model",
     "SelectionRule": "polyprune_core.pruning.budget",
+    "register_models": "polyprune_core.models.remote_code",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "deprecated",
     "hookimpl",
     "initializer",
+    "register_models",
 ]
 
 

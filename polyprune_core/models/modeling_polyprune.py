@@ -6,6 +6,7 @@ asked for: PolypruneLlamaForCausalLM, for example, is LlamaForCausalLM with deco
 modules of a layer a sublayer consists of.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -30,10 +31,15 @@ class PerLayerModel:
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         per_layer = config.to_dict().get("per_layer_config")
         config.per_layer_config = None
+        shared = copy.copy(config)
         try:
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         finally:
             config.per_layer_config = per_layer
+        for module in self.modules():  # type: ignore[attr-defined]
+            # Rotary embeddings ask for the number of heads when they only need head_dim, the same in every layer.
+            if hasattr(module, "inv_freq") and getattr(module, "config", None) is config:
+                module.config = shared
         layers = self.base_model.layers
         for index, layer in enumerate(layers if per_layer else ()):
             layers[index] = _layer(type(layer), config, index)

@@ -83,7 +83,7 @@ class MaskFile:
     def base_name(self) -> str:
         """What to load the dense model by."""
         if self.base.folder and (self.folder / self.base.folder).exists():
-            return str(self.folder / self.base.folder)
+            return str((self.folder / self.base.folder).resolve())
         return self.base.name
 
     def apply(self, base: LoadedModel, sparsity: float | None = None, agreed: Agreed | None = None) -> PrunedModel:

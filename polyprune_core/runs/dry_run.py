@@ -14,7 +14,7 @@ from polyprune_core.config.grid import cell_id, cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
 from polyprune_core.models.catalogue import catalogue
-from polyprune_core.models.checkpoint import count_parameters, read_config, weights_sha256
+from polyprune_core.models.checkpoint import count_parameters, read_config, stored_dtype, weights_sha256
 from polyprune_core.models.sources import local_folder
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results.results import Results
@@ -102,9 +102,13 @@ def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
     return Plan(
         [_planned(cell, config, registry, work[cell], stored) for cell in cells(config)],
         estimate.speed(config, parameters, stored.measured),
-        estimate.memory(config, registry, parameters, stored.measured, read_config(folder) if folder else {}),
+        estimate.memory(config, registry, parameters, stored.measured, _sizes(folder)),
         notes,
     )
+
+
+def _sizes(folder: Path | None) -> dict[str, Any]:
+    return read_config(folder) | {"dtype": stored_dtype(folder)} if folder else {}
 
 
 def _planned(cell: AnyCell, config: Comparison, registry: Registry, work: int, stored: Stored) -> PlannedCell:
@@ -132,7 +136,8 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
 
     texts: dict[str, str] = {role: load_text(getattr(config, role), role).sha256 for role in ROLES}
     device = pick_device(config.device)
-    shared = identity(config, weights_sha256(folder), folder, str(pick_dtype(config.dtype, device)), device.type, texts)
+    dtype = str(pick_dtype(config.dtype, device, stored_dtype(folder)))
+    shared = identity(config, weights_sha256(folder), folder, dtype, device.type, texts)
     store, begun, notes = Store(output), set(), []
     rows: dict[Cell, Row] = {}
     for cell in cells(config):
