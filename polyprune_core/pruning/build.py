@@ -1,7 +1,8 @@
 """The smaller model as a model of transformers: the kept slices in layers that are as wide as what is kept.
 
 Layers with nothing left go and the others are renumbered. If those that stay are all alike the result is of the
-family's own class; otherwise it is of a class of `models/modeling_polyprune.py`, a file that goes with the weights.
+family's own class; otherwise it is of a class of `models/modeling_polyprune.py`, a file that goes with the weights. A
+model with code of its own keeps it, in memory: what cannot be written is known before anything is decided.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
-from polyprune_core.models import modeling_polyprune
-from polyprune_core.models.describe import families
+from polyprune_core.models.describe import describe, families
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.quiet import quiet
-from polyprune_core.models.remote_code import AUTO_CLASSES, CODE
+from polyprune_core.models.remote_code import AUTO_CLASSES, CODE, is_stock, own_class, stock_classes
+from polyprune_core.models.sources import LoadedModel
+from polyprune_core.pruning.cut_copy import cut_copy
 from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import compact_state_dict
+from polyprune_core.pruning.types import Scores, Selection, UnitGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -31,14 +36,14 @@ def build_compact(pruned: PrunedModel) -> PreTrainedModel:
     """Returns the smaller model: eval mode, no gradients, device and dtype of the dense one, `config.use_cache` on.
 
     Parameters that nothing was cut from may share their memory with the dense model's.
-
-    Raises:
-        ModelError: the dense model is not of transformers' own class for its family.
     """
     dense: Any = pruned.base.model
+    if not is_stock(dense):
+        copied: PreTrainedModel = cut_copy(dense, pruned.layout, pruned.axis_keep())
+        copied.config.use_cache = True
+        return copied
     config = compact_config(pruned)
-    stock = _stock(pruned)["AutoModelForCausalLM"]
-    own: Any = stock if config.model_type == pruned.layout.family else _varying(stock)
+    own = _class_for(config, pruned.layout)
     with quiet():
         model, report = own.from_pretrained(
             None, config=config, state_dict=_state_dict(pruned), dtype=dense.dtype, output_loading_info=True
@@ -51,15 +56,47 @@ def build_compact(pruned: PrunedModel) -> PreTrainedModel:
     return result
 
 
+def check_writable(base: LoadedModel) -> None:
+    """Checks that a smaller form of a model can be written: its configuration, and none of its code.
+
+    A model as small as one entry less in its first layer is set up without memory for weights.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    model: Any = base.model
+    if not is_stock(model):
+        raise ModelError(
+            f"{base.name} is a {type(model).__name__}, which is not transformers' own: what its code does would be "
+            "lost in a folder of a smaller model. --exporter masks writes what stays without the model."
+        )
+    layout = describe(model)
+    groups = [UnitGroup(axis.kind, axis.layer, axis.size, ((axis.name, 1),)) for axis in layout.axes]
+    space = MaskSpace(layout, groups)
+    keep = torch.ones(len(space), dtype=torch.bool)
+    keep[[part.start for part, group in zip(space.slices(), space.groups, strict=True) if group.layer == 0]] = False
+    selection = Selection(keep, int(space.cost[keep].sum()), space.total_cost)
+    pruned = PrunedModel(base, space, selection, Scores(keep.float(), "the first entries"))
+    try:
+        config = compact_config(pruned)
+        with torch.device("meta"), quiet():
+            made = _class_for(config, layout)._from_config(config)
+            for module in made.modules():
+                made._init_weights(module)  # as reading it from a folder does
+    except Exception as error:
+        # Not a list of types: what a configuration of any model leads to inside transformers is nowhere stated.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{base.name} cannot be built with layers of several widths: {reason}") from error
+
+
 def compact_config(pruned: PrunedModel) -> PreTrainedConfig:
     """Returns the smaller model's configuration: the widest layer's widths, and where others differ `per_layer_config`.
 
-    Raises:
-        ModelError: as build_compact.
+    The dense model is of transformers' own class for its family, or of polyprune's made from that.
     """
     from huggingface_hub.errors import StrictDataclassError
 
-    stock = _stock(pruned)
+    stock = dict(zip(AUTO_CLASSES, stock_classes(pruned.layout.family), strict=True))
     per_layer = _per_layer(pruned)
     values = _shared_values(pruned)
     for field in {field for layer in per_layer for field in layer} - {"skip"}:
@@ -76,11 +113,11 @@ def compact_config(pruned: PrunedModel) -> PreTrainedConfig:
         except StrictDataclassError:
             # LLaMA's own class wants hidden_size to be a multiple of the number of heads.
             pass
-    config = _varying(stock["AutoConfig"])(
+    config = own_class(stock["AutoConfig"])(
         **values,
         per_layer_config=varying or None,
         polyprune={"sublayers": {pattern["kind"]: _sublayer(pattern) for pattern in _patterns(pruned.layout)}},
-        auto_map={auto: f"{CODE.stem}.{_varying(stock[auto]).__name__}" for auto in AUTO_CLASSES},
+        auto_map={auto: f"{CODE.stem}.{own_class(stock[auto]).__name__}" for auto in AUTO_CLASSES},
     )
     return config
 
@@ -146,22 +183,6 @@ def _sublayer(pattern: dict[str, Any]) -> dict[str, Any]:
     return {"module": pattern["module"], "norms": pattern["norm"], "outputs": pattern["outputs"]}
 
 
-def _stock(pruned: PrunedModel) -> dict[str, Any]:
-    """transformers' own classes for the model's family, by the auto class that finds them."""
-    import transformers
-    from transformers.models.auto import modeling_auto
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    family = pruned.layout.family
-    causal = getattr(transformers, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
-    if not isinstance(pruned.base.model, causal):
-        raise ModelError(
-            f"{pruned.base.name} is a {type(pruned.base.model).__name__}, not transformers' own {causal.__name__}: "
-            "what its own code does beyond that would be lost in a smaller model."
-        )
-    body = getattr(transformers, str(modeling_auto.MODEL_MAPPING_NAMES[family]))
-    return dict(zip(AUTO_CLASSES, (CONFIG_MAPPING[family], body, causal), strict=True))
-
-
-def _varying(stock: Any) -> Any:
-    return getattr(modeling_polyprune, f"{modeling_polyprune.PREFIX}{stock.__name__}")
+def _class_for(config: PreTrainedConfig, layout: ModelLayout) -> Any:
+    causal = stock_classes(layout.family)[2]
+    return causal if config.model_type == layout.family else own_class(causal)

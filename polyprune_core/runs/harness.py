@@ -96,7 +96,7 @@ class Harness:
         self.texts = texts
         self.calibration_windows = self._windows("calibration", settings.seq_len)
         self.evaluation_windows = evenly_spaced(self._windows("evaluation", settings.eval_seq_len), settings.limit)
-        self.evaluator = Evaluator(self.evaluation_windows)
+        self.evaluator = Evaluator(self.evaluation_windows, whole=lambda: self.compactor.applied({}))
         self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
@@ -109,9 +109,19 @@ class Harness:
         return sum(p.numel() * p.element_size() for p in self.loaded.model.parameters())
 
     @property
+    def stored_bytes(self) -> int:
+        """Size of the dense model's weights in the number format of their files."""
+        return self.layout.total_parameters * self.stored_itemsize
+
+    @property
     def itemsize(self) -> int:
-        """Bytes of one number in the model's dtype."""
+        """Bytes of one number that the model computes with."""
         return self.loaded.model.dtype.itemsize
+
+    @property
+    def stored_itemsize(self) -> int:
+        """Bytes of one number in the files of the weights."""
+        return self.loaded.stored_dtype.itemsize
 
     def latency(self, space: MaskSpace, selection: Selection) -> float:
         """Returns the smaller model's time for one request as a fraction of the dense model's, measured in turns.
