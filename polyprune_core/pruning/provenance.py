@@ -12,18 +12,22 @@ from polyprune_core.pruning.types import ExportReport
 from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from polyprune_core.pruning.pruned_model import PrunedModel
 
 
 def provenance(pruned: PrunedModel) -> dict[str, Any]:
     """Returns a JSON-able record of how a model was pruned; of absolute paths only the last name is left.
 
-    Sparsities are fractions of the prunable parameters; `asked` is None where the recipe does not say.
+    Sparsities are fractions of the prunable parameters; `asked` is None where the recipe does not say. Of number
+    formats, that of the dense model's files and the one it was computed in.
     """
     selection = pruned.selection
     return {
         "version": __version__,
         "base": {"name": last_name(pruned.base.name), "sha256": pruned.base.sha256},
+        "dtype": {"stored": _name_of(pruned.base.stored_dtype), "computed": _name_of(pruned.base.model.dtype)},
         "granularity": pruned.space.name,
         "sparsity": {"asked": pruned.recipe.get("sparsity"), "achieved": selection.sparsity},
         "parameters": {
@@ -33,6 +37,10 @@ def provenance(pruned: PrunedModel) -> dict[str, Any]:
         },
         "recipe": without_paths(pruned.recipe),
     }
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def kept_parameters(pruned: PrunedModel) -> int:

@@ -1,18 +1,20 @@
 """Hugging Face: a folder that transformers loads, with each layer as small as what was kept of it.
 
 Where all layers that stay are alike it is an ordinary checkpoint of the family. Otherwise config.json says the widths
-with transformers' `per_layer_config` and one short file of code comes along, which a reader has to trust.
+with transformers' `per_layer_config` and one short file of code comes along, which a reader without polyprune has to
+trust. Weights are written in the number format that the dense model is stored in, whatever it was computed in.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyprune_core import Exporter, ExportReport, Provider, hookimpl
 
@@ -49,18 +51,38 @@ DIR = "path/to/this/folder"
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """`max_shard_size`: the size at which the weights are split into several files."""
+    """`max_shard_size`: the size at which the weights are split into several files.
+
+    `dtype`: the number format of the weights; `stored` is that of the dense model's files.
+    """
 
     max_shard_size: str = "5GB"
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+
+    def check(self, base: LoadedModel) -> None:
+        """Refuses a model whose code would not be written with it."""
+        from polyprune_core.pruning.build import check_writable
+
+        check_writable(base)
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        import torch
+
         from polyprune_core.models.quiet import quiet
         from polyprune_core.models.remote_code import CODE
-        from polyprune_core.pruning.build import build_compact, kept_layers
+        from polyprune_core.pruning.build import build_compact, check_writable, kept_layers
         from polyprune_core.pruning.provenance import export_report, provenance
 
-        model = build_compact(pruned)
+        base = pruned.base
+        check_writable(base)
+        wanted = base.stored_dtype if self.dtype == "stored" else getattr(torch, self.dtype)
+        if base.model.dtype != wanted:
+            base = base.as_stored()
+        model: Any = build_compact(dataclasses.replace(pruned, base=base))
+        if model.dtype != wanted:
+            model = model.to(wanted)
         origin = provenance(pruned) | {"layers": kept_layers(pruned.layout, pruned.axis_keep())}
+        origin["dtype"] |= {"written": str(wanted).removeprefix("torch.")}
         model.config.polyprune = getattr(model.config, "polyprune", {}) | origin
         has_code = hasattr(model.config, "auto_map")
         reload = RELOAD.format(trust=", trust_remote_code=True" if has_code else "")
@@ -74,12 +96,13 @@ class HuggingFace:
         (out_dir / "README.md").write_text(_card(pruned, origin, parameters, reload), encoding="utf-8")
         return export_report(out_dir, "huggingface", reload, parameters, trust_remote_code=has_code)
 
-    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-        """Loads the folder; code in it is run only if it is the very file that this version writes."""
-        from polyprune_core.models.remote_code import is_own_code
+    def load(
+        self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    ) -> LoadedModel:
+        """Loads the folder with transformers' and polyprune's own classes; the code in it is not run."""
         from polyprune_core.models.sources import load_model
 
-        return load_model(str(path), dtype=dtype, device=device, trust_remote_code=is_own_code(path))
+        return load_model(str(path), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
 def _forget_how_it_was_loaded(path: Path) -> None:
@@ -96,8 +119,14 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
     front += [f"license: {licence.lower()}"] if licence else []
     front += [f"base_model: {hub}"] if hub else []
     asked = "" if sparsity["asked"] is None else f" ({sparsity['asked']:.2%} asked for)"
-    code = "`modeling_polyprune.py` gives each layer its own widths; read it before you trust it.\n"
-    rows = {"base model": base["name"], "base weights, sha256": f"`{base['sha256']}`", **origin["recipe"]}
+    code = (
+        "`modeling_polyprune.py` gives each layer its own widths; read it before you trust it. Where polyprune is\n"
+        "installed, `polyprune_core.register_models()` takes its place, and nothing has to be trusted.\n"
+    )
+    formats = origin["dtype"]
+    rows = {"base model": base["name"], "base weights, sha256": f"`{base['sha256']}`"}
+    rows |= {"weights": f"{formats['written']} (of the base: {formats['stored']})", "decided in": formats["computed"]}
+    rows |= origin["recipe"]
     rows = {name: value for name, value in rows.items() if value is not None}
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return CARD.format(

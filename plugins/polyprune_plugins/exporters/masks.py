@@ -34,7 +34,9 @@ class Masks:
         write_masks(pruned, out_dir)
         return export_report(out_dir, "masks", RELOAD, kept_parameters(pruned), units=len(pruned.space))
 
-    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    def load(
+        self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    ) -> LoadedModel:
         """Loads the dense model that the masks name, checks that it is the one, and returns the smaller model."""
         from polyprune_core import LoadedModel
         from polyprune_core.models.sources import load_model
@@ -43,7 +45,9 @@ class Masks:
 
         masks = MaskFile.read(path)
         revision = masks.recipe.get("revision")
-        base = load_model(masks.base_name, dtype=dtype, device=device, revision=revision)
+        base = load_model(
+            masks.base_name, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+        )
         pruned = masks.apply(base)
         model = build_compact(pruned)
         model.config.use_cache = False
