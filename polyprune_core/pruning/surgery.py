@@ -118,8 +118,8 @@ class Compactor:
                 yield self.model
         finally:
             self._replaced = replaced
-            for sublayer, (index, own) in zip(self._sublayers, before, strict=True):
-                sublayer.index, sublayer.updates = index, own
+            for sublayer, (index, values) in zip(self._sublayers, before, strict=True):
+                sublayer.index, sublayer.updates = index, values
 
     @contextmanager
     def paused(self) -> Iterator[nn.Module]:

@@ -14,6 +14,7 @@ from polyprune_core.evaluation.losses import last_hidden, token_losses
 from polyprune_core.evaluation.perplexity import Evaluator
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning.build import build_compact, check_writable
+from polyprune_core.pruning.cut_copy import cut_copy
 from polyprune_core.pruning.provenance import kept_parameters
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.testing.tiny import tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
@@ -125,6 +126,29 @@ def test_a_smaller_model_keeps_the_code_of_the_dense_one(emptied) -> None:
     written = smaller.generate(ids[:1], max_new_tokens=4, do_sample=False, use_cache=True)
     assert torch.equal(written, smaller.generate(ids[:1], max_new_tokens=4, do_sample=False, use_cache=False))
     assert all(torch.equal(tensor, weights[name]) for name, tensor in pruned.base.model.state_dict().items())
+
+
+def test_a_repair_is_in_the_smaller_model_that_keeps_its_code() -> None:
+    pruned, ids = a_pruned(halved()), tiny_windows()
+    norm, bias = torch.full((36,), 1.5), torch.full((36,), 0.25)
+    updates = {"model.norm.weight": norm, "model.layers.1.mlp.down_proj.bias": bias}
+    smaller = cut_copy(pruned.base.model, pruned.layout, pruned.axis_keep(), updates)
+    with Compactor(pruned.base.model, pruned.layout) as dense, dense.applied(pruned.axis_keep(), updates) as model:
+        repaired = model(ids).logits
+    torch.testing.assert_close(smaller(ids).logits, repaired, rtol=0, atol=1e-5)
+
+
+def test_the_whole_model_runs_inside_a_pruned_and_repaired_one_and_leaves_it_as_it_was() -> None:
+    pruned, ids = a_pruned(tiny_model()), tiny_windows()
+    updates = {"model.norm.weight": torch.full((36,), 1.5), "model.layers.1.mlp.down_proj.bias": torch.ones(36)}
+    with Compactor(pruned.base.model, pruned.layout) as compactor:
+        whole = compactor.model(ids).logits
+        with compactor.applied(pruned.axis_keep(), updates) as model:
+            repaired = model(ids).logits
+            with compactor.applied({}):
+                assert torch.equal(model(ids).logits, whole)
+            assert torch.equal(model(ids).logits, repaired)
+        assert torch.equal(compactor.model(ids).logits, whole)
 
 
 def test_a_folder_that_would_lose_code_is_refused() -> None:
