@@ -29,15 +29,22 @@ from polyprune_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from polyprune_core.evaluation.calibration import Calibration
+    from polyprune_core.models.remote_code import register_models
     from polyprune_core.models.sources import LoadedModel, load_model
     from polyprune_core.pruning.budget import SelectionRule
+    from polyprune_core.pruning.mask_file import MaskFile, write_masks
     from polyprune_core.pruning.provenance import export_report
     from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
     from polyprune_core.pruning.starting import PolicyStart
+    from polyprune_core.pruning.writable import check_writable, write_model
     from polyprune_core.search.fixed_size import ExactSize
 
 _LAZY = {
+    "MaskFile": "polyprune_core.pruning.mask_file",
+    "write_masks": "polyprune_core.pruning.mask_file",
+    "check_writable": "polyprune_core.pruning.writable",
+    "write_model": "polyprune_core.pruning.writable",
     "Calibration": "polyprune_core.evaluation.calibration",
     "ExactSize": "polyprune_core.search.fixed_size",
     "LoadedModel": "polyprune_core.models.sources",
@@ -47,6 +54,7 @@ _LAZY = {
     "export_report": "polyprune_core.pruning.provenance",
     "load_model": "polyprune_core.models.sources",
     "SelectionRule": "polyprune_core.pruning.budget",
+    "register_models": "polyprune_core.models.remote_code",
 }
 
 __all__ = [
@@ -65,6 +73,7 @@ __all__ = [
     "LegalShapes",
     "LoadedModel",
     "MaskBatch",
+    "MaskFile",
     "MaskSpace",
     "ModelLayout",
     "PluginDeprecationWarning",
@@ -80,11 +89,15 @@ __all__ = [
     "SelectionRule",
     "State",
     "UnitGroup",
+    "check_writable",
     "deprecated",
     "export_report",
     "hookimpl",
     "initializer",
     "load_model",
+    "register_models",
+    "write_masks",
+    "write_model",
 ]
 
 

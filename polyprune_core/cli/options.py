@@ -100,7 +100,7 @@ LOADING_LOCAL = [
         "--dtype",
         metavar="NAME",
         shell_complete=words("auto", "float32", "bfloat16", "float16"),
-        help="auto, float32, bfloat16 or float16. [auto]",
+        help="Compute in auto (the model's own), float32, bfloat16 or float16. [auto]",
     ),
     _option(
         "--device", metavar="NAME", shell_complete=words("auto", "cpu", "cuda"), help="auto, cpu or cuda[:i]. [auto]"

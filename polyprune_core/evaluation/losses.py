@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from polyprune_core.models.remote_code import is_stock
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
@@ -19,14 +20,23 @@ LOGIT_ROWS, FLOAT_ROWS = 256, 32
 
 
 def last_hidden(model: Any, ids: Tensor) -> Tensor:
-    """Returns (B, T, H): what the language-model head reads."""
-    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden
+    """Returns (B, T, H): what `head` reads; of a model with code of its own that is its logits, (B, T, V)."""
+    if is_stock(model):
+        hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Returns what makes logits (…, V) of `last_hidden`."""
+    made: Callable[[Tensor], Tensor] = model.get_output_embeddings() if is_stock(model) else nn.Identity()
+    return made
 
 
 def losses_from_hidden(model: Any, hidden: Tensor, ids: Tensor) -> Tensor:
     """Returns (B, T - 1) float32 nats per token from (B, T, H)."""
-    pieces = predictions(model.get_output_embeddings(), hidden, ids)
+    pieces = predictions(head(model), hidden, ids)
     return torch.cat([cross_entropy(logits, target) for logits, target in pieces]).view(ids.shape[0], -1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyprune_core.evaluation.losses import FLOAT_ROWS, cross_entropy, last_hidden, predictions
+from polyprune_core.evaluation.losses import FLOAT_ROWS, cross_entropy, head, last_hidden, predictions
+from polyprune_core.models.remote_code import is_stock
 from polyprune_core.utils.numbers import exp
 
 Progress = Callable[[int, int], None]
@@ -39,18 +41,22 @@ class Evaluator:
     """Evaluates models of one vocabulary on the same windows (N, T), next to the dense model's own predictions.
 
     The dense model's last hidden states are kept (N, T, H) in its dtype, so that a comparison costs one more language
-    model head and no forward pass.
+    model head and no forward pass. One with code of its own runs again: what it makes of them only its code knows.
+    `whole` is entered for that, where the dense model is the pruned one without its masks.
     """
 
-    def __init__(self, windows: Tensor, batch_tokens: int = 2048) -> None:
+    def __init__(
+        self, windows: Tensor, batch_tokens: int = 2048, whole: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
         self.batches = windows.split(max(1, batch_tokens // windows.shape[1]))
         self.dense_hidden: list[Tensor] = []
-        self.dense_head: Any = None
+        self.dense_model: Any = None
+        self._whole = whole
 
     def dense(self, model: Any, progress: Progress = lambda done, total: None) -> Evaluation:
         """Evaluates the dense model and remembers what it predicts."""
-        self.dense_hidden, self.dense_head = [], model.get_output_embeddings()
-        return self._run(model, self.dense_hidden.append, progress)
+        self.dense_hidden, self.dense_model = [], model
+        return self._run(model, self.dense_hidden.append if is_stock(model) else _forget, progress)
 
     def compare(self, model: Any, progress: Progress = lambda done, total: None) -> Evaluation:
         """Evaluates a pruned model of the same vocabulary."""
@@ -61,12 +67,12 @@ class Evaluator:
         nll = kl = agree = 0.0
         tokens = 0
         windows: list[float] = []
-        compared = not remember and bool(self.dense_hidden)
+        compared = not remember and self.dense_model is not None
         for done, ids in enumerate(self.batches):
             ids = ids.to(model.device)
             hidden = last_hidden(model, ids)
-            ours = predictions(model.get_output_embeddings(), hidden, ids)
-            theirs = predictions(self.dense_head, self.dense_hidden[done], ids) if compared else repeat(None)
+            ours = predictions(head(model), hidden, ids)
+            theirs = predictions(head(self.dense_model), self._dense(done, ids), ids) if compared else repeat(None)
             pieces = []
             for (logits, target), dense in zip(ours, theirs, strict=False):
                 pieces.append(cross_entropy(logits, target))
@@ -83,6 +89,16 @@ class Evaluator:
         if not compared:
             return Evaluation(nll / tokens, tokens, window_nll=tuple(windows))
         return Evaluation(nll / tokens, tokens, kl / tokens, agree / tokens, tuple(windows))
+
+    def _dense(self, batch: int, ids: Tensor) -> Tensor:
+        if self.dense_hidden:
+            return self.dense_hidden[batch]
+        with self._whole():
+            return last_hidden(self.dense_model, ids)
+
+
+def _forget(hidden: Tensor) -> None:
+    pass
 
 
 def _agreement(dense: Tensor, pruned: Tensor, target: Tensor, losses: Tensor) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -41,6 +42,12 @@ class CatalogueEntry:
     def cache_name(self) -> str:
         """The name of this model's folder in the cache: a new wheel gets a new folder."""
         return f"{self.name}-{self.wheel.member_sha256[:8]}" if self.wheel else self.name
+
+
+def local_path(name: str) -> Path | None:
+    """Returns the file or folder that a model's name stands for, or None for one of the catalogue or the hub."""
+    path = Path(os.path.expanduser(name))
+    return path if name not in catalogue() and path.exists() else None
 
 
 @cache

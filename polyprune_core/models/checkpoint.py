@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,23 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 TOKENIZER_PARTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 NO_SETTING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+ADAPTER = "adapter_config.json"
+NUMBER_FORMATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 PICKLE_REFUSAL = "pickle checkpoints are not read (loading one runs code); convert to safetensors"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as the header of a safetensors file describes it; `kind` is the header's own word, such as "BF16"."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of its entries."""
+        return math.prod(self.shape)
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -28,6 +47,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     for shard in weight_files(folder):
         _check_shard(shard)
+    _check_read_as_it_lies(folder, config)
     if not any((folder / name).is_file() for name in TOKENIZERS) and not list(folder.glob("*.tiktoken")):
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there.")
     return config
@@ -101,12 +121,33 @@ def settings_sha256(folder: Path) -> str:
 
 def count_parameters(folder: Path) -> int:
     """Returns the number of weights in the safetensors files, from their headers."""
-    total = 0
+    return sum(tensor.size for tensor in stored_tensors(folder))
+
+
+def stored_tensors(folder: Path) -> Iterator[StoredTensor]:
+    """Yields what the safetensors files hold, from their headers."""
     for path in weight_files(folder):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total
+        for name, entry in header.items():
+            if name != "__metadata__":
+                yield StoredTensor(name, str(entry["dtype"]), tuple(entry["shape"]))
+
+
+def stored_dtype(folder: Path) -> str:
+    """Returns the number format that most weights in the folder are stored in, by torch's name of it.
+
+    Raises:
+        ModelError: they are no floating-point numbers that a model can be computed from.
+    """
+    count: Counter[str] = Counter()
+    for tensor in stored_tensors(folder):
+        count[tensor.kind] += tensor.size
+    kind = count.most_common(1)[0][0]
+    if kind not in NUMBER_FORMATS:
+        allowed = ", ".join(NUMBER_FORMATS.values())
+        raise ModelError(f"{folder} holds weights of type {kind}; pruning needs floating-point ones ({allowed}).")
+    return NUMBER_FORMATS[kind]
 
 
 def file_sha256(path: Path) -> str:
@@ -132,6 +173,21 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object, but {type(value).__name__}.")
     return value
+
+
+def _check_read_as_it_lies(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses what makes transformers read other weights than those that weights_sha256 identifies the model by."""
+    other = config.get("transformers_weights")
+    if other is not None and other not in (WEIGHTS, WEIGHTS_INDEX):
+        raise ModelError(
+            f"{folder / 'config.json'} names weights of another file, transformers_weights={other!r}. Rename that file "
+            f"to {WEIGHTS} and remove the field."
+        )
+    if (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"{folder} holds an adapter besides a model ({ADAPTER}). Merge the two (merge_and_unload in peft), or "
+            "remove the adapter."
+        )
 
 
 def _check_shard(path: Path) -> None:

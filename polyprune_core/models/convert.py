@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ModelError
+from polyprune_core.models.fitting import require_fit
 from polyprune_core.models.quiet import Status, heartbeat, quiet
 
 if TYPE_CHECKING:
@@ -82,9 +83,7 @@ def _read(file: Path) -> tuple[Any, PreTrainedTokenizerBase]:
         # Not a list of types: what the readers raise on a damaged file is nowhere stated.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{file} cannot be read as a GGUF model: {reason}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"{file} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}).")
+    require_fit(file, model, report)
     # save_pretrained refuses a model that still says it is quantised; these weights no longer are.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -7,6 +7,7 @@ modules of a layer a sublayer consists of, `config.polyprune["biases"]` which li
 the family have not.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -31,10 +32,15 @@ class PerLayerModel:
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         per_layer = config.to_dict().get("per_layer_config")
         config.per_layer_config = None
+        shared = copy.copy(config)
         try:
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         finally:
             config.per_layer_config = per_layer
+        for module in self.modules():  # type: ignore[attr-defined]
+            # Rotary embeddings ask for the number of heads when they only need head_dim, the same in every layer.
+            if hasattr(module, "inv_freq") and getattr(module, "config", None) is config:
+                module.config = shared
         layers = self.base_model.layers
         for index, layer in enumerate(layers if per_layer else ()):
             layers[index] = _layer(type(layer), config, index)

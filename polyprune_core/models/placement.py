@@ -34,8 +34,10 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch dtype for one of DTYPES; auto is bfloat16 where the device computes in it natively, else float32.
+def pick_dtype(dtype: str, device: torch.device, stored: str) -> torch.dtype:
+    """The torch dtype for one of DTYPES; auto is `stored`, the model's own, where the device computes in it natively.
+
+    Otherwise auto is float32, which holds every bfloat16 and float16 number.
 
     Raises:
         ConfigError: another word.
@@ -45,7 +47,8 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise ConfigError(unknown_name("dtype", dtype, DTYPES))
     if dtype == "auto":
-        dtype = "bfloat16" if _native_bfloat16(device) else "float32"
+        native = {"bfloat16": _native_bfloat16, "float16": lambda device: device.type == "cuda"}
+        dtype = stored if stored in native and native[stored](device) else "float32"
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
 

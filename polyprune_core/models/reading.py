@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ModelError, PolypruneError
 from polyprune_core.models.checkpoint import check_folder
+from polyprune_core.models.fitting import check_sizes, require_fit
+from polyprune_core.models.remote_code import is_own, named_code, named_kernels, register_models
 
 if TYPE_CHECKING:
     import torch
@@ -24,29 +26,33 @@ PROTOBUF = b"\n"  # how such a file begins; tiktoken's, of the same name, is tex
 def read_model(folder: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
     """The causal language model in `folder`: eval mode, gradients off, use_cache off, on the device, in the dtype.
 
+    What polyprune wrote is read with polyprune's own classes, never with code that lies in the folder.
+
     Raises:
         ModelError: broken folder, not a decoder-only language model, code that is not trusted, weights that are
-            missing or of another shape.
+            missing, of another shape, or without a place.
     """
     from transformers import AutoModelForCausalLM
 
     reader: Any = AutoModelForCausalLM
     config = check_folder(folder)
-    _require_decoder(folder, config, trust_remote_code)
-    with _reading(folder, "model", config):
+    own = is_own(config)
+    if own:
+        register_models()
+    with _reading(folder, "model", not own and bool(config.get("auto_map"))):
+        if not _runs_code(folder, config, trust_remote_code):
+            _require_decoder(folder, config)
+            check_sizes(folder, config)
         model, report = reader.from_pretrained(
             folder,
             dtype=dtype,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trust_remote_code and not own,
             local_files_only=True,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ModelError(
-                f"{folder} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}); they would be random."
-            )
+        require_fit(folder, model, report)
         model = model.to(device)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     for parameter in loaded.parameters():  # in memory of its own: no longer a view of the file
@@ -66,7 +72,7 @@ def read_tokenizer(folder: Path, model: PreTrainedModel, trust_remote_code: bool
     from transformers import AutoTokenizer
 
     _require_sentencepiece(folder)
-    with _reading(folder, "tokenizer", {}):
+    with _reading(folder, "tokenizer", False):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
@@ -99,31 +105,60 @@ def _installed(module: str) -> bool:
         return False
 
 
-def _require_decoder(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
+def _runs_code(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> bool:
+    """Whether the model needs code from outside of polyprune and transformers, which is trusted.
+
+    Raises:
+        ModelError: it does, and it is not.
+    """
+    code, kernels = named_code(config), named_kernels(config)
+    kind, name = _class_of(config)
+    if not kernels and (not code or is_own(config) or _is_known(kind, name)):
+        return False
+    if not trust_remote_code:
+        raise ModelError(
+            f"{folder} is a {name or kind} whose code comes with it ({', '.join(code + kernels)}). "
+            "Read that code, then pass --trust-remote-code."
+        )
+    return True
+
+
+def _is_known(kind: str, name: str) -> bool:
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return kind in CONFIG_MAPPING and hasattr(transformers, name)
+
+
+def _class_of(config: dict[str, Any]) -> tuple[str, str]:
+    """Returns the model type, and the name of the class that the folder says it is of."""
+    kind = str(config.get("model_type", ""))
+    return kind, str((config.get("architectures") or [_causal_classes().get(kind, "")])[0])
+
+
+def _causal_classes() -> dict[str, str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-    kind = str(config.get("model_type", ""))
-    causal = {key: value if isinstance(value, str) else value[0] for key, value in CAUSAL.items()}
-    name = str((config.get("architectures") or [causal.get(kind, "")])[0])
-    if config.get("auto_map") and not (kind in CONFIG_MAPPING and hasattr(transformers, name)):
-        if not trust_remote_code:
-            raise ModelError(
-                f"{folder} is a {name or kind} whose code comes with it ({', '.join(sorted(config['auto_map']))}). "
-                "Read that code, then pass --trust-remote-code."
-            )
+    return {key: value if isinstance(value, str) else value[0] for key, value in CAUSAL.items()}
+
+
+def _require_decoder(folder: Path, config: dict[str, Any]) -> None:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+        raise ModelError(f"{folder} holds {method} weights; pruning needs the floating-point model.")
+    if is_own(config):
         return
+    kind, name = _class_of(config)
     if kind not in CONFIG_MAPPING:
         raise ModelError(
             f"{folder / 'config.json'} gives model_type {kind!r}, which transformers {transformers.__version__} "
             "does not know. A decoder-only language model is needed, such as llama, qwen2 or mistral."
         )
-    quantised = config.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
-        raise ModelError(f"{folder} holds {method} weights; pruning needs the floating-point model.")
-    if name not in causal.values() or config.get("is_encoder_decoder"):
+    if name not in _causal_classes().values() or config.get("is_encoder_decoder"):
         raise ModelError(
             f"{folder} is a {name or kind}, not a decoder-only language model (such as LlamaForCausalLM): "
             "encoders and encoder-decoders predict no next token."
@@ -131,7 +166,7 @@ def _require_decoder(folder: Path, config: dict[str, Any], trust_remote_code: bo
 
 
 @contextmanager
-def _reading(folder: Path, what: str, config: dict[str, Any]) -> Iterator[None]:
+def _reading(folder: Path, what: str, has_code: bool) -> Iterator[None]:
     """Turns whatever a reader raises on a bad file into one ModelError."""
     try:
         yield
@@ -140,5 +175,5 @@ def _reading(folder: Path, what: str, config: dict[str, Any]) -> Iterator[None]:
     except Exception as error:
         # Not a list of types: tokenizers raises a bare Exception, and a model's own code anything.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        hint = " Its own code may be needed: pass --trust-remote-code." if config.get("auto_map") else ""
+        hint = " Its own code may be needed: pass --trust-remote-code." if has_code else ""
         raise ModelError(f"the {what} in {folder} cannot be read: {reason}{hint}") from error

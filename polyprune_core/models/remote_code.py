@@ -1,39 +1,85 @@
-"""The one file of code that polyprune writes into a model's folder, and how to tell that a folder holds no other."""
+"""Whose code a model's folder needs: none but transformers', polyprune's own classes, or code that comes along.
+
+A folder that polyprune wrote for layers that differ says so with a model type of its own. It is read with the classes
+of this installation; the copy of their source in the folder is for readers without polyprune and is never run here.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.models.checkpoint import read_config
-
 CODE = Path(str(files("polyprune_core.models").joinpath("modeling_polyprune.py")))
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+OWN_PREFIX = "polyprune_"
 
 
-def is_own_code(folder: Path) -> bool:
-    """Whether all code that loading `folder` would run is `modeling_polyprune.py`, byte for byte as it is here.
+def is_own(config: Mapping[str, Any]) -> bool:
+    """Whether a folder with this config.json is of one of polyprune's own classes, whatever else it says."""
+    kind = config.get("model_type")
+    return isinstance(kind, str) and kind.startswith(OWN_PREFIX) and kind.removeprefix(OWN_PREFIX) in _model_types()
 
-    Raises:
-        ModelError: there is no config.json, or it cannot be read.
+
+def register_models() -> None:
+    """Makes polyprune's own classes known to transformers: its auto classes then load a pruned folder without its code.
+
+    They take the place of any others of those names.
     """
-    scripts = list(folder.rglob("*.py"))
-    if len(scripts) != 1 or scripts[0] != folder / CODE.name or scripts[0].read_bytes() != CODE.read_bytes():
+    import transformers
+
+    for model_type in _model_types():
+        config, body, causal = (own_class(stock) for stock in stock_classes(model_type))
+        transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+        transformers.AutoModel.register(config, body, exist_ok=True)
+        transformers.AutoModelForCausalLM.register(config, causal, exist_ok=True)
+
+
+def stock_classes(model_type: str) -> tuple[Any, Any, Any]:
+    """Returns transformers' own classes of a family, in the order of AUTO_CLASSES."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    body = getattr(transformers, str(modeling_auto.MODEL_MAPPING_NAMES[model_type]))
+    causal = getattr(transformers, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    return CONFIG_MAPPING[model_type], body, causal
+
+
+def own_class(stock: Any) -> Any:
+    """Returns polyprune's class made from one of transformers'."""
+    from polyprune_core.models import modeling_polyprune
+
+    return getattr(modeling_polyprune, f"{modeling_polyprune.PREFIX}{stock.__name__}")
+
+
+def is_stock(model: Any) -> bool:
+    """Whether a loaded model is of transformers' own class for a known family, or of polyprune's made from that.
+
+    Its logits are what the head makes of the last hidden states, and no code of its own is lost in a smaller model.
+    """
+    config = model.config
+    kind = getattr(config, "base_model_type", None) or config.model_type
+    if kind not in _model_types():
         return False
-    tokenizer = folder / "tokenizer_config.json"
-    named = _classes(read_config(folder)) + _classes(_read(tokenizer))
-    return all(name.startswith(f"{CODE.stem}.") for name in named)
+    causal = stock_classes(kind)[2]
+    return type(model) is causal or type(model) is own_class(causal)
 
 
-def _classes(config: dict[str, Any]) -> list[str]:
-    return [str(name) for name in dict(config.get("auto_map") or {}).values()]
+def named_code(config: Mapping[str, Any]) -> list[str]:
+    """Returns the auto classes for which a config.json names modules of code that come along."""
+    named = config.get("auto_map")
+    return sorted(map(str, named)) if isinstance(named, Mapping) else []
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def named_kernels(config: Mapping[str, Any]) -> list[str]:
+    """Returns the fields of a config.json that name kernels of the hub, which are code too."""
+    return sorted(key for key, value in config.items() if "_implementation" in key and "/" in json.dumps(value))
+
+
+def _model_types() -> list[str]:
+    from polyprune_core.models.describe import families
+
+    return [name for family in families().values() for name in family["model_types"]]

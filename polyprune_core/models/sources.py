@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -11,12 +12,21 @@ from typing import TYPE_CHECKING
 
 from polyprune_core.errors import ConfigError, ModelError, unknown_name
 from polyprune_core.models.cache import model_folder
-from polyprune_core.models.catalogue import CatalogueEntry, catalogue
-from polyprune_core.models.checkpoint import PICKLE_REFUSAL, PICKLES, check_folder, is_whole, weights_sha256
+from polyprune_core.models.catalogue import CatalogueEntry, catalogue, local_path
+from polyprune_core.models.checkpoint import (
+    PICKLE_REFUSAL,
+    PICKLES,
+    check_folder,
+    is_whole,
+    stored_dtype,
+    weights_sha256,
+)
 from polyprune_core.models.fetch import from_catalogue, from_gguf, from_hub, require_unchanged
 from polyprune_core.models.quiet import silent
+from polyprune_core.models.remote_code import is_own, named_code
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["CatalogueEntry", "LoadedModel", "catalogue", "load_model", "resolve"]
@@ -30,7 +40,8 @@ class LoadedModel:
     """A model ready to be pruned: eval mode, no parameter requires a gradient, config.use_cache is False.
 
     `name` is what the user gave; `sha256` identifies the weights whatever dtype was asked for; `path` is the folder
-    they were read from, where exporters find the tokenizer's files (None for a model built in memory).
+    they were read from, where exporters find the tokenizer's files (None for a model built in memory). `model` computes
+    in its own dtype; `stored` is the one of the files in `path`, by torch's name ("" for a model built in memory).
     """
 
     name: str
@@ -38,6 +49,52 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     sha256: str
     path: Path | None
+    stored: str = ""
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The number format of the weights where they come from."""
+        import torch
+
+        kept: torch.dtype = getattr(torch, self.stored) if self.stored else self.model.dtype
+        return kept
+
+    @property
+    def licence(self) -> str | None:
+        """The weights' licence, as the catalogue or the model's card says."""
+        if entry := catalogue().get(self.name):
+            return entry.licence
+        card = self.path / "README.md" if self.path else None
+        text = card.read_text("utf-8", "replace") if card and card.is_file() else ""
+        found = re.search(r"^license: *(\S+)", text, re.M)
+        return found.group(1) if found else None
+
+    @property
+    def hub_id(self) -> str | None:
+        """Where the model is on the Hugging Face hub, if it was asked for by that or the catalogue says so."""
+        if entry := catalogue().get(self.name):
+            return entry.hub
+        is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", self.name) and local_path(self.name) is None
+        return self.name if is_hub_id else None
+
+    def as_stored(self) -> LoadedModel:
+        """Returns the model in the number format of its files: itself, or read again onto the CPU.
+
+        Raises:
+            ModelError: the files are no longer those that it was read from, or cannot be read.
+        """
+        import torch
+
+        if self.path is None or self.model.dtype == self.stored_dtype:
+            return self
+        from polyprune_core.models.quiet import quiet
+        from polyprune_core.models.reading import read_model
+
+        if weights_sha256(self.path) != self.sha256:
+            raise ModelError(f"the weights in {self.path} have changed since {self.name} was read. Run it again.")
+        with quiet():
+            model = read_model(self.path, self.stored_dtype, torch.device("cpu"), trust_remote_code=False)
+        return dataclasses.replace(self, model=model)
 
 
 def load_model(
@@ -51,8 +108,9 @@ def load_model(
 ) -> LoadedModel:
     """Finds, fetches and converts as needed, and loads the model called `name`.
 
-    dtype is auto, float32, bfloat16 or float16; device auto, cpu or cuda[:i]; revision is for hub ids. `status`
-    receives one line of progress at a time, also from another thread.
+    dtype is auto (that of the weights, or float32 where the device does not compute in it natively), float32, bfloat16
+    or float16; device auto, cpu or cuda[:i]; revision is for hub ids. `status` receives one line of progress at a time,
+    also from another thread.
 
     Raises:
         ConfigError: dtype, device or revision cannot be used.
@@ -63,16 +121,19 @@ def load_model(
     from polyprune_core.models.reading import read_model, read_tokenizer
 
     where = pick_device(device)
-    number_format = pick_dtype(dtype, where)
+    pick_dtype(dtype, where, "")
     folder = resolve(name, revision=revision, trust_remote_code=trust_remote_code, status=status)
-    check_folder(folder)
+    config = check_folder(folder)
+    stored = stored_dtype(folder)
     sha256 = weights_sha256(folder)
     require_unchanged(folder, sha256)
+    if named_code(config) and not trust_remote_code and not is_own(config):
+        status(f"{name}: read with transformers' own class, without the code that comes with it")
     status(f"{name}: reading {folder}")
     with quiet():
-        model = read_model(folder, number_format, where, trust_remote_code)
+        model = read_model(folder, pick_dtype(dtype, where, stored), where, trust_remote_code)
         tokenizer = read_tokenizer(folder, model, trust_remote_code)
-    return LoadedModel(name=name, model=model, tokenizer=tokenizer, sha256=sha256, path=folder)
+    return LoadedModel(name=name, model=model, tokenizer=tokenizer, sha256=sha256, path=folder, stored=stored)
 
 
 def resolve(

@@ -117,7 +117,7 @@ class GradientEstimator(Protocol):
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
     "estimator": {"independent_units": False, "extra_passes": 0},
-    "exporter": {"legal_shapes": lambda layout: LegalShapes()},
+    "exporter": {"legal_shapes": lambda layout: LegalShapes(), "check": None},
 }
 
 
@@ -196,11 +196,26 @@ class Repair(Protocol):
 class Exporter(Protocol):
     """What is written for a pruned model.
 
-    It may declare `legal_shapes(layout: ModelLayout) -> LegalShapes`: what the format can hold. Without it anything.
+    Two more methods may be declared. `legal_shapes(layout: ModelLayout) -> LegalShapes` says what the format can hold;
+    without it anything. `check(base: LoadedModel)`, called before anything is scored or searched, raises ModelError
+    where no smaller form of `base` can be written.
     """
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
         """Writes files inside the existing, empty folder `out_dir` only."""
 
-    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-        """Reads back what `export` wrote; evaluation goes through this."""
+    def load(
+        self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    ) -> LoadedModel:
+        """Reads back what `export` wrote; evaluation goes through this.
+
+        `trust_remote_code` is what the user said of code that comes with the dense model; what `export` wrote itself
+        needs none.
+        """
+
+
+def check_exportable(exporter: Exporter, base: LoadedModel) -> None:
+    """Raises what the exporter's own `check(base)` raises, if it has one."""
+    check = getattr(exporter, "check", None)
+    if check is not None:
+        check(base)

@@ -269,12 +269,14 @@ def polyprune_exporters() -> Iterable[Provider[Exporter]]:
     An implementation has two methods:
 
         export(pruned: PrunedModel, out_dir: Path) -> ExportReport
-        load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel
+        load(path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel
 
     `export` writes into the existing, empty folder `out_dir` and nowhere else, names no path of this machine in what it
     writes, leaves the dense model as it is, and reports every file with its SHA-256, sizes in bytes and the parameters
     that are left. `load` reads the folder back, ready to run: eval mode, no gradients, no cache; the perplexity that
-    users are told is that of the model it returns.
+    users are told is that of the model it returns. `trust_remote_code` is what they said of code that comes with the
+    dense model. One more method may be declared, `check(base: LoadedModel)`: it raises ModelError where no smaller form
+    of a model can be written, before anything is scored.
 
     PluginError is raised where something else is returned; the output folder then does not appear.
 
@@ -292,8 +294,8 @@ def polyprune_exporters() -> Iterable[Provider[Exporter]]:
     ...         (out_dir / "CARD.md").write_text(f"{pruned.selection.sparsity:.0%} removed")
     ...         return export_report(out_dir, "with-card", written.reload, written.parameters)
     ...
-    ...     def load(self, path, *, dtype="auto", device="auto"):
-    ...         return self._plain().load(path, dtype=dtype, device=device)
+    ...     def load(self, path, *, dtype="auto", device="auto", trust_remote_code=False):
+    ...         return self._plain().load(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     >>> @hookimpl
     ... def polyprune_exporters():
     ...     yield Provider("with-card", "masks with a card", WithCard)

@@ -1,7 +1,8 @@
 """The smaller model as a model of transformers: the kept slices in layers that are as wide as what is kept.
 
 Layers with nothing left go and the others are renumbered. If those that stay are all alike the result is of the
-family's own class; otherwise it is of a class of `models/modeling_polyprune.py`, a file that goes with the weights.
+family's own class; otherwise it is of a class of `models/modeling_polyprune.py`, a file that goes with the weights. A
+model with code of its own keeps it, in memory: what cannot be written is known before anything is decided.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
-from polyprune_core.models import modeling_polyprune
 from polyprune_core.models.describe import families
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.quiet import quiet
-from polyprune_core.models.remote_code import AUTO_CLASSES, CODE
+from polyprune_core.models.remote_code import AUTO_CLASSES, CODE, is_stock, own_class, stock_classes
+from polyprune_core.pruning.cut_copy import cut_copy
 from polyprune_core.pruning.surgery import compact_items
 
 if TYPE_CHECKING:
@@ -55,14 +56,14 @@ def build_compact(pruned: Pruned) -> PreTrainedModel:
     """Returns the smaller model: eval mode, no gradients, device and dtype of the dense one, `config.use_cache` on.
 
     Parameters that nothing was cut from may share their memory with the dense model's.
-
-    Raises:
-        ModelError: the dense model is not of transformers' own class for its family.
     """
     dense: Any = pruned.base.model
+    if not is_stock(dense):
+        copied: PreTrainedModel = cut_copy(dense, pruned.layout, pruned.axis_keep(), pruned.updates)
+        copied.config.use_cache = True
+        return copied
     config = compact_config(pruned)
-    stock = _stock(pruned)["AutoModelForCausalLM"]
-    own: Any = stock if config.model_type == pruned.layout.family else _varying(stock)
+    own = class_for(config, pruned.layout)
     with quiet():
         model, report = own.from_pretrained(
             None, config=config, state_dict=dict(state_items(pruned)), dtype=dense.dtype, output_loading_info=True
@@ -78,12 +79,11 @@ def build_compact(pruned: Pruned) -> PreTrainedModel:
 def compact_config(pruned: Pruned) -> PreTrainedConfig:
     """Returns the smaller model's configuration: the widest layer's widths, and where others differ `per_layer_config`.
 
-    Raises:
-        ModelError: as build_compact.
+    The dense model is of transformers' own class for its family, or of polyprune's made from that.
     """
     from huggingface_hub.errors import StrictDataclassError
 
-    stock = _stock(pruned)
+    stock = dict(zip(AUTO_CLASSES, stock_classes(pruned.layout.family), strict=True))
     per_layer = _per_layer(pruned)
     values = _shared_values(pruned)
     for field in {field for layer in per_layer for field in layer} - {"skip"}:
@@ -101,14 +101,14 @@ def compact_config(pruned: Pruned) -> PreTrainedConfig:
         except StrictDataclassError:
             # LLaMA's own class wants hidden_size to be a multiple of the number of heads.
             pass
-    config = _varying(stock["AutoConfig"])(
+    config = own_class(stock["AutoConfig"])(
         **values,
         per_layer_config=varying or None,
         polyprune={
             "sublayers": {pattern["kind"]: _sublayer(pattern) for pattern in _patterns(pruned.layout)},
             **({"biases": biases} if biases else {}),
         },
-        auto_map={auto: f"{CODE.stem}.{_varying(stock[auto]).__name__}" for auto in AUTO_CLASSES},
+        auto_map={auto: f"{CODE.stem}.{own_class(stock[auto]).__name__}" for auto in AUTO_CLASSES},
     )
     return config
 
@@ -182,22 +182,7 @@ def _sublayer(pattern: dict[str, Any]) -> dict[str, Any]:
     return {"module": pattern["module"], "norms": pattern["norm"], "outputs": pattern["outputs"]}
 
 
-def _stock(pruned: Pruned) -> dict[str, Any]:
-    """transformers' own classes for the model's family, by the auto class that finds them."""
-    import transformers
-    from transformers.models.auto import modeling_auto
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    family = pruned.layout.family
-    causal = getattr(transformers, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
-    if not isinstance(pruned.base.model, causal):
-        raise ModelError(
-            f"{pruned.base.name} is a {type(pruned.base.model).__name__}, not transformers' own {causal.__name__}: "
-            "what its own code does beyond that would be lost in a smaller model."
-        )
-    body = getattr(transformers, str(modeling_auto.MODEL_MAPPING_NAMES[family]))
-    return dict(zip(AUTO_CLASSES, (CONFIG_MAPPING[family], body, causal), strict=True))
-
-
-def _varying(stock: Any) -> Any:
-    return getattr(modeling_polyprune, f"{modeling_polyprune.PREFIX}{stock.__name__}")
+def class_for(config: PreTrainedConfig, layout: ModelLayout) -> Any:
+    """Returns the class that a configuration is for: the family's own, or polyprune's made from it."""
+    causal = stock_classes(layout.family)[2]
+    return causal if config.model_type == layout.family else own_class(causal)

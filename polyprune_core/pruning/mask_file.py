@@ -19,12 +19,12 @@ from torch import Tensor
 from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.config.cell import NO_REPAIR
 from polyprune_core.errors import ConfigError, ModelError, PluginError
+from polyprune_core.models.catalogue import local_path
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning.budget import SCOPES, SelectionRule
 from polyprune_core.pruning.mask_header import Base, Header, described, read_header
 from polyprune_core.pruning.pricing import PricedBudget
-from polyprune_core.pruning.provenance import local_path
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Policy, Scores, Selection, UnitGroup
@@ -85,7 +85,7 @@ class MaskFile:
     def base_name(self) -> str:
         """What to load the dense model by."""
         if self.base.folder and (self.folder / self.base.folder).exists():
-            return str(self.folder / self.base.folder)
+            return str((self.folder / self.base.folder).resolve())
         return self.base.name
 
     def apply(self, base: LoadedModel, sparsity: float | None = None, terms: PricedBudget | None = None) -> PrunedModel:

@@ -28,7 +28,11 @@ class Gauge(Protocol):
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one number."""
+        """Bytes of one number that the model computes with, as in its KV cache."""
+
+    @property
+    def stored_itemsize(self) -> int:
+        """Bytes of one number in the files of the weights."""
 
     def latency(self, space: MaskSpace, selection: Selection) -> float:
         """The smaller model's time as a fraction of the dense model's, measured on this device."""
@@ -51,18 +55,22 @@ class PricedBudget:
 class Price:
     """A currency that adds up: each unit's price (U,), and the price of the whole dense model.
 
-    `of_prunable`: a fraction is one of what can be pruned, not of the whole model.
+    `of_prunable`: a fraction is one of what can be pruned, not of the whole model. `stored`: its numbers are those of
+    the weights' files, otherwise those that the model computes with.
     """
 
     price: Callable[[MaskSpace, int], Tensor]
     whole: Callable[[ModelLayout, int], float]
     of_prunable: bool = False
+    stored: bool = False
 
 
 ADDITIVE = {
     "parameters": Price(lambda space, _: space.cost, lambda layout, _: layout.total_parameters, of_prunable=True),
     "bytes": Price(
-        lambda space, itemsize: space.cost * itemsize, lambda layout, itemsize: layout.total_parameters * itemsize
+        lambda space, itemsize: space.cost * itemsize,
+        lambda layout, itemsize: layout.total_parameters * itemsize,
+        stored=True,
     ),
     "kv-cache": Price(
         lambda space, itemsize: space.cached_values() * itemsize,
@@ -78,7 +86,9 @@ def price_budget(target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int
         BudgetError: the model already meets it, or nothing that may be removed can.
     """
     if target.currency in ADDITIVE:
-        return _priced(target, ADDITIVE[target.currency], space, scope, min_keep, gauge.itemsize)
+        currency = ADDITIVE[target.currency]
+        itemsize = gauge.stored_itemsize if currency.stored else gauge.itemsize
+        return _priced(target, currency, space, scope, min_keep, itemsize)
     return _timed(target, space, scope, min_keep, gauge)
 
 

@@ -6,7 +6,6 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.pruning.types import ExportReport
 
@@ -23,12 +22,6 @@ def export_report(out_dir: Path, format_name: str, reload: str, parameters: int,
         bytes=sum(path.stat().st_size for path in written),
         details=details,
     )
-
-
-def local_path(name: str) -> Path | None:
-    """Returns the file or folder that a model's name stands for, or None for one of the catalogue or the hub."""
-    path = Path(os.path.expanduser(name))
-    return path if name not in catalogue() and path.exists() else None
 
 
 def last_name(text: str) -> str:

@@ -12,6 +12,7 @@ from polyprune_core.pruning.types import Policy, Scores, Selection
 from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -111,7 +112,8 @@ class PrunedModel:
     def provenance(self) -> dict[str, Any]:
         """Returns a JSON-able record of how the model was pruned; of absolute paths only the last name is left.
 
-        Sparsities are fractions of the prunable parameters; `asked` is None where the recipe does not say.
+        Sparsities are fractions of the prunable parameters; `asked` is None where the recipe does not say. Of number
+        formats, that of the dense model's files and the one it was computed in.
         """
         from polyprune_core.pruning.provenance import last_name, without_paths
 
@@ -119,6 +121,7 @@ class PrunedModel:
         return {
             "version": __version__,
             "base": {"name": last_name(self.base.name), "sha256": self.base.sha256},
+            "dtype": {"stored": _name_of(self.base.stored_dtype), "computed": _name_of(self.base.model.dtype)},
             "granularity": self.space.name,
             "sparsity": {"asked": self.recipe.get("sparsity"), "achieved": selection.sparsity},
             "parameters": {
@@ -128,3 +131,7 @@ class PrunedModel:
             },
             "recipe": without_paths(self.recipe),
         }
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -112,6 +112,7 @@ class Compactor:
         self._sublayers = [_Sublayer(model, axis) for axis in layout.axes]
         self._buffers: dict[Any, Tensor] = {}
         self._active = False
+        self._replaced: dict[str, Tensor | None] = {}
 
     def __enter__(self) -> Compactor:
         try:
@@ -133,20 +134,29 @@ class Compactor:
     def applied(
         self, axis_keep: Mapping[str, Tensor], updates: Mapping[str, Tensor] = MappingProxyType({})
     ) -> Iterator[nn.Module]:
-        """Runs the block with only the kept entries, and with `updates`; both as for `compact_state_dict`."""
+        """Runs the block with only the kept entries, and with `updates`; both as for `compact_state_dict`.
+
+        Inside another such block it holds alone, until it ends.
+        """
         like = next(self.model.parameters())
         changed = {name: tensor.to(like.device, like.dtype) for name, tensor in updates.items()}
+        before = [(sublayer.index, sublayer.updates) for sublayer in self._sublayers]
+        replaced = self._replaced
         try:
             with ExitStack() as undo:
+                for name, original in replaced.items():
+                    undo.enter_context(_in_place_of(self.model, name, original))
                 for sublayer in self._sublayers:
                     own = {name: changed.pop(name) for name in sublayer.names & changed.keys()}
                     sublayer.keep(axis_keep.get(sublayer.axis.name), own)
+                self._replaced = {}
                 for name, tensor in changed.items():
-                    undo.enter_context(_in_place_of(self.model, name, tensor))
+                    self._replaced[name] = undo.enter_context(_in_place_of(self.model, name, tensor))
                 yield self.model
         finally:
-            for sublayer in self._sublayers:
-                sublayer.keep(None)
+            self._replaced = replaced
+            for sublayer, (index, values) in zip(self._sublayers, before, strict=True):
+                sublayer.index, sublayer.updates = index, values
 
     @contextmanager
     def paused(self) -> Iterator[nn.Module]:
@@ -169,13 +179,16 @@ class Compactor:
 
 
 @contextmanager
-def _in_place_of(model: nn.Module, name: str, tensor: Tensor) -> Iterator[None]:
-    """Runs the block with another value of a parameter, or with one that the module does not have, such as a bias."""
+def _in_place_of(model: nn.Module, name: str, tensor: Tensor | None) -> Iterator[Tensor | None]:
+    """Runs the block with another value of a parameter, also of one that the module does not have, such as a bias.
+
+    Yields the value before, None where there was none.
+    """
     module, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
     before = module._parameters[leaf]
-    module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    module._parameters[leaf] = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
     try:
-        yield
+        yield before
     finally:
         module._parameters[leaf] = before
 

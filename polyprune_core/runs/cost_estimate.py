@@ -97,7 +97,8 @@ def memory(
 ) -> Estimate:
     """Returns the peak in MB (10^6 bytes): that of finished cells of every metric, or what is assumed.
 
-    `sizes` is the model's configuration, where it is at hand: activations and logits come from it.
+    `sizes` is the model's configuration with the number format of its weights, where it is at hand: activations and
+    logits come from it.
     """
     peaks = {row.cell.initializer: row.peak_memory_mb for row in measured if row.peak_memory_mb}
     wanted = {cell.initializer for cell in cells(config)}
@@ -106,7 +107,10 @@ def memory(
     if parameters is None:
         return Estimate(None, "the model's size is not known yet")
     backward = any("gradients" in _needs(cell, registry) for cell in cells(config))
-    times, dtype = PEAK_BACKWARD if backward else PEAK, "bfloat16" if config.dtype == "auto" else config.dtype
+    times, dtype = PEAK_BACKWARD if backward else PEAK, config.dtype
+    if dtype == "auto":
+        own = sizes.get("dtype", "bfloat16")
+        dtype = own if own in BYTES else "float32"
     hidden, inner, words = (int(sizes.get(name, 0)) for name in ("hidden_size", "intermediate_size", "vocab_size"))
     kept = (evaluation_tokens(config) or 0) * hidden
     numbers = parameters * times + kept + ACTIVE * (8 * hidden + 3 * inner) + 3 * WITH_LOGITS * words

@@ -15,7 +15,7 @@ from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.text import ROLES, load_texts, parts_of
 from polyprune_core.models.catalogue import catalogue
-from polyprune_core.models.checkpoint import count_parameters, read_config, weights_sha256
+from polyprune_core.models.checkpoint import count_parameters, read_config, stored_dtype, weights_sha256
 from polyprune_core.models.sources import local_folder
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results.results import Results
@@ -104,9 +104,13 @@ def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
     return Plan(
         [_planned(cell, config, registry, work[cell], stored) for cell in cells(config)],
         estimate.speed(config, parameters, stored.measured),
-        estimate.memory(config, registry, parameters, stored.measured, read_config(folder) if folder else {}),
+        estimate.memory(config, registry, parameters, stored.measured, _sizes(folder)),
         notes,
     )
+
+
+def _sizes(folder: Path | None) -> dict[str, Any]:
+    return read_config(folder) | {"dtype": stored_dtype(folder)} if folder else {}
 
 
 def _planned(cell: AnyCell, config: Comparison, registry: Registry, work: int, stored: Stored) -> PlannedCell:
@@ -134,7 +138,8 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
     found = load_texts({role: getattr(config, role) for role in ROLES}, config.text_column)
     texts: dict[str, str] = {role: text.sha256 for role, text in found.items()}
     device = pick_device(config.device)
-    shared = identity(config, weights_sha256(folder), folder, str(pick_dtype(config.dtype, device)), device.type, texts)
+    dtype = str(pick_dtype(config.dtype, device, stored_dtype(folder)))
+    shared = identity(config, weights_sha256(folder), folder, dtype, device.type, texts)
     store, begun, notes = Store(output), set(), []
     rows: dict[Cell, Row] = {}
     for cell in cells(config):

@@ -14,6 +14,7 @@ from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.text import load_text
 from polyprune_core.evaluation.windows import Cutter
 from polyprune_core.models.sources import LoadedModel, load_model
+from polyprune_core.plugins.contracts import check_exportable
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
 from polyprune_core.pruning.pruned_model import PrunedModel
@@ -78,15 +79,18 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
     output = check_output(output, overwrite)
     if isinstance(source, FinishedCell):
         base = _dense(request, source.model, source.revision, reporter)
-        pruned = source.apply(base, registry)
     else:
         base = _dense(request, source.base_name, source.recipe.get("revision"), reporter)
-        pruned = source.apply(base)
+    check_exportable(exporter, base)
+    pruned = source.apply(base, registry) if isinstance(source, FinishedCell) else source.apply(base)
+    if request.model:
+        pruned = dataclasses.replace(pruned, recipe=pruned.recipe | {"revision": None})
     with whole_folder(output) as folder:
         report = exporter.export(pruned, folder)
         verification = None
         if request.verify:
-            again = exporter.load(folder, dtype=_dtype(base), device=str(base.model.device))
+            device, trust = str(base.model.device), request.trust_remote_code
+            again = exporter.load(folder, dtype=_dtype(base), device=device, trust_remote_code=trust)
             verification = verify(pruned, again)
         exported = Exported(dataclasses.replace(report, path=output), verification)
         write_json(folder / RECORD, exported.to_json())
@@ -112,7 +116,8 @@ def verify(pruned: PrunedModel, again: LoadedModel) -> Verification:
         largest_logit=float(ours.abs().max()),
         top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
     )
-    allowed = ROUNDINGS * torch.finfo(pruned.base.model.dtype).eps * found.largest_logit
+    coarsest = max(torch.finfo(dtype).eps for dtype in (pruned.base.model.dtype, again.stored_dtype))
+    allowed = ROUNDINGS * coarsest * found.largest_logit
     if not found.largest_difference <= allowed:
         raise ModelError(
             f"the model read back is another one: a logit differs by {found.largest_difference:.3g}, where rounding "

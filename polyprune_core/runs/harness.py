@@ -53,7 +53,7 @@ class Harness:
         self.cutter = Cutter.of(loaded.tokenizer, loaded.model, settings.bos)
         self.calibration_windows, self.evaluation_windows = self._windows()
         self.overlap = shared_runs(self.evaluation_windows, self.calibration_windows, self.cutter.beginning)
-        self.evaluator = Evaluator(self.evaluation_windows)
+        self.evaluator = Evaluator(self.evaluation_windows, whole=lambda: self.compactor.applied({}))
         self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
@@ -65,9 +65,19 @@ class Harness:
         return sum(p.numel() * p.element_size() for p in self.loaded.model.parameters())
 
     @property
+    def stored_bytes(self) -> int:
+        """Size of the dense model's weights in the number format of their files."""
+        return self.layout.total_parameters * self.stored_itemsize
+
+    @property
     def itemsize(self) -> int:
-        """Bytes of one number in the model's dtype."""
+        """Bytes of one number that the model computes with."""
         return self.loaded.model.dtype.itemsize
+
+    @property
+    def stored_itemsize(self) -> int:
+        """Bytes of one number in the files of the weights."""
+        return self.loaded.stored_dtype.itemsize
 
     def latency(self, space: MaskSpace, selection: Selection) -> float:
         """Returns the smaller model's time for one request as a fraction of the dense model's, measured in turns.

@@ -11,7 +11,6 @@ from typing import Any
 from polyprune_core.config.requests import EvaluateConfig
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.checkpoint import read_config, weight_files
-from polyprune_core.models.remote_code import is_own_code
 from polyprune_core.models.sources import LoadedModel, catalogue, load_model
 from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
 from polyprune_core.utils.progress import Reporter
@@ -46,8 +45,7 @@ def open_subject(name: str, request: EvaluateConfig, reporter: Reporter, dense: 
             f"--model {dense} names the dense model of a mask file, but {name} is no folder of masks. To compare the "
             "two, give --reference."
         )
-    trust = request.trust_remote_code or (path.is_dir() and is_own_code(path))
-    loaded = _load(name, request, reporter, request.revision if name == request.target else None, trust)
+    loaded = _load(name, request, reporter, request.revision if name == request.target else None)
     made = read_config(loaded.path).get("polyprune") if loaded.path else None
     origin = made.get("base") if isinstance(made, dict) else None
     return Subject(loaded, _files(loaded), origin=origin if isinstance(origin, dict) else None)
@@ -56,11 +54,15 @@ def open_subject(name: str, request: EvaluateConfig, reporter: Reporter, dense: 
 def open_reference(request: EvaluateConfig, subject: Subject, reporter: Reporter) -> Subject | None:
     """Returns the model to compare with: the one asked for, or else the dense model where it can be had.
 
+    It computes in the number format of the subject, so that the two differ in nothing else.
+
     Raises:
         ConfigError: it has another vocabulary.
     """
     if request.reference == "none":
         return None
+    computed = str(subject.loaded.model.dtype).removeprefix("torch.")
+    request = request.model_copy(update={"dtype": computed})
     if request.reference is not None:
         found = open_subject(request.reference, request, reporter)
     else:
@@ -80,7 +82,7 @@ def open_reference(request: EvaluateConfig, subject: Subject, reporter: Reporter
 def _from_masks(name: str, folder: Path, dense: str | None, request: EvaluateConfig, reporter: Reporter) -> Subject:
     masks = MaskFile.read(folder)
     revision = masks.recipe.get("revision") if dense is None else request.revision
-    base = _load(dense or masks.base_name, request, reporter, revision, request.trust_remote_code)
+    base = _load(dense or masks.base_name, request, reporter, revision)
     pruned = masks.apply(base)
     model = pruned.build()
     model.config.use_cache = False
@@ -92,7 +94,7 @@ def _from_masks(name: str, folder: Path, dense: str | None, request: EvaluateCon
 def _origin(origin: dict[str, Any], request: EvaluateConfig, reporter: Reporter) -> LoadedModel | None:
     name = str(origin.get("name"))
     try:
-        found = _load(name, request, reporter, None, request.trust_remote_code)
+        found = _load(name, request, reporter, None)
     except ModelError as error:
         reporter.status(f"nothing to compare with: {error} Give the dense model as --reference.")
         return None
@@ -102,13 +104,13 @@ def _origin(origin: dict[str, Any], request: EvaluateConfig, reporter: Reporter)
     return found
 
 
-def _load(name: str, request: EvaluateConfig, reporter: Reporter, revision: str | None, trust: bool) -> LoadedModel:
+def _load(name: str, request: EvaluateConfig, reporter: Reporter, revision: str | None) -> LoadedModel:
     return load_model(
         name,
         dtype=request.dtype,
         device=request.device,
         revision=revision,
-        trust_remote_code=trust,
+        trust_remote_code=request.trust_remote_code,
         status=reporter.status,
     )
 

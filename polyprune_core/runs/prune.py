@@ -13,6 +13,7 @@ from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
+from polyprune_core.plugins.contracts import check_exportable
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
@@ -87,6 +88,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     exporter = registry.build("exporter", request.exporter)
     output = check_output(output, overwrite)
     harness = open_harness(config, registry, reporter, budgets=masks is None)
+    check_exportable(exporter, harness.loaded)
     decider = Decider(harness)
     with harness.compactor:
         pruned, cost, terms = _apply(masks, request, decider) if masks else _decide(config, decider)
@@ -100,7 +102,8 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
             report = exporter.export(pruned, folder)
         with reporter.task("reading it back", 0):
             dtype = str(loaded.model.dtype).removeprefix("torch.")
-            reloaded = exporter.load(folder, dtype=dtype, device=str(loaded.model.device))
+            device, trust = str(loaded.model.device), request.trust_remote_code
+            reloaded = exporter.load(folder, dtype=dtype, device=device, trust_remote_code=trust)
         evaluator = Evaluator(harness.evaluation_windows)
         with reporter.task("perplexity of the model read back", len(evaluator.batches)) as task:
             evaluation = evaluator.dense(reloaded.model, lambda done, total: task.update(done))
@@ -113,7 +116,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
             in_memory=in_memory,
             reloaded=evaluation,
             dense_parameters=harness.layout.total_parameters,
-            dense_bytes=harness.weights_bytes,
+            dense_bytes=harness.stored_bytes,
             cost=cost,
         )
         write_json(folder / RECORD, outcome.to_json())

@@ -72,7 +72,7 @@ def _export(plugin: Registered, sandbox: Sandbox) -> ExportReport:
 
 
 def _load(plugin: Registered, sandbox: Sandbox) -> LoadedModel:
-    loaded: LoadedModel = made(plugin).load(sandbox.out, dtype="float32", device="cpu")
+    loaded: LoadedModel = made(plugin).load(sandbox.out, dtype="float32", device="cpu", trust_remote_code=False)
     return loaded
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import ConfigError, PolypruneError
 
 RECORD = "polyprune.json"
 
@@ -65,6 +65,8 @@ def check_output(output: Path, overwrite: bool) -> Path:
 def whole_folder(output: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `output` that takes its place when the block succeeds, else vanishes.
 
+    An error of the user that names it names `output` instead.
+
     Raises:
         ConfigError: the place cannot be taken.
     """
@@ -74,8 +76,10 @@ def whole_folder(output: Path) -> Iterator[Path]:
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         _replace(folder, output)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, PolypruneError) and str(folder) in str(error):
+            raise type(error)(str(error).replace(str(folder), str(output))) from error
         raise
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ class Case:
     family: str
     granularity: str
     removed: tuple[int, ...] | float
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     max_shard_size: str = "5GB"
     ordinary: bool = False
 
@@ -105,7 +105,8 @@ for name, (DIR, reload) in json.load(open("jobs.json")).items():
             output = model(piece, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             pieces.append(output.logits)
-    one_config = all(module.config is model.config for module in model.modules() if hasattr(module, "config"))
+    settable = [module for module in model.modules() if hasattr(module, "config") and not hasattr(module, "inv_freq")]
+    one_config = all(module.config is model.config for module in settable)
     generated = [
         model.generate(ids[:1], do_sample=False, max_new_tokens=12, use_cache=use_cache).tolist()
         for use_cache in (True, False)
@@ -191,7 +192,7 @@ def exports(bases: dict[str, Path], ids: torch.Tensor, tmp_path_factory: pytest.
         model = pruned(base, case)
         folder = root / f"{number}"
         folder.mkdir()
-        report = HuggingFace(case.max_shard_size).export(model, folder)
+        report = HuggingFace(case.max_shard_size, case.dtype).export(model, folder)
         with torch.no_grad(), gated(base.model, model.layout, model.axis_keep()):
             reference = base.model(ids).logits
         with torch.no_grad(), Compactor(base.model, model.layout) as compactor, compactor.applied(model.axis_keep()):
@@ -273,8 +274,6 @@ def test_only_a_model_with_code_needs_trust_and_fails_loudly_without(exports: di
         assert export.fresh["untrusted"] == "loaded"
     else:
         assert "trust_remote_code=True" in export.fresh["untrusted"]
-        with pytest.raises(ModelError, match="--trust-remote-code"):
-            load_model(str(export.report.path))
 
 
 @SMALLER
@@ -313,13 +312,63 @@ def test_a_reloaded_model_is_pruned_and_exported_again(
     torch.testing.assert_close(second.model(ids).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_load_runs_no_code_but_its_own(exports: dict[str, Exported], tmp_path: Path) -> None:
+@SMALLER
+def test_polyprune_loads_it_with_its_own_classes_and_without_trust(
+    exports: dict[str, Exported], ids: torch.Tensor, name: str
+) -> None:
+    export = exports[name]
+    loaded = load_model(str(export.report.path), dtype=CASES[name].dtype, device="cpu")
+    rounding = 1e-5 if CASES[name].dtype == "float32" else 0.1
+    assert type(loaded.model).__module__.partition(".")[0] in ("transformers", "polyprune_core")
+    assert float((loaded.model(ids).logits - export.compacted).abs().max()) <= rounding
+
+
+RUNS = "raise SystemExit('foreign code ran')\n"
+OTHER_CODE = {
+    "a file of that name": ("modeling_polyprune.py", "modeling_polyprune.{}"),
+    "a module that begins with that name": ("modeling_polyprune.lib--m.py", "modeling_polyprune.lib--m.{}"),
+    "a folder in the current one": ("../modeling_polyprune.lib/m.py", "modeling_polyprune.lib--m.{}"),
+    "a repository of the hub": ("modeling_polyprune.py", "modeling_polyprune.evil/repo--m.{}"),
+    "another module": ("evil.py", "evil.{}"),
+}
+
+
+@pytest.mark.parametrize("where", OTHER_CODE)
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_in_a_folder_of_ours_is_never_run(
+    exports: dict[str, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, trusted: bool
+) -> None:
     folder = tmp_path / "changed"
-    shutil.copytree(exports["llama heads and channels"].report.path, folder)
-    with (folder / "modeling_polyprune.py").open("a") as code:
-        code.write("raise SystemExit('foreign code ran')\n")
-    with pytest.raises(ModelError, match="--trust-remote-code"):
-        HuggingFace().load(folder)
+    shutil.copytree(exports["llama heads and channels"].report.path, folder, symlinks=True)
+    file, reference = OTHER_CODE[where]
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text(RUNS)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {auto: reference.format(name.split(".")[1]) for auto, name in config["auto_map"].items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    loaded = load_model(str(folder), dtype="float32", device="cpu", trust_remote_code=trusted)
+    assert type(loaded.model).__module__ == "polyprune_core.models.modeling_polyprune"
+
+
+WITHOUT_TRUST = """
+import sys, torch, polyprune_core
+from transformers import AutoModelForCausalLM, AutoTokenizer
+polyprune_core.register_models()
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False, dtype=torch.float32)
+AutoTokenizer.from_pretrained(sys.argv[1])
+torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])
+"""
+
+
+def test_transformers_loads_it_without_trust_once_our_classes_are_registered(
+    exports: dict[str, Exported], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    export = exports["llama heads and channels"]
+    torch.save(ids, tmp_path / "ids.pt")
+    arguments = [export.report.path, tmp_path / "ids.pt", tmp_path / "logits.pt"]
+    subprocess.run([sys.executable, "-c", WITHOUT_TRUST, *map(str, arguments)], check=True, timeout=300)
+    assert float((torch.load(tmp_path / "logits.pt") - export.compacted).abs().max()) <= 1e-5
 
 
 @pytest.fixture(scope="module")

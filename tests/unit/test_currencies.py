@@ -36,6 +36,7 @@ class FakeGauge:
     """A machine on which a smaller model's time is `floor` plus what its parameters are in proportion."""
 
     itemsize: int = 4
+    stored_itemsize: int = 4
     floor: float = 0.2
     asked: list[float] = field(default_factory=list)
 

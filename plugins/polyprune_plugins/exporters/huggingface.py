@@ -1,18 +1,16 @@
 """Hugging Face: a folder that transformers loads, with each layer as small as what was kept of it.
 
 Where all layers that stay are alike it is an ordinary checkpoint of the family. Otherwise config.json says the widths
-with transformers' `per_layer_config` and one short file of code comes along, which a reader has to trust.
+with transformers' `per_layer_config` and one short file of code comes along, which a reader without polyprune has to
+trust. Weights are written in the number format that the dense model is stored in, whatever it was computed in.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyprune_core import Exporter, ExportReport, Provider, hookimpl
 
@@ -49,54 +47,59 @@ DIR = "path/to/this/folder"
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """`max_shard_size`: the size at which the weights are split into several files."""
+    """`max_shard_size`: the size at which the weights are split into several files.
+
+    `dtype`: the number format of the weights; `stored` is that of the dense model's files.
+    """
 
     max_shard_size: str = "5GB"
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+
+    def check(self, base: LoadedModel) -> None:
+        """Refuses a model whose code would not be written with it."""
+        from polyprune_core import check_writable
+
+        check_writable(base)
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
-        from polyprune_core import export_report
-        from polyprune_core.models.quiet import quiet
-        from polyprune_core.models.remote_code import CODE
+        import torch
 
-        model = pruned.build()
+        from polyprune_core import export_report, write_model
+
+        dtype = pruned.base.stored_dtype if self.dtype == "stored" else getattr(torch, self.dtype)
         origin = pruned.provenance() | {"layers": pruned.kept_layers}
-        model.config.polyprune = getattr(model.config, "polyprune", {}) | origin
+        origin["dtype"] |= {"written": str(dtype).removeprefix("torch.")}
+        model = write_model(pruned, out_dir, dtype, self.max_shard_size, origin)
         has_code = hasattr(model.config, "auto_map")
         reload = RELOAD.format(trust=", trust_remote_code=True" if has_code else "")
-        with quiet():
-            model.save_pretrained(out_dir, max_shard_size=self.max_shard_size)
-            pruned.base.tokenizer.save_pretrained(out_dir)
-        _forget_how_it_was_loaded(out_dir / "tokenizer_config.json")
-        if has_code:
-            shutil.copyfile(CODE, out_dir / CODE.name)
         parameters = model.num_parameters()
         (out_dir / "README.md").write_text(_card(pruned, origin, parameters, reload), encoding="utf-8")
         return export_report(out_dir, "huggingface", reload, parameters, trust_remote_code=has_code)
 
-    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-        """Loads the folder; code in it is run only if it is the very file that this version writes."""
-        from polyprune_core.models.remote_code import is_own_code
-        from polyprune_core.models.sources import load_model
+    def load(
+        self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    ) -> LoadedModel:
+        """Loads the folder with transformers' and polyprune's own classes; the code in it is not run."""
+        from polyprune_core import load_model
 
-        return load_model(str(path), dtype=dtype, device=device, trust_remote_code=is_own_code(path))
-
-
-def _forget_how_it_was_loaded(path: Path) -> None:
-    config = json.loads(path.read_text("utf-8"))
-    for key in ("is_local", "local_files_only", "name_or_path"):
-        config.pop(key, None)
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return load_model(str(path), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
 def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: str) -> str:
     base, sparsity = origin["base"], origin["sparsity"]
-    licence, hub = _licence_and_hub_id(pruned)
+    licence, hub = pruned.base.licence, pruned.base.hub_id
     front = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [polyprune, pruning]"]
     front += [f"license: {licence.lower()}"] if licence else []
     front += [f"base_model: {hub}"] if hub else []
     asked = "" if sparsity["asked"] is None else f" ({sparsity['asked']:.2%} asked for)"
-    code = "`modeling_polyprune.py` gives each layer its own widths; read it before you trust it.\n"
-    rows = {"base model": base["name"], "base weights, sha256": f"`{base['sha256']}`", **origin["recipe"]}
+    code = (
+        "`modeling_polyprune.py` gives each layer its own widths; read it before you trust it. Where polyprune is\n"
+        "installed, `polyprune_core.register_models()` takes its place, and nothing has to be trusted.\n"
+    )
+    formats = origin["dtype"]
+    rows = {"base model": base["name"], "base weights, sha256": f"`{base['sha256']}`"}
+    rows |= {"weights": f"{formats['written']} (of the base: {formats['stored']})", "decided in": formats["computed"]}
+    rows |= origin["recipe"]
     rows = {name: value for name, value in rows.items() if value is not None}
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return CARD.format(
@@ -113,21 +116,6 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
         version=origin["version"],
         table=table,
     )
-
-
-def _licence_and_hub_id(pruned: PrunedModel) -> tuple[str | None, str | None]:
-    from polyprune_core.models.catalogue import catalogue
-    from polyprune_core.pruning.provenance import local_path
-
-    base = pruned.base
-    entry = catalogue().get(base.name)
-    if entry:
-        return entry.licence, entry.hub
-    card = base.path / "README.md" if base.path else None
-    text = card.read_text("utf-8", "replace") if card and card.is_file() else ""
-    found = re.search(r"^license: *(\S+)", text, re.M)
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", base.name) and local_path(base.name) is None
-    return found.group(1) if found else None, base.name if is_hub_id else None
 
 
 def _cell(value: Any) -> str:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 RELOAD = """\
 from pathlib import Path
-from polyprune_core.pruning.mask_file import MaskFile
-from polyprune_core.models.sources import load_model
+from polyprune_core import MaskFile, load_model
 
 masks = MaskFile.read(Path(DIR))
 pruned = masks.apply(load_model(masks.base_name))  # or .apply(…, sparsity=0.3)
@@ -27,21 +26,22 @@ model = pruned.build()
 @dataclass(frozen=True)
 class Masks:
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
-        from polyprune_core import export_report
-        from polyprune_core.pruning.mask_file import write_masks
+        from polyprune_core import export_report, write_masks
 
         write_masks(pruned, out_dir)
         return export_report(out_dir, "masks", RELOAD, pruned.parameters, units=len(pruned.space))
 
-    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    def load(
+        self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    ) -> LoadedModel:
         """Loads the dense model that the masks name, checks that it is the one, and returns the smaller model."""
-        from polyprune_core import LoadedModel
-        from polyprune_core.models.sources import load_model
-        from polyprune_core.pruning.mask_file import MaskFile
+        from polyprune_core import LoadedModel, MaskFile, load_model
 
         masks = MaskFile.read(path)
         revision = masks.recipe.get("revision")
-        base = load_model(masks.base_name, dtype=dtype, device=device, revision=revision)
+        base = load_model(
+            masks.base_name, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+        )
         pruned = masks.apply(base)
         model = pruned.build()
         model.config.use_cache = False

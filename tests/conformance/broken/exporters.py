@@ -7,6 +7,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,8 +20,8 @@ from polyprune_plugins.exporters.masks import Masks
 class NoiseInTheWeights(Masks):
     """Stands for an exporter that rounds its weights without saying so."""
 
-    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-        loaded = super().load(path, dtype=dtype, device=device)
+    def load(self, path: Path, **how: Any) -> LoadedModel:
+        loaded = super().load(path, **how)
         for parameter in loaded.model.parameters():
             parameter.data = parameter.data.mul(1.001)
         return loaded
@@ -116,16 +117,16 @@ class PrunesTheDenseModelItself(Masks):
 
 @dataclass(frozen=True)
 class LeavesTheCacheOn(Masks):
-    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-        loaded = super().load(path, dtype=dtype, device=device)
+    def load(self, path: Path, **how: Any) -> LoadedModel:
+        loaded = super().load(path, **how)
         loaded.model.config.use_cache = True
         return loaded
 
 
 @dataclass(frozen=True)
 class IgnoresTheNumberFormat(Masks):
-    def load(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-        return super().load(path, dtype="float32", device=device)
+    def load(self, path: Path, **how: Any) -> LoadedModel:
+        return super().load(path, **how | {"dtype": "float32"})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llamas import WORDS, edit_config, save_tokenizer
+import torch
+from llamas import WORDS, edit_config, edit_weights, save_tokenizer
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 
@@ -77,12 +78,81 @@ def broken_config_value(folder: Path) -> str:
 
 def broken_shapes(folder: Path) -> str:
     edit_config(folder, intermediate_size=64)
-    return "the model in .* cannot be read"
+    return (
+        r"layers\.0\.mlp\.down_proj\.weight has shape \(32, 48\) in the weights, but \(32, 64\) by config\.json "
+        r"\(intermediate_size=64\) \(5 more differ\)"
+    )
+
+
+def broken_heads(folder: Path) -> str:
+    edit_config(folder, num_key_value_heads=1)
+    return r"k_proj\.weight has shape \(16, 32\) .* but \(8, 32\) by config\.json \(num_key_value_heads=1\) \(3 more"
+
+
+def broken_biases(folder: Path) -> str:
+    bias = {f"model.layers.{i}.self_attn.{name}_proj.bias": torch.ones(4) for i in (0, 1) for name in "qkvo"}
+    edit_weights(folder, lambda weights: weights.update(bias))
+    return r"holds 8 weights \(model\.layers\.0\.self_attn\.k_proj\.bias, .*, …\).*no place.*attention_bias=true"
+
+
+def broken_further_layer(folder: Path) -> str:
+    edit_config(folder, num_hidden_layers=1)
+    return r"holds 9 weights \(model\.layers\.1\..* no place"
+
+
+def broken_layers(folder: Path) -> str:
+    edit_config(folder, num_hidden_layers=10**9)
+    return "num_hidden_layers=1000000000, but the weights are those of 2 layers"
+
+
+def broken_width(folder: Path) -> str:
+    edit_config(folder, intermediate_size=10**12)
+    return "intermediate_size=1000000000000, more than there are weights in all"
+
+
+def broken_vocabulary(folder: Path) -> str:
+    edit_config(folder, vocab_size=10_000)
+    return "vocab_size=10000, hidden_size=32: a matrix of those is larger than all weights"
+
+
+def broken_head_width(folder: Path) -> str:
+    edit_config(folder, num_attention_heads=5000, head_dim=5000)
+    return "num_attention_heads=5000, head_dim=5000, hidden_size=32: a matrix of those is larger"
+
+
+def broken_layer_width(folder: Path) -> str:
+    edit_config(folder, model_type="polyprune_llama", per_layer_config={"1": {"num_attention_heads": 10**10}})
+    return "num_attention_heads=10000000000, more than"
+
+
+def broken_number_format(folder: Path) -> str:
+    edit_weights(folder, lambda weights: weights.update({name: t.to(torch.int8) for name, t in weights.items()}))
+    return "model holds weights of type I8; pruning needs floating-point ones"
+
+
+def broken_quantised_of_ours(folder: Path) -> str:
+    edit_config(folder, model_type="polyprune_llama", quantization_config={"quant_method": "gptq"})
+    return "model holds gptq weights"
+
+
+def broken_kernel(folder: Path) -> str:
+    edit_config(folder, attn_implementation="owner/kernel")
+    return r"model is a LlamaForCausalLM whose code comes with it \(attn_implementation\)"
+
+
+def broken_other_weights(folder: Path) -> str:
+    edit_config(folder, transformers_weights="other.safetensors")
+    return "model.config.json names weights of another file, transformers_weights='other.safetensors'"
+
+
+def broken_beside_an_adapter(folder: Path) -> str:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return "holds an adapter besides a model"
 
 
 def broken_missing_weights(folder: Path) -> str:
-    edit_config(folder, num_hidden_layers=3)
-    return "lacks 9 weights of LlamaForCausalLM .*would be random"
+    edit_weights(folder, lambda weights: [weights.pop(name) for name in list(weights) if "layernorm" in name])
+    return r"lacks 4 weights \(model\.layers\.0\.input_layernorm\.weight, .*, …\) of LlamaForCausalLM.*would be random"
 
 
 def broken_unknown(folder: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from llamas import tiny_model
+from llamas import edit_weights, tiny_model
 
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models import placement
@@ -34,6 +34,23 @@ def test_the_sha256_is_of_the_file_whatever_dtype_is_asked_for(folder):
         loaded = load_model(str(folder), dtype=dtype, device="cpu")
         assert loaded.model.dtype == getattr(torch, dtype)
         assert loaded.sha256 == of_file
+
+
+@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_knows_the_number_format_of_its_files_and_reads_them_again_in_it(folder, stored):
+    tiny_model().to(stored).save_pretrained(folder)
+    loaded = load_model(str(folder), dtype="bfloat16", device="cpu")
+    assert (loaded.model.dtype, loaded.stored_dtype) == (torch.bfloat16, stored)
+    again = loaded.as_stored().model
+    assert again.dtype == stored
+    assert torch.equal(again.lm_head.weight, tiny_model().to(stored).lm_head.weight)
+
+
+def test_files_that_have_changed_since_are_not_taken_for_the_model(folder):
+    loaded = load_model(str(folder), dtype="bfloat16", device="cpu")
+    edit_weights(folder, lambda weights: weights["model.norm.weight"].add_(1))
+    with pytest.raises(ModelError, match="have changed since"):
+        loaded.as_stored()
 
 
 def test_a_sharded_model_loads_and_its_sha256_covers_every_shard_in_order(made_once, tmp_path):
@@ -76,7 +93,11 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     assert placement.pick_device("auto") == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("found", "dtype"), [({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)])
-def test_auto_dtype_is_bfloat16_only_where_the_cpu_computes_in_it(monkeypatch, found, dtype):
+@pytest.mark.parametrize("found", [{"amx_bf16": True}, {"avx2": True}])
+@pytest.mark.parametrize("stored", ["float64", "float32", "bfloat16", "float16"])
+def test_auto_dtype_is_the_models_own_or_float32_where_the_cpu_does_not_compute_in_it(monkeypatch, stored, found):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    assert placement.pick_dtype("auto", torch.device("cpu")) == dtype
+    native = stored == "bfloat16" and "amx_bf16" in found
+    expected = torch.bfloat16 if native else torch.float32
+    assert placement.pick_dtype("auto", torch.device("cpu"), stored) == expected
+    assert placement.pick_dtype("float16", torch.device("cpu"), stored) == torch.float16

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import damages
 import pytest
-from llamas import edit_config
+import torch
+from llamas import edit_config, edit_weights
 from transformers import LlamaForCausalLM
 
 from polyprune_core.errors import ModelError
@@ -47,7 +48,9 @@ def test_code_that_comes_with_a_model_runs_only_when_trusted(folder, tmp_path, m
 
 def test_a_known_class_needs_no_trust_even_if_the_model_offers_code(folder):
     edit_config(folder, auto_map={"AutoModelForCausalLM": "modeling_own.OwnLlama"})
-    assert type(load_model(str(folder), device="cpu").model) is LlamaForCausalLM
+    told: list[str] = []
+    assert type(load_model(str(folder), device="cpu", status=told.append).model) is LlamaForCausalLM
+    assert "without the code that comes with it" in told[0]
 
 
 @pytest.mark.parametrize("missing", [("sentencepiece",), ("google.protobuf",), ("sentencepiece", "google.protobuf")])
@@ -64,3 +67,17 @@ def test_a_sentencepiece_tokenizer_alone_names_the_packages_that_read_it(folder,
 def test_where_those_packages_are_is_found_without_importing_them():
     assert reading._installed("torch")
     assert not reading._installed("nothing_here.protobuf")
+
+
+def test_weights_that_transformers_itself_leaves_out_are_no_fault(folder):
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
+    edit_weights(folder, lambda weights: weights.update(buffer))
+    assert load_model(str(folder), device="cpu").sha256
+
+
+def test_a_folder_of_ours_that_is_broken_is_not_said_to_need_trust(folder):
+    edit_config(folder, model_type="polyprune_llama", per_layer_config={"0": {"skip": ["mlp"]}}, polyprune=5)
+    edit_config(folder, auto_map={"AutoConfig": "modeling_polyprune.PolypruneLlamaConfig"})
+    with pytest.raises(ModelError, match="cannot be read") as caught:
+        load_model(str(folder), device="cpu")
+    assert "trust" not in str(caught.value)

@@ -1,0 +1,90 @@
+"""The smaller model as a folder of transformers: whether it can be written, known early, and how it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from polyprune_core.errors import ModelError
+from polyprune_core.models.describe import describe
+from polyprune_core.models.quiet import quiet
+from polyprune_core.models.remote_code import CODE, is_stock
+from polyprune_core.models.sources import LoadedModel
+from polyprune_core.pruning.build import class_for, compact_config
+from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.types import Scores, Selection, UnitGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_writable(base: LoadedModel) -> None:
+    """Checks that a smaller form of a model can be written: its configuration, and none of its code.
+
+    A model as small as one entry less in its first layer is set up without memory for weights.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    model: Any = base.model
+    if not is_stock(model):
+        raise ModelError(
+            f"{base.name} is a {type(model).__name__}, which is not transformers' own: what its code does would be "
+            "lost in a folder of a smaller model. --exporter masks writes what stays without the model."
+        )
+    layout = describe(model)
+    groups = [UnitGroup(axis.kind, axis.layer, axis.size, ((axis.name, 1),)) for axis in layout.axes]
+    space = MaskSpace(layout, groups)
+    keep = torch.ones(len(space), dtype=torch.bool)
+    keep[[part.start for part, group in zip(space.slices(), space.groups, strict=True) if group.layer == 0]] = False
+    selection = Selection(keep, int(space.cost[keep].sum()), space.total_cost)
+    pruned = PrunedModel(base, space, selection, Scores(keep.float(), "the first entries"))
+    try:
+        config = compact_config(pruned)
+        with torch.device("meta"), quiet():
+            made = class_for(config, layout)._from_config(config)
+            for module in made.modules():
+                made._init_weights(module)  # as reading it from a folder does
+    except Exception as error:
+        # Not a list of types: what a configuration of any model leads to inside transformers is nowhere stated.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{base.name} cannot be built with layers of several widths: {reason}") from error
+
+
+def write_model(
+    pruned: PrunedModel, folder: Path, dtype: torch.dtype, max_shard_size: str, origin: dict[str, Any]
+) -> PreTrainedModel:
+    """Writes weights, configuration and tokenizer, and the code of layers that differ; returns the model written.
+
+    `origin` is what config.json says of where the model comes from, under `polyprune`.
+
+    Raises:
+        ModelError: as `check_writable`, or the dense model's files have changed since they were read.
+    """
+    base = pruned.base
+    check_writable(base)
+    model: Any = dataclasses.replace(pruned, base=base if base.model.dtype == dtype else base.as_stored()).build()
+    if model.dtype != dtype:
+        model = model.to(dtype)
+    model.config.polyprune = getattr(model.config, "polyprune", {}) | origin
+    with quiet():
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        base.tokenizer.save_pretrained(folder)
+    _forget_how_it_was_loaded(folder / "tokenizer_config.json")
+    if hasattr(model.config, "auto_map"):
+        shutil.copyfile(CODE, folder / CODE.name)
+    written: PreTrainedModel = model
+    return written
+
+
+def _forget_how_it_was_loaded(path: Path) -> None:
+    config = json.loads(path.read_text("utf-8"))
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
