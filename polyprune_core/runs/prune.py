@@ -12,18 +12,19 @@ from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
+from polyprune_core.plugins.contracts import Exporter
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import Terms, agree
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.results.store import write_json
 from polyprune_core.runs.compare import open_harness
 from polyprune_core.runs.harness import Cost, Harness
+from polyprune_core.runs.inputs import inputs
 from polyprune_core.runs.preflight import check_plugins
 from polyprune_core.utils.environment import environment
-from polyprune_core.utils.files import RECORD, check_output, whole_folder
+from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__
 
@@ -77,7 +78,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     """Prunes, writes to `output` and returns the measurements; `output` appears whole or not at all.
 
     Raises:
-        ConfigError: the output folder exists and is not empty.
+        ConfigError: the output folder may not be written.
     """
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
     if masks:
@@ -85,8 +86,16 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     config = request.as_comparison()
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
-    output = check_output(output, overwrite)
-    harness = open_harness(config, registry, reporter, budgets=masks is None)
+    read = inputs(config) | ({"the masks": masks.folder} if masks else {})
+    with new_folder(output, overwrite, read) as place:
+        harness = open_harness(config, registry, reporter, budgets=masks is None)
+        return _pruned(request, masks, exporter, harness, place)
+
+
+def _pruned(
+    request: Pruning, masks: MaskFile | None, exporter: Exporter, harness: Harness, place: NewFolder
+) -> Outcome:
+    reporter, config = harness.reporter, request.as_comparison()
     with harness.compactor:
         pruned, cost, terms = _apply(masks, request, harness) if masks else _decide(config, harness)
         budget = str(terms.target) if terms and terms.target.sparsity is None else None
@@ -94,7 +103,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
         in_memory = harness.evaluate("the model cut in memory", pruned.space, pruned.selection)
         dense = harness.dense
     loaded = harness.loaded
-    with whole_folder(output) as folder:
+    with place.filled() as folder:
         with reporter.task("writing the model", 0):
             report = exporter.export(pruned, folder)
         with reporter.task("reading it back", 0):
@@ -104,7 +113,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
         with reporter.task("perplexity of the model read back", len(evaluator.batches)) as task:
             evaluation = evaluator.dense(reloaded.model, lambda done, total: task.update(done))
         outcome = Outcome(
-            report=dataclasses.replace(report, path=output),
+            report=dataclasses.replace(report, path=place.path),
             sparsity=pruned.selection.sparsity,
             budget=budget,
             budget_achieved=achieved,
@@ -115,7 +124,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
             dense_bytes=harness.weights_bytes,
             cost=cost,
         )
-        write_json(folder / RECORD, outcome.to_json())
+        write_record(folder, outcome.to_json())
     return outcome
 
 
