@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from polyprune_core.errors import DataError, unknown_name
 from polyprune_core.evaluation import pydocs
+from polyprune_core.models.quiet import no_bars
 from polyprune_core.utils.rng import generator
 
 if TYPE_CHECKING:
@@ -53,8 +55,8 @@ def load_text(name: str, role: Role) -> Text:
         if builtin not in BUILTIN:
             raise DataError(unknown_name("built-in text", builtin, BUILTIN))
         content = BUILTIN[builtin][role]()
-    elif Path(name).is_file():
-        content, name = _read_file(Path(name)), Path(name).name
+    elif os.path.isfile(path := Path(os.path.expanduser(name))):
+        content, name = _read_file(path), path.name
     elif _names_a_dataset(name):
         content = _read_dataset(name, role)
     else:
@@ -127,7 +129,8 @@ def _read_dataset(name: str, role: Role) -> str:
     path, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     try:
-        rows = datasets.load_dataset(path, config or None, split=split or HUB_SPLIT[role])
+        with no_bars():
+            rows = datasets.load_dataset(path, config or None, split=split or HUB_SPLIT[role])
         columns = rows.column_names
         if "text" in columns:
             return _join_rows(rows["text"])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.errors import ModelError, PolypruneError
+from polyprune_core.errors import ModelError, PolypruneError, brief, counted
 from polyprune_core.models.checkpoint import check_folder
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device, trust_rem
         missing = sorted(report["missing_keys"])
         if missing:
             raise ModelError(
-                f"{folder} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}); they would be random."
+                f"{folder} lacks {counted(len(missing), 'weight')} of {type(model).__name__} "
+                f"({missing[0]}), which would be random."
             )
         model = model.to(device)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
@@ -97,9 +98,20 @@ def _require_decoder(folder: Path, config: dict[str, Any], trust_remote_code: bo
         raise ModelError(f"{folder} holds {method} weights; pruning needs the floating-point model.")
     if name not in causal.values() or config.get("is_encoder_decoder"):
         raise ModelError(
-            f"{folder} is a {name or kind}, not a decoder-only language model (such as LlamaForCausalLM): "
-            "encoders and encoder-decoders predict no next token."
+            f"{folder} is a {name or kind}, not a decoder-only language model (such as LlamaForCausalLM): it "
+            f"{_what_it_does(name, causal.get(kind), config)}."
         )
+
+
+def _what_it_does(name: str, causal: str | None, config: dict[str, Any]) -> str:
+    """Returns what a model does that is no decoder-only language model, as far as its configuration tells."""
+    if config.get("is_encoder_decoder"):
+        return "is an encoder-decoder"
+    if any(part in config for part in ("vision_config", "audio_config", "text_config")):
+        return "reads more than text"
+    if causal and name == causal.replace("ForCausalLM", "Model"):
+        return f"has no output layer; {causal} is the whole model"
+    return "does not predict the next token"
 
 
 @contextmanager
@@ -111,6 +123,5 @@ def _reading(folder: Path, what: str, config: dict[str, Any]) -> Iterator[None]:
         raise
     except Exception as error:
         # Not a list of types: tokenizers raises a bare Exception, and a model's own code anything.
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         hint = " Its own code may be needed: pass --trust-remote-code." if config.get("auto_map") else ""
-        raise ModelError(f"the {what} in {folder} cannot be read: {reason}{hint}") from error
+        raise ModelError(f"the {what} in {folder} cannot be read: {brief(error)}{hint}") from error

@@ -11,13 +11,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import ConfigError, brief
 from polyprune_core.results.row import Row, row_from_json
 from polyprune_core.search.trace import Trace
 from polyprune_core.utils.files import read_json, write_atomically, write_json
 from polyprune_core.utils.numbers import finite
-
-LONGEST_NAME = 255
 
 
 class Store:
@@ -37,8 +35,6 @@ class Store:
             raise self._unusable(f"{there} is no folder")
         if there != self.cells and not os.access(there, os.W_OK | os.X_OK):
             raise self._unusable(f"{there} cannot be written")
-        if any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts):
-            raise self._unusable("the name is too long")
 
     def make(self) -> None:
         """Makes the folder.
@@ -69,9 +65,8 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise ConfigError(
-                f"{path} is not a finished cell ({reason}). Delete that file to run the cell again."
+                f"{path} is not a finished cell ({brief(error, 160)}). Delete that file to run the cell again."
             ) from error
 
     def write(self, row: Row, trace: Trace | None = None) -> None:

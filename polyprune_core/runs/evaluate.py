@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from polyprune_core.config.requests import Examination
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import ConfigError, counted
 from polyprune_core.evaluation.footprint import footprint
 from polyprune_core.evaluation.latency import Load, Seconds, Spread, ratios, take_turns
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, Progress
@@ -32,6 +32,7 @@ def examine(request: Examination, reporter: Reporter) -> Findings:
         tasks = Tasks(request.tasks, request.include_path, request.num_fewshot, request.tasks_limit)
     text = load_text(request.evaluation, "evaluation")
     subject = open_subject(request.target, request, reporter, request.model)
+    _check_positions(request, subject)
     sides, loaded = [_weighed(subject, request)], [subject.loaded]
     reference = open_reference(request, subject, reporter)
     if reference:
@@ -68,6 +69,16 @@ def examine(request: Examination, reporter: Reporter) -> Findings:
     )
 
 
+def _check_positions(request: Examination, subject: Subject) -> None:
+    """Raises ConfigError where more tokens are asked for than the model has positions; defaults are always tried."""
+    asked = {"prompt_tokens", "new_tokens"} & request.model_fields_set
+    positions = getattr(subject.loaded.model.config, "max_position_embeddings", None)
+    tokens = request.prompt_tokens + (request.new_tokens if request.latency or request.generate else 0)
+    if asked and positions and tokens > positions:
+        told = " and ".join(f"--{name.replace('_', '-')} {getattr(request, name)}" for name in sorted(asked))
+        raise ConfigError(f"{told}: {subject.loaded.name} has no more than {positions} positions; give fewer tokens.")
+
+
 def _weighed(subject: Subject, request: Examination) -> Side:
     loaded = subject.loaded
     return Side(loaded.name, loaded.sha256, footprint(loaded.model, subject.files, request.prompt_tokens))
@@ -84,7 +95,7 @@ def _evaluated(
         if longest and seq_len > longest:
             reporter.warn(f"windows of {seq_len} tokens are longer than the {longest} that the model was made for")
         windows = evenly_spaced(token_windows(text, loaded[0].tokenizer, seq_len), request.limit)
-        told.append(f"{len(windows)} windows of {seq_len}")
+        told.append(f"{counted(len(windows), 'window')} of {seq_len}")
         evaluator = Evaluator(windows)
         for index in reversed(range(len(sides))):
             run = evaluator.dense if index == len(sides) - 1 else evaluator.compare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from polyprune_core.config.settings import Comparison
@@ -14,7 +15,9 @@ from polyprune_core.pruning.provenance import local_path
 def inputs(config: Comparison) -> dict[str, Path]:
     """Returns the places on this machine that a grid reads, by what they are."""
     tasks = {"the folder of tasks": config.include_path} if config.include_path else {}
-    texts = {f"the {role} text": Path(getattr(config, role)).expanduser() for role in ("calibration", "evaluation")}
+    texts = {
+        f"the {role} text": Path(os.path.expanduser(getattr(config, role))) for role in ("calibration", "evaluation")
+    }
     return model_place(config.model, config.revision) | texts | tasks
 
 

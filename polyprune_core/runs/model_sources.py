@@ -40,14 +40,14 @@ def open_subject(name: str, request: Examination, reporter: Reporter, dense: str
     """
     path = Path(os.path.expanduser(name))
     folder = path.parent if path.name in (HEADER, TENSORS) else path
-    if name not in catalogue() and (folder / HEADER).is_file():
+    if name not in catalogue() and os.path.isfile(folder / HEADER):
         return _from_masks(name, folder, dense, request, reporter)
     if dense is not None:
         raise ConfigError(
             f"--model {dense} names the dense model of a mask file, but {name} is no folder of masks. To compare the "
             "two, give --reference."
         )
-    trust = request.trust_remote_code or (path.is_dir() and is_own_code(path))
+    trust = request.trust_remote_code or (os.path.isdir(path) and is_own_code(path))
     loaded = _load(name, request, reporter, request.revision if name == request.target else None, trust)
     made = read_config(loaded.path).get("polyprune") if loaded.path else None
     origin = made.get("base") if isinstance(made, dict) else None

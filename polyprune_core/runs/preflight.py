@@ -18,9 +18,10 @@ def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str,
         PluginError, ConfigError: a name, an option or a number of masks cannot be used.
     """
     parts: Sequence[str] = [part for name in config.granularity for part in name.split("+")]
+    starts = config.initializers if config.estimators or "initializers" in config.model_fields_set else ()
     wanted = {
         "granularity": dict.fromkeys(parts),
-        "initializer": dict.fromkeys([*config.baselines, *(config.initializers if config.estimators else ())]),
+        "initializer": dict.fromkeys([*config.baselines, *starts]),
         "estimator": dict.fromkeys(config.estimators),
     }
     for sparsity in config.sparsity:

@@ -10,7 +10,7 @@ from typing import Any
 from polyprune_core.config.budget_spec import Target
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import ConfigError, counted
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
 from polyprune_core.plugins.contracts import Exporter
 from polyprune_core.plugins.registry import Registry
@@ -48,13 +48,14 @@ class Outcome:
         """Returns the outcome for people."""
         report, cost = self.report, self.cost
         perplexities = f"{self.reloaded.perplexity:.4f} read back from disk, {self.in_memory.perplexity:.4f} in memory"
+        backward = counted(cost.backward_passes, "backward pass", "backward passes")
         rows = {
             **self._budget_line(),
             "sparsity": f"{self.sparsity:.4f} of the prunable parameters removed",
             "parameters": f"{report.parameters:,} of {self.dense_parameters:,}",
             "on disk": f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB",
             "perplexity": f"{perplexities}; dense {self.dense.perplexity:.4f}",
-            "cost": f"{cost.forward_tokens:,} forward tokens, {cost.backward_passes} backward passes",
+            "cost": f"{cost.forward_tokens:,} forward tokens, {backward}",
         }
         lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows.items())]
         return [*lines, "", *report.reload.strip().replace("(DIR", f"({str(report.path)!r}").splitlines()]

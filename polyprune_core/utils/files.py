@@ -13,6 +13,21 @@ from polyprune_core.errors import ConfigError
 from polyprune_core.utils.numbers import finite
 
 INTEGERS = 2**63
+LONGEST_NAME = 255
+
+
+def user_path(text: str) -> Path:
+    """Returns the path that a user wrote, with ~ for the home folder.
+
+    Raises:
+        ValueError: it is empty, or nothing can be called so.
+    """
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"{text!r} names no file or folder")
+    path = Path(os.path.expanduser(text))
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise ValueError(f"{text[:40]!r}… is too long for the name of a file or folder")
+    return path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

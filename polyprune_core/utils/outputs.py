@@ -89,7 +89,7 @@ def check_apart(output: Path, inputs: Mapping[str, Path]) -> None:
     """
     above = [_identity(path) for path in (output, *output.parents)]
     for what, path in inputs.items():
-        if not path.exists():
+        if not os.path.exists(path):
             continue
         place = Path(os.path.realpath(path))
         relation = ""
@@ -109,8 +109,8 @@ def _checked(output: Path, inputs: Mapping[str, Path]) -> Path:
         )
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file; give a folder as --output.")
-    if _lies_in(Path.cwd(), output) or os.path.ismount(output):
-        raise ConfigError(f"{output} holds the current folder, or is a disk; give a folder in it as --output.")
+    if os.path.ismount(output):
+        raise ConfigError(f"{output} is a disk of its own, which cannot be replaced; give a folder in it as --output.")
     check_apart(output, inputs)
     return output
 

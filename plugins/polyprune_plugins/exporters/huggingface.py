@@ -6,6 +6,7 @@ with transformers' `per_layer_config` and one short file of code comes along, wh
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -97,15 +98,15 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
     front += [f"base_model: {hub}"] if hub else []
     asked = "" if sparsity["asked"] is None else f" ({sparsity['asked']:.2%} asked for)"
     code = "`modeling_polyprune.py` gives each layer its own widths; read it before you trust it.\n"
-    rows = {"base model": base["name"], "base weights, sha256": f"`{base['sha256']}`", **origin["recipe"]}
+    rows = {"base model": base["name"], "base weights, sha256": base["sha256"], **origin["recipe"]}
     rows = {name: value for name, value in rows.items() if value is not None}
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    table = "\n".join(f"| {_text(name)} | {_text(value)} |" for name, value in rows.items())
     return CARD.format(
         front="\n".join(front),
-        name=base["name"].rsplit("/", 1)[-1],
-        base=base["name"],
+        name=_text(base["name"].rsplit("/", 1)[-1]),
+        base=_text(base["name"]),
         removed=f"{sparsity['achieved']:.2%}{asked}",
-        granularity=origin["granularity"],
+        granularity=_text(origin["granularity"]),
         parameters=f"{parameters:,} of the {origin['parameters']['dense']:,} parameters",
         layers=f"{len(origin['layers'])} of {pruned.layout.num_layers} layers",
         licence=f"the licence of the base model ({licence})" if licence else "the licence of the base model",
@@ -126,13 +127,15 @@ def _licence_and_hub_id(pruned: PrunedModel) -> tuple[str | None, str | None]:
         return entry.licence, entry.hub
     card = base.path / "README.md" if base.path else None
     text = card.read_text("utf-8", "replace") if card and card.is_file() else ""
-    found = re.search(r"^license: *(\S+)", text, re.M)
+    found = re.search(r"^license: *([\w.+-]+)\s*$", text, re.M)
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", base.name) and local_path(base.name) is None
     return found.group(1) if found else None, base.name if is_hub_id else None
 
 
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _text(value: Any) -> str:
+    """Text that Markdown shows as it is, on one line: no tag, no link, no new cell."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
+    return html.escape(re.sub(r"([\\|`*\[\]!])", r"\\\1", line), quote=False)
 
 
 @hookimpl
