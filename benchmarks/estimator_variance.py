@@ -34,7 +34,7 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry, load_registry
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import MaskBatch, Policy
@@ -309,7 +309,7 @@ def examine(problem: Problem, kept: Kept, policy: Policy, point: str, sizes: dic
 def wanda_start(loaded: LoadedModel, space: MaskSpace, windows: Tensor, sparsity: float, registry: Registry) -> Start:
     """Returns what Wanda's scores on 32 windows start."""
     calibration = Calibration(loaded.model, space.layout, sample_windows(windows, 32, 0), generator(0, "wanda"))
-    return Start(space, registry.measure("wanda", loaded.model, space, calibration), Budget(sparsity))
+    return Start(space, registry.measure("wanda", loaded.model, space, calibration), SelectionRule(sparsity))
 
 
 def trained(problem: Problem, start: Start, steps: int, kept: Kept) -> Tensor:

@@ -22,7 +22,8 @@ import click
 import torch
 from torch import Tensor
 
-from polyprune_core.config.grid import Cell
+from polyprune_core.config.budget_spec import BudgetSpec
+from polyprune_core.config.cell import Metric, Search
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.evaluation.text import sample_windows
@@ -117,16 +118,9 @@ def decide(harness: Harness, settings: Comparison, way: Way) -> tuple[Selection,
     if way.policy:
         search["optimizer"] = POLICIES[way.policy]
     harness.settings = settings.model_copy(update={name: value for name, value in search.items() if value})
-    cell = Cell(
-        kind="search" if way.estimator else "baseline",
-        granularity="layer",
-        initializer=way.criterion,
-        estimator=way.estimator,
-        sparsity=way.removed / harness.layout.num_layers,
-        seed=way.seed,
-        scope="kind",
-        scale="raw",
-    )
+    asked = {"granularity": "layer", "initializer": way.criterion, "seed": way.seed}
+    asked["target"] = BudgetSpec.of_sparsity(way.removed / harness.layout.num_layers)
+    cell = Search(estimator=way.estimator, **asked) if way.estimator else Metric(scale="raw", **asked)
     decision = harness.decide(cell)
     return decision.selection, decision.cost.forward_tokens
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,10 @@ def run(settings: dict[str, Any], store: Store, on_row: Callable[[dict[str, Any]
 
     def told(row: Row) -> None:
         perplexity = "failed" if row.perplexity is None else f"{row.perplexity:.2f}"
-        reporter.status(f"{row.initializer} {row.estimator or ''} {row.sparsity}, seed {row.seed}: {perplexity}")
-        rows.append(finite(asdict(row)))
+        reporter.status(
+            f"{row.cell.initializer} {row.cell.estimator or ''} {row.cell.sparsity}, seed {row.cell.seed}: {perplexity}"
+        )
+        rows.append(finite(row.to_json()))
         details = read_details(path_of(store.cells, row.id))
         shared = {name: details.run[name] for name in SHARED} if details else {}
         on_row({"shared": shared, "config": request.model_dump(mode="json"), "rows": rows})

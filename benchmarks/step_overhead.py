@@ -31,7 +31,7 @@ from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.contracts import GradientEstimator
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.plugins.validation import check_estimator
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Scores
@@ -140,7 +140,9 @@ def measure(model: Any, registry: Registry, sparsity: float, steps: int, folder:
     layout = describe(model)
     groups = [g for part in ("head", "channel") for g in registry.build("granularity", part).groups(layout)]
     space = MaskSpace(layout, groups, "head+channel")
-    start = Start(space, Scores(torch.rand(len(space), generator=generator(0, "scores")), "random"), Budget(sparsity))
+    start = Start(
+        space, Scores(torch.rand(len(space), generator=generator(0, "scores")), "random"), SelectionRule(sparsity)
+    )
     policy = FAMILIES["probabilities"](start).policy(start.keep_prob(), sparsity)
     records: list[dict[str, Any]] = []
     with Compactor(model, layout) as compactor:

@@ -20,24 +20,23 @@ from polyprune_core.version import __version__ as __version__
 if TYPE_CHECKING:
     from polyprune_core.evaluation.calibration import Calibration
     from polyprune_core.models.sources import LoadedModel
-    from polyprune_core.pruning.budget import Budget
+    from polyprune_core.pruning.budget import SelectionRule
     from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
     from polyprune_core.search.fixed_size import ExactSize
 
 _LAZY = {
-    "Budget": "polyprune_core.pruning.budget",
     "Calibration": "polyprune_core.evaluation.calibration",
     "ExactSize": "polyprune_core.search.fixed_size",
     "LoadedModel": "polyprune_core.models.sources",
     "MaskSpace": "polyprune_core.pruning.space",
     "PrunedModel": "polyprune_core.pruning.pruned_model",
+    "SelectionRule": "polyprune_core.pruning.budget",
 }
 
 __all__ = [
     "API_VERSION",
     "Axis",
-    "Budget",
     "Calibration",
     "ConfigError",
     "Cut",
@@ -58,6 +57,7 @@ __all__ = [
     "PrunedModel",
     "Scores",
     "Selection",
+    "SelectionRule",
     "State",
     "UnitGroup",
     "deprecated",

@@ -81,7 +81,7 @@ def make_space() -> Callable[..., MaskSpace]:
                     size=size,
                     module=name,
                     reader=f"{name}.reader",
-                    cuts=(Cut(f"{name}.reader.weight", 1, 1),),
+                    cuts=(Cut(f"{name}.reader.weight", 1, 0, 1),),
                     module_only=(),
                     entry_parameters=entry_cost,
                     module_parameters=module_cost,

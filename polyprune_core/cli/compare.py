@@ -184,6 +184,7 @@ def _run(
 def _varied(request: Comparison) -> frozenset[str]:
     """Returns the settings that tell rows of this grid apart."""
     from polyprune_core.config.grid import cells
+    from polyprune_core.report.columns import TELL_APART
 
-    values = {name: {getattr(cell, name) for cell in cells(request)} for name in ("granularity", "scope", "scale")}
+    values = {name: {getattr(cell, name) for cell in cells(request)} for name in TELL_APART}
     return frozenset(name for name, found in values.items() if len(found - {None}) > 1)

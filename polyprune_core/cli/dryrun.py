@@ -47,7 +47,8 @@ def table(plan: Plan, varied: frozenset[str]) -> Table:
     grid.add_column("state", no_wrap=True)
     for cell in plan.cells:
         row, style = cell.row, STYLES[cell.state]
-        texts = ["" if value is None else f"{value:g}" for value in (row.sparsity, row.seed)]
+        asked = row.cell.budget if row.cell.sparsity is None else f"{row.cell.sparsity:g}"
+        texts = [escape(asked or ""), "" if row.cell.seed is None else str(row.cell.seed)]
         state = f"[{style}]{cell.state}[/]" if style else cell.state
         grid.add_row(escape(label(row, varied)), *texts, f"{cell.forward_tokens:,}", state)
     return grid

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from polyprune_core.cli.console import TerminalReporter
-from polyprune_core.config.grid import Cell
+from polyprune_core.config.budget_spec import BudgetSpec
+from polyprune_core.config.cell import Cell
 from polyprune_core.report import label, line, number
 from polyprune_core.results.row import Row
 from polyprune_core.utils.progress import Task
@@ -99,7 +100,7 @@ class PlainView(TerminalReporter):
 
     def row(self, row: Row) -> None:
         """Takes in a finished cell."""
-        self.waiting.pop(Cell(**{name: getattr(row, name) for name in Cell.model_fields}), None)
+        self.waiting.pop(row.cell, None)
         if not self.quiet or row.status == "failed":
             done = f"[dim]{self.total - len(self.waiting)}/{self.total}[/]"
             self.console.print(f"{done} {line(row)}", soft_wrap=not self.console.is_terminal)
@@ -122,7 +123,7 @@ class GridView(PlainView):
         verbose: bool = False,
     ) -> None:
         super().__init__(console, work, varied, quiet, verbose)
-        self.best: dict[float, Row] = {}
+        self.best: dict[BudgetSpec, Row] = {}
         self.failed = 0
         self.running: list[_Running] = []
         self.search: _Running | None = None
@@ -146,8 +147,9 @@ class GridView(PlainView):
         self.worked += part * (before - sum(self.waiting.values()))
         self.search, self.idle = None, True
         self.failed += row.status == "failed"
-        if row.status == "ok" and row.sparsity is not None and (row.perplexity or math.inf) < self._best(row.sparsity):
-            self.best[row.sparsity] = row
+        target = row.cell.target
+        if row.status == "ok" and target and (row.perplexity or math.inf) < self._best(target):
+            self.best[target] = row
 
     @contextmanager
     def _drawn(self, label: str, total: int) -> Iterator[Task]:
@@ -168,9 +170,10 @@ class GridView(PlainView):
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         grid.add_row("cells", self._cells())
         title = "best"
-        for sparsity, row in sorted(self.best.items())[:MOST_BEST]:
-            name = escape(label(row, self.varied))
-            grid.add_row(title, f"[cyan]{sparsity:g}[/]  {name}, seed {row.seed}: perplexity {number(row.perplexity)}")
+        for target, row in sorted(self.best.items(), key=lambda item: str(item[0]), reverse=True)[:MOST_BEST]:
+            asked = str(target) if target.sparsity is None else f"{target.sparsity:g}"
+            name = f"{escape(label(row, self.varied))}, seed {row.cell.seed}"
+            grid.add_row(title, f"[cyan]{escape(asked)}[/]  {name}: perplexity {number(row.perplexity)}")
             title = ""
         if self.running:
             grid.add_row("now", Text(str(self.running[-1])))
@@ -204,8 +207,8 @@ class GridView(PlainView):
     def _search(self) -> _Running | None:
         return next((task for task in self.running if task.losses), self.search)
 
-    def _best(self, sparsity: float) -> float:
-        return self.best[sparsity].perplexity or math.inf if sparsity in self.best else math.inf
+    def _best(self, target: BudgetSpec) -> float:
+        return self.best[target].perplexity or math.inf if target in self.best else math.inf
 
     def _add_curve(self, grid: Table, losses: Sequence[float]) -> None:
         lines = curve(losses, self.console.width - 5 - 1 - AXIS - 1)

@@ -25,7 +25,18 @@ SORTS = (
     "criterion",
     "none",
 )
-GROUPS = ("sparsity", "budget", "granularity", "kind", "initializer", "estimator", "scope", "scale", "none")
+GROUPS = (
+    "sparsity",
+    "budget",
+    "granularity",
+    "kind",
+    "initializer",
+    "estimator",
+    "repair",
+    "scope",
+    "scale",
+    "none",
+)
 
 
 @click.command()

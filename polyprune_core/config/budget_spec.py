@@ -16,7 +16,7 @@ EXAMPLES = {"parameters": "100M", "bytes": "200MB", "kv-cache": "20kB"}
 
 
 @dataclass(frozen=True)
-class Target:
+class BudgetSpec:
     """How much a pruned model may hold or take at most.
 
     `amount` is a fraction where `relative`: of the prunable parameters for `parameters`, otherwise of the whole dense
@@ -29,7 +29,7 @@ class Target:
     relative: bool = True
 
     @classmethod
-    def parse(cls, text: str) -> Target:
+    def parse(cls, text: str) -> BudgetSpec:
         """Reads "kv-cache=0.7" or "bytes=200MB"; a bare number of at most 1 is a fraction.
 
         Raises:
@@ -50,9 +50,9 @@ class Target:
         return cls(currency, number, relative=number <= 1 or not units)._checked()
 
     @classmethod
-    def of_sparsity(cls, sparsity: float) -> Target:
+    def of_sparsity(cls, sparsity: float) -> BudgetSpec:
         """The budget that removes this fraction of the prunable parameters."""
-        return cls("parameters", 1 - sparsity)
+        return cls("parameters", round(1 - sparsity, 12))
 
     @property
     def sparsity(self) -> float | None:
@@ -75,7 +75,7 @@ class Target:
         step = 1e-3 if self.relative else 10.0 ** (math.floor(math.log10(max(amount, 1.0))) - 3)
         return f"{self.currency}={self.words(math.ceil(amount / step - 1e-9) * step)}"
 
-    def _checked(self) -> Target:
+    def _checked(self) -> BudgetSpec:
         if self.relative and not 0 < self.amount < 1:
             raise BudgetError(
                 f"budget {self.currency}={self.amount:g} is not a fraction to keep; {_examples(self.currency)}."

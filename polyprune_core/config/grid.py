@@ -1,48 +1,14 @@
-"""The cells of a comparison: what each is, in which order they stand, and what decides their numbers."""
+"""The grid of a comparison: its cells in table order, and what decides the numbers of each."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from polyprune_core.config.budget_spec import Target
-from polyprune_core.config.settings import Comparison, Scale, Scope, Settings
-
-
-class Cell(BaseModel):
-    """One row to be: `search` learns from `initializer`; `start` is its starting policy; `baseline` a metric alone."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["dense", "baseline", "start", "search"]
-    granularity: str | None = None
-    initializer: str | None = None
-    estimator: str | None = None
-    sparsity: float | None = None
-    budget: str | None = None
-    seed: int | None = None
-    scope: Scope | None = None
-    scale: Scale | None = None
-
-    @property
-    def target(self) -> Target:
-        """The budget; a sparsity is one in parameters."""
-        return Target.parse(self.budget) if self.budget else Target.of_sparsity(self.sparsity or 0.0)
-
-    @property
-    def asked(self) -> str:
-        """The budget as the user gave it."""
-        return f"budget {self.budget}" if self.budget else f"sparsity {self.sparsity}"
-
-    @property
-    def label(self) -> str:
-        """What the cell is called while it runs; granularity, scope and scale are left out."""
-        name = f"{self.initializer} → {self.estimator}" if self.estimator else self.initializer
-        return f"{name}, {self.asked}, seed {self.seed}"
-
+from polyprune_core.config.cell import AnyCell, Cell, Dense, Metric, Search, Start
+from polyprune_core.config.settings import Comparison, Settings
 
 # Names of what the identity of a cell holds itself: settings of a preset, weights, texts, number format and device.
 NAMES = ("preset", "model", "revision", "dtype", "device", "calibration", "evaluation")
@@ -71,7 +37,8 @@ IGNORED = {
 def cell_id(cell: Cell, settings: Settings, identity: dict[str, Any]) -> str:
     """Returns 16 hex digits that change with what decides the cell's result, and with nothing else.
 
-    `identity` holds hashes and versions, of the calibration text under "calibration".
+    `identity` holds hashes and versions, of the calibration text under "calibration". A coordinate at its default is
+    left out, so that one that is added later leaves the ids of cells as they are.
     """
     decides = settings.model_dump(include=set(Settings.model_fields))
     if cell.kind == "search":
@@ -79,37 +46,24 @@ def cell_id(cell: Cell, settings: Settings, identity: dict[str, Any]) -> str:
     decides = {name: value for name, value in decides.items() if name not in (*NAMES, *IGNORED[cell.kind])}
     if cell.kind == "dense":
         identity = {name: value for name, value in identity.items() if name != "calibration"}
-    record = json.dumps([cell.model_dump(), decides, identity], sort_keys=True)
+    coordinates = {"kind": cell.kind, **cell.model_dump(exclude_defaults=True)}
+    record = json.dumps([coordinates, decides, identity], sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()[:16]
 
 
-def cells(config: Comparison) -> list[Cell]:
+def cells(config: Comparison) -> list[AnyCell]:
     """Returns the grid's cells in table order: dense, then metrics alone, starting points and searches."""
-    grid: list[Cell] = [Cell(kind="dense")]
-    for granularity in config.granularity:
-        sparsities: list[dict[str, Any]] = [{"sparsity": value} for value in config.sparsity]
-        for asked in [*sparsities, *({"budget": text} for text in config.budget)]:
-            shared: dict[str, Any] = {"granularity": granularity, **asked}
-            grid += [
-                Cell(kind="baseline", initializer=metric, scope=scope, scale=scale, seed=seed, **shared)
-                for metric in config.baselines
-                for scope in config.metric_scopes
-                for scale in config.scale
-                for seed in config.seeds
-            ]
-            grid += [
-                Cell(
-                    kind="search" if estimator else "start",
-                    initializer=metric,
-                    estimator=estimator,
-                    scope=scope,
-                    seed=seed,
-                    **shared,
-                )
-                for metric in config.initializers
-                for scope in config.search_scopes
-                for estimator in (None, *config.estimators)
-                for seed in config.seeds
-                if config.estimators
-            ]
+    grid: list[AnyCell] = [Dense()]
+    for granularity, target in itertools.product(config.granularity, config.targets):
+        shared: dict[str, Any] = {"granularity": granularity, "target": target}
+        metrics = itertools.product(config.baselines, config.metric_scopes, config.scale, config.repair, config.seeds)
+        grid += [
+            Metric(initializer=metric, scope=scope, scale=scale, repair=repair, seed=seed, **shared)
+            for metric, scope, scale, repair, seed in metrics
+        ]
+        starts = itertools.product(config.initializers, config.search_scopes)
+        for metric, scope in starts if config.estimators else ():
+            for estimator, repair, seed in itertools.product((None, *config.estimators), config.repair, config.seeds):
+                chosen = {"initializer": metric, "scope": scope, "repair": repair, "seed": seed, **shared}
+                grid.append(Search(estimator=estimator, **chosen) if estimator else Start(**chosen))
     return grid

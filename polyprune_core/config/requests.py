@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from polyprune_core.config.settings import Distinct, Dtype, ManyOrOne, Place, Positive, TaskSettings, Word
 
 
-class Examination(TaskSettings):
+class EvaluateConfig(TaskSettings):
     """What `evaluate` is asked to find out about one model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

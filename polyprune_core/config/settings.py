@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from polyprune_core.config.budget_spec import Target
+from polyprune_core.config.budget_spec import BudgetSpec
+from polyprune_core.config.cell import NO_REPAIR, Scale, Scope
 from polyprune_core.errors import BudgetError, ConfigError, plain, unknown_name
 from polyprune_core.utils.files import user_path
 
@@ -115,11 +116,9 @@ class Settings(BaseModel):
         return self.forward_tokens // per_step
 
 
-Scope = Literal["kind", "global", "layer"]
 # Policies that weigh kinds of units against each other; others give every kind the same rate, as the paper does.
 SCOPE_OF_POLICY: dict[str, Scope] = {"gaussian": "global"}
-Scale = Literal["raw", "zscore", "per-parameter"]
-Budget = Annotated[str, AfterValidator(lambda text: str(Target.parse(text)))]
+Budget = Annotated[str, AfterValidator(lambda text: str(BudgetSpec.parse(text)))]
 
 
 class TaskSettings(BaseModel):
@@ -157,6 +156,7 @@ class Comparison(Settings, TaskSettings):
     estimators: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ()
     sparsity: Annotated[tuple[float, ...], Distinct, ManyOrOne] = (0.2,)
     budget: Annotated[tuple[Budget, ...], Distinct, ManyOrOne] = ()
+    repair: Annotated[tuple[Spec, ...], Field(min_length=1), Distinct, ManyOrOne] = (NO_REPAIR,)
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
     scope: Annotated[tuple[Scope, ...], Distinct, ManyOrOne] = ()
     scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct, ManyOrOne] = ("zscore",)
@@ -173,15 +173,22 @@ class Comparison(Settings, TaskSettings):
         """The scopes of searches; unless told, the one that the policy makes most of."""
         return self.scope or (SCOPE_OF_POLICY.get(self.policy, "kind"),)
 
+    @property
+    def targets(self) -> tuple[BudgetSpec, ...]:
+        """What is to be removed: the sparsities, then the budgets; one that says the same twice stands once."""
+        sparsities = map(BudgetSpec.of_sparsity, self.sparsity)
+        return tuple(dict.fromkeys((*sparsities, *map(BudgetSpec.parse, self.budget))))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_instead(cls, values: Any) -> Any:
+        """The default sparsity gives way to a budget."""
+        instead = isinstance(values, dict) and values.get("budget") and "sparsity" not in values
+        return values | {"sparsity": ()} if instead else values
+
     @model_validator(mode="after")
-    def _one_spelling(self) -> Comparison:
-        """A budget that is a sparsity becomes one; the default sparsity gives way to a budget."""
-        asked = self.sparsity if "sparsity" in self.model_fields_set or not self.budget else ()
-        targets = {text: Target.parse(text).sparsity for text in self.budget}
-        asked += tuple(sparsity for sparsity in targets.values() if sparsity is not None)
-        object.__setattr__(self, "sparsity", tuple(dict.fromkeys(asked)))
-        object.__setattr__(self, "budget", tuple(text for text, sparsity in targets.items() if sparsity is None))
-        if not self.sparsity and not self.budget:
+    def _something_to_remove(self) -> Comparison:
+        if not self.targets:
             raise BudgetError("there is nothing to remove; give --sparsity or --budget.")
         return self
 
@@ -194,6 +201,7 @@ class Pruning(Settings):
     granularity: str = "head+channel"
     sparsity: float | None = None
     budget: Budget | None = None
+    repair: str = NO_REPAIR
     seed: Seed = 0
     scope: Scope | None = None
     scale: Scale = "zscore"
@@ -203,7 +211,7 @@ class Pruning(Settings):
     def as_comparison(self) -> Comparison:
         """Returns the grid of one cell that this is."""
         shared: dict[str, Any] = self.model_dump(include=set(Settings.model_fields))
-        lists: dict[str, Any] = {name: (getattr(self, name),) for name in ("granularity", "scale")}
+        lists: dict[str, Any] = {name: (getattr(self, name),) for name in ("granularity", "scale", "repair")}
         lists |= {"seeds": (self.seed,), "scope": (self.scope,) if self.scope else (), **self._asked()}
         searches: dict[str, Any] = {
             "initializers": (self.initializer,),

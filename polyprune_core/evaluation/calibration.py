@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.losses import Objective, last_hidden, token_losses
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
@@ -46,7 +46,7 @@ class Calibration:
         batch_size: int = 8,
         progress: Callable[[int, int], None] = lambda done, total: None,
         compactor: Compactor | None = None,
-        budget: Budget | None = None,
+        budget: SelectionRule | None = None,
         measure: Measure | None = None,
     ) -> None:
         """Takes what it holds and what it draws on.
@@ -62,7 +62,7 @@ class Calibration:
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> SelectionRule:
         """What the scores are selected under.
 
         Raises:
@@ -114,8 +114,9 @@ class Calibration:
 
     def input_statistics(self) -> dict[str, InputStatistics]:
         """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model."""
-        moments = self._moments([axis.reader for axis in self.layout.axes])
-        return {axis.name: moments[axis.reader] for axis in self.layout.axes}
+        readers = {axis.name: axis.reader for axis in self.layout.axes if axis.reader is not None}
+        moments = self._moments(list(readers.values()))
+        return {name: moments[reader] for name, reader in readers.items()}
 
     def input_norms(self, modules: Iterable[str]) -> dict[str, Tensor]:
         """Returns, by module name, (F,) float32 root mean squares over tokens of each linear module's input features.
@@ -131,7 +132,7 @@ class Calibration:
 
         One pass over the text for all that are asked for together; not kept, as F² numbers an axis are many.
         """
-        readers = {name: self.layout.axis[name].reader for name in axes}
+        readers = {name: self.layout.axis[name].reader_module for name in axes}
         totals = self._sums(list(readers.values()), lambda x: [x.T @ x])
         # Taken out one by one: sums and means of all axes together would take twice the memory.
         return {name: totals.pop(reader)[0] / self.windows.numel() for name, reader in readers.items()}

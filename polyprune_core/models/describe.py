@@ -71,12 +71,12 @@ def _axis(model: Any, prefix: str, layer: int, pattern: dict[str, Any], model_ty
     rows = {name: getattr(module, name).out_features for name in pattern["rows"]}
     size = rows[pattern["counted_on"]] // width
     cuts = [
-        Cut(f"{module_name}.{name}.{part}", 0, count // size)
+        Cut(f"{module_name}.{name}.{part}", dim=0, start=0, width=count // size)
         for name, count in rows.items()
         for part, tensor in getattr(module, name).named_parameters()
     ]
     reader = getattr(module, pattern["reader"])
-    cuts.append(Cut(f"{module_name}.{pattern['reader']}.weight", 1, reader.in_features // size))
+    cuts.append(Cut(f"{module_name}.{pattern['reader']}.weight", dim=1, start=0, width=reader.in_features // size))
     shared = tuple(
         f"{prefix}.{norm}.{name}"
         for norm in pattern["norm"]

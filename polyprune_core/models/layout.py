@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from polyprune_core.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Cut:
-    """Entry i of an axis owns [i * width, (i + 1) * width) of dimension `dim` of one parameter."""
+    """Entry i of an axis owns [start + i * width, start + (i + 1) * width) of dimension `dim` of one parameter.
+
+    Several cuts of one parameter, each with its own `start`, are parts of a fused projection.
+    """
 
     parameter: str
     dim: int
+    start: int
     width: int
 
 
@@ -19,9 +25,10 @@ class Cut:
 class Axis:
     """A dimension shared by several parameters of one sublayer that can be shortened without touching anything else.
 
-    `cuts` end with the reader's weight (dim 1). `entry_parameters` is what one entry costs; `module_parameters` is what
-    goes besides when the whole sublayer goes (its norm). `config_counts` are (configuration field, count per entry).
-    `cached_values` is how many numbers one entry adds to the KV cache for every token.
+    `reader` is the linear module that takes the entries in, if there is one; its weight is among the `cuts`, which may
+    cut a parameter several times, along one dimension. `entry_parameters` is what one entry costs; `module_parameters`
+    is what goes besides when the whole sublayer goes (its norm). `config_counts` are (configuration field, count per
+    entry). `cached_values` is how many numbers one entry adds to the KV cache for every token.
     """
 
     name: str
@@ -29,7 +36,7 @@ class Axis:
     layer: int
     size: int
     module: str
-    reader: str
+    reader: str | None
     cuts: tuple[Cut, ...]
     module_only: tuple[str, ...]
     entry_parameters: int
@@ -38,10 +45,27 @@ class Axis:
     config_counts: tuple[tuple[str, int], ...]
     cached_values: int = 0
 
+    @cached_property
+    def reader_cut(self) -> Cut:
+        """The cut of the reader's weight; its dimension is that of the input features.
+
+        Raises:
+            ModelError: nothing reads the axis.
+        """
+        found = [cut for cut in self.cuts if cut.parameter == f"{self.reader}.weight"]
+        if not found:
+            raise ModelError(f"no linear module reads {self.name}, so what it takes in cannot be measured or gated.")
+        return found[0]
+
+    @property
+    def reader_module(self) -> str:
+        """The name of the module that reads the axis; raises ModelError where nothing does."""
+        return self.reader_cut.parameter.removesuffix(".weight")
+
     @property
     def reader_width(self) -> int:
         """Input features of the reader that belong to one entry."""
-        return self.cuts[-1].width
+        return self.reader_cut.width
 
 
 @dataclass(frozen=True)

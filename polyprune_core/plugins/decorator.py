@@ -112,7 +112,7 @@ class FunctionInitializer:
 
         wanted = _parameters(self.function).keys() & MEASURED.keys()
         axes = [space.layout.axis[name] for name in space.axes]
-        cuts = [cut for axis in axes for cut in (axis.cuts if self.matrices == "all" else axis.cuts[-1:])]
+        cuts = [cut for axis in axes for cut in (axis.cuts if self.matrices == "all" else (axis.reader_cut,))]
         gradients = calibration.gradients()[0] if "gradient" in wanted else {}
         modules = [cut.parameter.rpartition(".")[0] for cut in cuts] if "input_norm" in wanted else []
         norms = calibration.input_norms(modules) if modules else {}
@@ -133,8 +133,13 @@ class FunctionInitializer:
         with torch.no_grad():
             if self.matrices == "all":
                 return space.sum_weights(importance)
-            readers = {axis.name: axis.cuts[-1].parameter for axis in axes}
-            return space.sum_columns(model, lambda axis, _: importance(readers[axis]).sum(dim=0, dtype=torch.float64))
+            cut_of = {axis.name: axis.reader_cut for axis in axes}
+
+            def columns(axis: str, _: Tensor) -> Tensor:
+                cut = cut_of[axis]
+                return importance(cut.parameter).movedim(cut.dim, -1).sum(dim=0, dtype=torch.float64)
+
+            return space.sum_columns(model, columns)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -29,7 +29,7 @@ SCOPES: dict[str, Callable[[MaskSpace], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Budget:
+class SelectionRule:
     """What a selection has to meet: the `sparsity` of each pool of `scope`, and `min_keep` units of every group."""
 
     sparsity: float

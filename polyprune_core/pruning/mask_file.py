@@ -22,13 +22,13 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning import budget
 from polyprune_core.pruning.mask_header import Base, Header, described, read_header
-from polyprune_core.pruning.pricing import Terms
+from polyprune_core.pruning.pricing import PricedBudget
 from polyprune_core.pruning.provenance import local_path, provenance
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Policy, Scores, Selection, UnitGroup
 
-Agreed = Callable[[MaskSpace, str, int], Terms]
+Agreed = Callable[[MaskSpace, str, int], PricedBudget]
 
 HEADER, TENSORS = "masks.json", "masks.safetensors"
 DTYPES = {"scores": torch.float32, "keep": torch.uint8, "keep_prob": torch.float32}

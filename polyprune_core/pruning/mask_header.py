@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
-from polyprune_core.pruning.types import UnitGroup
+from polyprune_core.pruning.types import Span, UnitGroup
 
 # What is read of a recipe; scope and min_keep are checked where they decide something.
 TEXTS = ("kind", "granularity", "initializer", "estimator", "budget", "scale", "revision")
@@ -32,7 +32,7 @@ class Group(BaseModel):
     kind: str
     layer: int = Field(ge=0)
     count: int = Field(gt=0)
-    spans: tuple[tuple[str, int], ...]
+    spans: tuple[tuple[str, Span], ...]
     kept: str
 
     @property

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from polyprune_core.config.budget_spec import Target
+from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.errors import BudgetError
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.pruning.budget import reachable, select
@@ -35,20 +35,20 @@ class Gauge(Protocol):
 
 
 @dataclass(frozen=True)
-class Terms:
+class PricedBudget:
     """A target on one space and scope: remove `sparsity` of the prices in `space`.
 
     `spent` says what a selection comes to, in the target's own terms (a fraction or an amount).
     """
 
-    target: Target
+    target: BudgetSpec
     space: MaskSpace
     sparsity: float
     spent: Callable[[Selection], float]
 
 
 @dataclass(frozen=True)
-class Currency:
+class Price:
     """A currency that adds up: each unit's price (U,), and the price of the whole dense model.
 
     `of_prunable`: a fraction is one of what can be pruned, not of the whole model.
@@ -60,18 +60,18 @@ class Currency:
 
 
 ADDITIVE = {
-    "parameters": Currency(lambda space, _: space.cost, lambda layout, _: layout.total_parameters, of_prunable=True),
-    "bytes": Currency(
+    "parameters": Price(lambda space, _: space.cost, lambda layout, _: layout.total_parameters, of_prunable=True),
+    "bytes": Price(
         lambda space, itemsize: space.cost * itemsize, lambda layout, itemsize: layout.total_parameters * itemsize
     ),
-    "kv-cache": Currency(
+    "kv-cache": Price(
         lambda space, itemsize: space.cached_values() * itemsize,
         lambda layout, itemsize: layout.cached_values * itemsize,
     ),
 }
 
 
-def agree(target: Target, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge) -> Terms:
+def price_budget(target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge) -> PricedBudget:
     """Returns what `target` means for `space`, every group of units keeping `min_keep`.
 
     Raises:
@@ -82,7 +82,9 @@ def agree(target: Target, space: MaskSpace, scope: str, min_keep: int, gauge: Ga
     return _timed(target, space, scope, min_keep, gauge)
 
 
-def _priced(target: Target, currency: Currency, space: MaskSpace, scope: str, min_keep: int, itemsize: int) -> Terms:
+def _priced(
+    target: BudgetSpec, currency: Price, space: MaskSpace, scope: str, min_keep: int, itemsize: int
+) -> PricedBudget:
     price = currency.price(space, itemsize).double()
     priced, prunable, whole = space.priced(price), float(price.sum()), float(currency.whole(space.layout, itemsize))
     base = prunable if currency.of_prunable and target.relative else whole
@@ -105,10 +107,10 @@ def _priced(target: Target, currency: Currency, space: MaskSpace, scope: str, mi
     def spent(selection: Selection) -> float:
         return (base - float(price[~selection.keep].sum())) / unit
 
-    return Terms(target, priced, sparsity, spent)
+    return PricedBudget(target, priced, sparsity, spent)
 
 
-def _timed(target: Target, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge) -> Terms:
+def _timed(target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge) -> PricedBudget:
     """Finds the least sparsity, in steps of one percent, at which a model cut evenly in every layer is fast enough.
 
     All criteria share what was found, so that their rows stay comparable; each row's own time is measured again.
@@ -128,10 +130,10 @@ def _timed(target: Target, space: MaskSpace, scope: str, min_keep: int, gauge: G
             too_slow = middle
         else:
             enough = middle
-    return Terms(target, space, enough * LATENCY_STEP, lambda selection: gauge.latency(space, selection))
+    return PricedBudget(target, space, enough * LATENCY_STEP, lambda selection: gauge.latency(space, selection))
 
 
-def _out_of_reach(target: Target, least: float, space: MaskSpace, min_keep: int) -> BudgetError:
+def _out_of_reach(target: BudgetSpec, least: float, space: MaskSpace, min_keep: int) -> BudgetError:
     advice = "" if target.relative and least > 0.999 else f"{target.at_least(least)} or more, "
     return BudgetError(
         f"budget {target} cannot be met: with {min_keep} unit(s) kept in every group of {space.name or 'this space'}, "

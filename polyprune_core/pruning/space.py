@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import ConfigError, PluginError
-from polyprune_core.models.layout import Axis, ModelLayout
+from polyprune_core.models.layout import Axis, Cut, ModelLayout
 from polyprune_core.pruning.types import UnitGroup
 
 
@@ -71,9 +71,8 @@ class MaskSpace:
         """Returns, for every axis the units own, which of its entries stay: {axis name: (size,) bool}."""
         kept: dict[str, Tensor] = {}
         for where, group in zip(self.slices(), self.groups, strict=True):
-            for axis, per_unit in group.spans:
-                entries = keep[where].repeat_interleave(per_unit)[: self.layout.axis[axis].size]
-                kept[axis] = entries
+            for axis, _ in group.spans:
+                kept[axis] = keep[where][group.owner(axis, self.layout.axis[axis].size)]
         return kept
 
     def sum_entries(self, values: dict[str, Tensor]) -> Tensor:
@@ -81,8 +80,8 @@ class MaskSpace:
         parts = []
         for group in self.groups:
             total = torch.zeros(group.count, dtype=torch.float64)
-            for axis, per_unit in group.spans:
-                owner = torch.arange(self.layout.axis[axis].size) // per_unit
+            for axis, _ in group.spans:
+                owner = group.owner(axis, self.layout.axis[axis].size)
                 total.index_add_(0, owner, values[axis].to("cpu", torch.float64))
             parts.append(total)
         return torch.cat(parts).float()
@@ -101,11 +100,19 @@ class MaskSpace:
         def entries(axis: Axis) -> Tensor:
             total = torch.zeros(axis.size, dtype=torch.float64)
             for cut in axis.cuts:
-                blocks = importance(cut.parameter).transpose(0, cut.dim).reshape(axis.size, -1)
-                total += blocks.sum(dim=1, dtype=torch.float64).cpu()
+                total += _blocks(importance(cut.parameter), cut, axis.size).sum(dim=1, dtype=torch.float64).cpu()
             return total
 
         return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})
+
+    def reader_weight(self, model: nn.Module, axis: str) -> Tensor:
+        """Returns (out, in) float32: the weight of the module that reads an axis, however the model stores it.
+
+        Raises:
+            ModelError: nothing reads it.
+        """
+        cut = self.layout.axis[axis].reader_cut
+        return model.get_parameter(cut.parameter).detach().float().movedim(cut.dim, -1)
 
     def sum_columns(self, model: nn.Module, importance: Callable[[str, Tensor], Tensor]) -> Tensor:
         """Returns (U,) float32: per-column importance of each reader, summed over the columns a unit owns.
@@ -114,8 +121,8 @@ class MaskSpace:
         """
 
         def entries(axis: Axis) -> Tensor:
-            weight = model.get_parameter(f"{axis.reader}.weight").detach().float()
-            return importance(axis.name, weight).view(axis.size, -1).sum(dim=1)
+            columns = importance(axis.name, self.reader_weight(model, axis.name))
+            return columns[_span(axis.reader_cut, axis.size)].view(axis.size, -1).sum(dim=1)
 
         return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})
 
@@ -126,19 +133,30 @@ class MaskSpace:
         """
         for group in self.groups:
             total = torch.zeros(group.count, group.count)
-            for name, per_unit in group.spans:
-                pairs = products(name).cpu()
-                owner = torch.arange(len(pairs)) // (per_unit * self.layout.axis[name].reader_width)
+            for name, _ in group.spans:
+                axis = self.layout.axis[name]
+                own = _span(axis.reader_cut, axis.size)
+                pairs = products(name).cpu()[own, own]
+                owner = group.owner(name, axis.size).repeat_interleave(axis.reader_width)
                 rows = torch.zeros(group.count, len(pairs)).index_add_(0, owner, pairs)
                 total.index_add_(1, owner, rows)
             yield total
 
 
+def _span(cut: Cut, size: int) -> slice:
+    return slice(cut.start, cut.start + size * cut.width)
+
+
+def _blocks(values: Tensor, cut: Cut, size: int) -> Tensor:
+    """Returns (size, …): what each of `size` entries owns of a tensor shaped like the parameter that is cut."""
+    return values.movedim(cut.dim, 0)[_span(cut, size)].reshape(size, -1)
+
+
 def _unit_costs(layout: ModelLayout, group: UnitGroup) -> Tensor:
     total = torch.zeros(group.count, dtype=torch.float64)
-    for name, per_unit in group.spans:
+    for name, _ in group.spans:
         axis = layout.axis[name]
-        owner = torch.arange(axis.size) // per_unit
+        owner = group.owner(name, axis.size)
         total += torch.bincount(owner, minlength=group.count) * float(axis.entry_parameters)
         if group.count == 1:
             total += axis.module_parameters
@@ -152,7 +170,14 @@ def check_division(layout: ModelLayout, groups: Sequence[UnitGroup], who: str) -
             axis = layout.axis.get(name)
             if axis is None:
                 raise PluginError(f"{who} names axis {name!r}, which this model does not have.")
-            if per_unit < 1 or -(-axis.size // per_unit) != group.count:
+            if not isinstance(per_unit, int):
+                listed = sorted(entry for entries in per_unit for entry in entries)
+                if len(per_unit) != group.count or listed != list(range(axis.size)):
+                    raise PluginError(
+                        f"{who} lists {len(listed)} entries of {name} for {len(per_unit)} units; each of its "
+                        f"{axis.size} entries belongs to one of {group.count} units."
+                    )
+            elif per_unit < 1 or -(-axis.size // per_unit) != group.count:
                 raise PluginError(
                     f"{who} cuts the {axis.size} entries of {name} into {group.count} units of {per_unit}; "
                     f"{-(-axis.size // max(per_unit, 1))} are needed."

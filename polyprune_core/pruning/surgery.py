@@ -8,13 +8,15 @@ one pass over the kept weights and no memory of the model's size. Exporters take
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polyprune_core.errors import ModelError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 
 KEPT_WIDTH_MULTIPLE = 64
@@ -28,28 +30,35 @@ def kept_rows(rows: Tensor, width: int, index: Tensor, out: Tensor | None = None
     return torch.index_select(blocks, 0, index, out=target).view(shape)
 
 
-def compact_state_dict(model: nn.Module, layout: ModelLayout, axis_keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def compact_state_dict(
+    model: nn.Module,
+    layout: ModelLayout,
+    axis_keep: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, Tensor]:
     """Returns the state dict of the smaller model; a sublayer with no entry left is absent, its norm with it.
 
-    `axis_keep` maps axis names to (size,) bool; an axis it does not name stays whole.
+    `axis_keep` maps axis names to (size,) bool; an axis it does not name stays whole. `updates` are parameters that a
+    repair has changed or added, in their kept shape; they take on the model's number format.
     """
-    cut_by: dict[str, tuple[Cut, Tensor]] = {}
+    stays: dict[str, dict[int, Tensor]] = {}
     gone: list[str] = []
+    state = model.state_dict()
     for name, keep in axis_keep.items():
         axis = layout.axis[name]
         if not keep.any():
             gone += [f"{axis.module}.", *axis.module_only]
-        cut_by |= {cut.parameter: (cut, keep.nonzero().flatten()) for cut in axis.cuts}
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if name.startswith(tuple(gone)):
-            continue
-        if name in cut_by:
-            cut, index = cut_by[name]
-            rows = tensor.transpose(0, cut.dim).contiguous()
-            tensor = kept_rows(rows, cut.width, index.to(tensor.device)).transpose(0, cut.dim)
-        state[name] = tensor.contiguous()
-    return state
+        for cut in axis.cuts:
+            length = state[cut.parameter].shape[cut.dim]
+            rows = stays.setdefault(cut.parameter, {}).setdefault(cut.dim, torch.ones(length, dtype=torch.bool))
+            rows[cut.start : cut.start + axis.size * cut.width] = keep.repeat_interleave(cut.width)
+    left = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(gone))}
+    for name, tensor in left.items():
+        for dim, rows in stays.get(name, {}).items():
+            tensor = tensor.index_select(dim, rows.nonzero().flatten().to(tensor.device))
+        left[name] = tensor.contiguous()
+    dense = next(iter(state.values()))
+    return left | {name: tensor.to(dense.device, dense.dtype).contiguous() for name, tensor in updates.items()}
 
 
 class Compactor:
@@ -84,12 +93,20 @@ class Compactor:
         self._buffers.clear()
 
     @contextmanager
-    def applied(self, axis_keep: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-        """Runs the block with only the kept entries; `axis_keep` as in `MaskSpace.axis_keep`."""
+    def applied(
+        self, axis_keep: Mapping[str, Tensor], updates: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Iterator[nn.Module]:
+        """Runs the block with only the kept entries, and with `updates`; both as for `compact_state_dict`."""
+        like = next(self.model.parameters())
+        changed = {name: tensor.to(like.device, like.dtype) for name, tensor in updates.items()}
         try:
-            for sublayer in self._sublayers:
-                sublayer.keep(axis_keep.get(sublayer.axis.name))
-            yield self.model
+            with ExitStack() as undo:
+                for sublayer in self._sublayers:
+                    own = {name: changed.pop(name) for name in sublayer.names & changed.keys()}
+                    sublayer.keep(axis_keep.get(sublayer.axis.name), own)
+                for name, tensor in changed.items():
+                    undo.enter_context(_in_place_of(self.model, name, tensor))
+                yield self.model
         finally:
             for sublayer in self._sublayers:
                 sublayer.keep(None)
@@ -114,61 +131,116 @@ class Compactor:
         return self._buffers[key][: len(like)]
 
 
+@contextmanager
+def _in_place_of(model: nn.Module, name: str, tensor: Tensor) -> Iterator[None]:
+    """Runs the block with another value of a parameter, or with one that the module does not have, such as a bias."""
+    module, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    before = module._parameters[leaf]
+    module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    try:
+        yield
+    finally:
+        module._parameters[leaf] = before
+
+
+class _Part:
+    """One parameter of a sublayer, cut along one dimension in one place or several, the rest of it whole."""
+
+    def __init__(self, name: str, parameter: nn.Parameter, cuts: Sequence[Cut], size: int) -> None:
+        self.name, self.parameter, self.size = name, parameter, size
+        self.dim = cuts[0].dim
+        if any(cut.dim != self.dim for cut in cuts):
+            raise ModelError(f"{name} is cut along several dimensions by one axis, which cannot be run.")
+        self.cuts = sorted(cuts, key=lambda cut: cut.start)
+
+    def attach(self) -> None:
+        self.parameter.data = self.parameter.data.movedim(self.dim, 0).contiguous().movedim(0, self.dim)
+        self.whole = self.parameter.data
+        self.rows = self.whole.movedim(self.dim, 0)
+
+    def detach(self) -> None:
+        self.parameter.data = self.parameter.data.contiguous()
+        for name in ("whole", "rows"):
+            vars(self).pop(name, None)
+
+    def fill(self, buffer: Tensor, index: Tensor, padded: int, update: Tensor | None) -> Tensor:
+        """Writes the kept rows, or those of `update`, and returns the parameter; zero rows make up `padded` entries."""
+        given = None if update is None else update.movedim(self.dim, 0)
+        at = taken = read = 0
+        for cut in self.cuts:
+            between = cut.start - read
+            if between:
+                buffer[at : at + between] = self.rows[read : cut.start] if given is None else given[taken:][:between]
+            at, taken, read = at + between, taken + between, cut.start + self.size * cut.width
+            kept, room = len(index) * cut.width, padded * cut.width
+            if given is None:
+                kept_rows(self.rows[cut.start : read], cut.width, index, out=buffer[at : at + kept])
+            else:
+                buffer[at : at + kept] = given[taken : taken + kept]
+            buffer[at + kept : at + room].zero_()
+            at, taken = at + room, taken + kept
+        rest = len(self.rows) - read
+        if rest:
+            buffer[at : at + rest] = self.rows[read:] if given is None else given[taken:]
+        return buffer[: at + rest].movedim(0, self.dim)
+
+
 class _Sublayer:
     """One axis and the module that reads it; swaps slices in around the module's own forward."""
 
     def __init__(self, model: nn.Module, axis: Axis) -> None:
         self.axis = axis
         self.module = model.get_submodule(axis.module)
-        self.parts = [(cut, model.get_parameter(cut.parameter)) for cut in axis.cuts]
-        self.step = KEPT_WIDTH_MULTIPLE // math.gcd(KEPT_WIDTH_MULTIPLE, axis.reader_width)
+        cuts: dict[str, list[Cut]] = {}
+        for cut in axis.cuts:
+            cuts.setdefault(cut.parameter, []).append(cut)
+        self.parts = [_Part(name, model.get_parameter(name), own, axis.size) for name, own in cuts.items()]
+        self.names = set(cuts)
+        width = axis.reader_width if axis.reader else 1
+        self.step = KEPT_WIDTH_MULTIPLE // math.gcd(KEPT_WIDTH_MULTIPLE, width)
         self.index: Tensor | None = None
-        self.whole: list[Tensor] = []
+        self.updates: Mapping[str, Tensor] = {}
 
     def attach(self, buffer: Callable[[str, Tensor], Tensor]) -> None:
         self.buffer, self.forward = buffer, self.module.forward
-        for cut, parameter in self.parts:
-            if cut.dim:
-                parameter.data = parameter.data.t().contiguous().t()
-        self.whole = [parameter.data for _, parameter in self.parts]
-        self.rows = [whole.t() if cut.dim else whole for (cut, _), whole in zip(self.parts, self.whole, strict=True)]
+        for part in self.parts:
+            part.attach()
         self.module.forward = self._compact_forward
 
     def detach(self) -> None:
         self.module.__dict__.pop("forward", None)
-        for _, parameter in self.parts:
-            parameter.data = parameter.data.contiguous()
-        self.whole, self.rows = [], []
+        for part in self.parts:
+            part.detach()
 
-    def keep(self, entries: Tensor | None) -> None:
+    def keep(self, entries: Tensor | None, updates: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        self.updates = updates
         if entries is None or bool(entries.all()):
             self.index = None
         else:
-            self.index = entries.nonzero().flatten().to(self.parts[0][1].device)
+            self.index = entries.nonzero().flatten().to(self.parts[0].parameter.device)
 
     def _compact_forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.index is not None and not len(self.index):
             return self._nothing(args[0] if args else kwargs["hidden_states"])
         try:
-            for slot, (cut, parameter) in enumerate(self.parts):
-                parameter.data = self._whole(slot, cut) if self.index is None else self._kept(slot, cut, self.index)
+            for slot, part in enumerate(self.parts):
+                part.parameter.data = (
+                    self._whole(slot, part) if self.index is None else self._kept(slot, part, self.index)
+                )
             return self.forward(*args, **kwargs)
         finally:
-            for (_, parameter), whole in zip(self.parts, self.whole, strict=True):
-                parameter.data = whole
+            for part in self.parts:
+                part.parameter.data = part.whole
 
-    def _whole(self, slot: int, cut: Cut) -> Tensor:
+    def _whole(self, slot: int, part: _Part) -> Tensor:
         # In its usual layout, so that the same kernel runs as in the untouched model: the same bits.
-        whole = self.whole[slot]
-        return self.buffer(f"{slot} whole", whole).copy_(whole) if cut.dim else whole
+        whole = self.updates.get(part.name, part.whole)
+        return self.buffer(f"{slot} whole", whole).copy_(whole) if part.dim else whole
 
-    def _kept(self, slot: int, cut: Cut, index: Tensor) -> Tensor:
-        kept = len(index) * cut.width
-        padded = min(-(-len(index) // self.step) * self.step, self.axis.size) * cut.width
-        buffer = self.buffer(f"{slot}", self.rows[slot])[:padded]
-        kept_rows(self.rows[slot], cut.width, index, out=buffer[:kept])
-        buffer[kept:].zero_()
-        return buffer.t() if cut.dim else buffer
+    def _kept(self, slot: int, part: _Part, index: Tensor) -> Tensor:
+        padded = min(-(-len(index) // self.step) * self.step, self.axis.size)
+        buffer = self.buffer(f"{slot}", part.rows)
+        return part.fill(buffer, index, padded, self.updates.get(part.name))
 
     def _nothing(self, hidden: Tensor) -> Any:
         output = torch.zeros_like(hidden)

@@ -14,18 +14,33 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
+Span = int | tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True)
 class UnitGroup:
     """A run of `count` like units of one layer.
 
-    `spans` are (axis name, entries per unit): unit i owns entries [i * n, (i + 1) * n) of each axis; the last unit of
-    an axis that n does not divide owns fewer.
+    `spans` are (axis name, which entries): a number n says that unit i owns entries [i * n, (i + 1) * n) of the axis,
+    the last unit fewer where n does not divide them; otherwise the entries of each unit are listed, one tuple a unit.
     """
 
     kind: str
     layer: int
     count: int
-    spans: tuple[tuple[str, int], ...]
+    spans: tuple[tuple[str, Span], ...]
+
+    def owner(self, axis: str, size: int) -> Tensor:
+        """Returns (size,) int64: which unit owns each entry of one of its axes."""
+        import torch
+
+        span = dict(self.spans)[axis]
+        if isinstance(span, int):
+            return torch.arange(size) // span
+        owner = torch.empty(size, dtype=torch.long)
+        for unit, entries in enumerate(span):
+            owner[list(entries)] = unit
+        return owner
 
 
 @dataclass(frozen=True)

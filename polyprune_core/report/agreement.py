@@ -31,7 +31,7 @@ def agreement_sheets(results: Results, arrangement: Arrangement = AS_RUN) -> lis
     for _, group in arrangement.groups(results):
         for summary in group:
             if any(_scored(results.details.get(row.id)) for row in summary.rows):
-                sections.setdefault((summary.row.granularity, summary.row.sparsity), []).append(summary)
+                sections.setdefault((summary.row.cell.granularity, summary.row.cell.sparsity), []).append(summary)
     return [
         sheet
         for (granularity, sparsity), summaries in sections.items()
@@ -43,7 +43,7 @@ def agreement_sheets(results: Results, arrangement: Arrangement = AS_RUN) -> lis
 def _matrices(results: Results, summaries: Sequence[Summary], where: str) -> list[Sheet]:
     names = [label(summary.row, varied(results)) for summary in summaries]
     details = [
-        {row.seed: found for row in summary.rows if _scored(found := results.details.get(row.id)) and found}
+        {row.cell.seed: found for row in summary.rows if _scored(found := results.details.get(row.id)) and found}
         for summary in summaries
     ]
     groups = next(iter(details[0].values())).groups

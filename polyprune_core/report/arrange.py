@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from polyprune_core.config.cell import COORDINATES
 from polyprune_core.errors import ConfigError, plain, unknown_name
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
@@ -15,7 +16,12 @@ from polyprune_core.results.summaries import Summary
 
 
 def _of(name: str) -> Callable[[Summary], Any]:
-    return lambda summary: getattr(summary.row, name)
+    return lambda summary: value_of(summary.row, name)
+
+
+def value_of(row: Row, key: str) -> Any:
+    """Returns a coordinate of the row's cell, or what was measured."""
+    return getattr(row.cell if key in COORDINATES else row, key)
 
 
 SORTS: dict[str, Callable[[Summary], Any]] = {
@@ -28,10 +34,10 @@ SORTS: dict[str, Callable[[Summary], Any]] = {
     "parameters": _of("parameters_kept"),
     "seconds": _of("search_seconds"),
     "memory": _of("peak_memory_mb"),
-    "criterion": lambda summary: (summary.row.initializer or "", summary.row.estimator or ""),
+    "criterion": lambda summary: (summary.row.cell.initializer or "", summary.row.cell.estimator or ""),
 }
-KEYS = ("sparsity", "budget", "granularity", "kind", "initializer", "estimator", "scope", "scale")
-FILTERS = (*KEYS, "seed", "status")
+KEYS = tuple(name for name in COORDINATES if name != "seed")
+FILTERS = (*COORDINATES, "status")
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Arrangement:
         seeds = self.keep.get("seed")
         if seeds is None:
             return results
-        rows = [row for row in results.rows if row.seed is None or _matches(row.seed, seeds)]
+        rows = [row for row in results.rows if row.cell.seed is None or _matches(row.cell.seed, seeds)]
         return dataclasses.replace(results, rows=rows)
 
     def rows(self, results: Results) -> list[Row]:
@@ -66,9 +72,9 @@ class Arrangement:
         rows = [row for row in self.of_seeds(results).rows if self._shows(row)]
         if self.sort is None and self.group_by is None:
             return rows
-        order = [_cell(summary.row) for _, group in self.groups(results) for summary in group]
+        order = [summary.row.cell.without("seed") for _, group in self.groups(results) for summary in group]
         place = {cell: index for index, cell in enumerate(order)}
-        return sorted(rows, key=lambda row: place[_cell(row)])
+        return sorted(rows, key=lambda row: place[row.cell.without("seed")])
 
     def groups(self, results: Results) -> list[tuple[str, list[Summary]]]:
         """Returns the summaries that are shown, in order, in groups with their titles."""
@@ -78,7 +84,7 @@ class Arrangement:
             return [("", list(group)) for _, group in alike]
         groups: dict[Any, list[Summary]] = {}
         for summary in shown:
-            groups.setdefault(getattr(summary.row, self.group_by), []).append(summary)
+            groups.setdefault(value_of(summary.row, self.group_by), []).append(summary)
         if self.group_by == "sparsity":
             groups = dict(sorted(groups.items(), key=lambda item: item[0] or 0.0))
         return [("" if value is None else plain(f"{self.group_by} {value}"), group) for value, group in groups.items()]
@@ -87,29 +93,25 @@ class Arrangement:
         if self.sort is None:
             return summaries
         value = SORTS[self.sort]
-        known = [s for s in summaries if s.row.kind != "dense" and value(s) is not None]
+        known = [s for s in summaries if s.row.cell.kind != "dense" and value(s) is not None]
         known.sort(key=lambda summary: value(summary), reverse=self.reverse)
         return [
-            *(summary for summary in summaries if summary.row.kind == "dense"),
+            *(summary for summary in summaries if summary.row.cell.kind == "dense"),
             *known,
-            *(summary for summary in summaries if summary.row.kind != "dense" and value(summary) is None),
+            *(summary for summary in summaries if summary.row.cell.kind != "dense" and value(summary) is None),
         ]
 
     def _shows(self, row: Row) -> bool:
-        if row.kind == "dense" and "kind" not in self.keep:
+        if row.cell.kind == "dense" and "kind" not in self.keep:
             return True
-        return all(_matches(getattr(row, key), values) for key, values in self.keep.items() if key != "seed")
+        return all(_matches(value_of(row, key), values) for key, values in self.keep.items() if key != "seed")
 
 
 AS_RUN = Arrangement()
 
 
 def _asked(row: Row) -> tuple[Any, ...]:
-    return (row.granularity, row.sparsity, row.budget)
-
-
-def _cell(row: Row) -> tuple[Any, ...]:
-    return tuple(getattr(row, key) for key in KEYS)
+    return (row.cell.granularity, row.cell.target)
 
 
 def _matches(value: Any, allowed: Sequence[str]) -> bool:
@@ -128,7 +130,7 @@ def _same(value: Any, text: str) -> bool:
 def _check(key: str, values: Sequence[str], rows: Sequence[Row]) -> None:
     if key not in FILTERS:
         raise ConfigError(unknown_name("filter", key, FILTERS))
-    there = {getattr(row, key) for row in rows}
+    there = {value_of(row, key) for row in rows}
     for text in values:
         if not any(_same(value, text) for value in there):
             raise ConfigError(unknown_name(f"{key} in these results", text, [plain(str(value)) for value in there]))

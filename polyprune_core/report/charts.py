@@ -80,12 +80,12 @@ def trade_offs(results: Results, summaries: Sequence[Summary], styles: dict[str,
     """Returns perplexity against sparsity, one chart a granularity; intervals are t intervals of log-perplexity."""
     differs = varied(results)
     done = [s for s in summaries if s.log_perplexity and math.isfinite(s.log_perplexity.mean)]
-    dense = next((s for s in done if s.row.kind == "dense"), None)
+    dense = next((s for s in done if s.row.cell.kind == "dense"), None)
     charts = []
-    for granularity in dict.fromkeys(s.row.granularity for s in done if s.row.granularity):
+    for granularity in dict.fromkeys(s.row.cell.granularity for s in done if s.row.cell.granularity):
         lines: dict[str, list[Summary]] = {}
         for summary in done:
-            if summary.row.granularity == granularity:
+            if summary.row.cell.granularity == granularity:
                 lines.setdefault(label(summary.row, differs), []).append(summary)
         charts.append(_trade_off(granularity, lines, dense, styles))
     return charts
@@ -96,7 +96,7 @@ def _trade_off(
 ) -> Chart:
     shown = [summary for line in lines.values() for summary in line]
     logs = [_log(s) for s in [*shown, *([dense] if dense else [])]]
-    asked = sorted({s.row.sparsity or 0.0 for s in shown})
+    asked = sorted({s.row.cell.sparsity or 0.0 for s in shown})
     edge = (asked[-1] - asked[0]) * 0.12 or 0.05
     x = _scale(asked[0] - edge, asked[-1] + edge, LEFT, WIDTH - RIGHT)
     low, high = _padded(min(logs), max(logs))
@@ -122,7 +122,7 @@ def _trade_off(
 def _trade_off_numbers(lines: dict[str, list[Summary]], asked: Sequence[float]) -> Sheet:
     rows = []
     for name, line in lines.items():
-        at = {summary.row.sparsity: summary for summary in line}
+        at = {summary.row.cell.sparsity: summary for summary in line}
         rows.append((Cell(name), *(Cell(perplexity(at[value]) if value in at else "") for value in asked)))
     head = ("criterion", *(f"sparsity {value:g}" for value in asked))
     return Sheet("mean ± sd over seeds", head, (Band("", tuple(rows)),), "")
@@ -133,7 +133,7 @@ def _mark(summary: Summary, x: float, y: Callable[[float], float]) -> Mark:
     interval = found.ci95 if found else None
     low, high = (min(max(y(end), TOP), HEIGHT - BOTTOM) for end in interval) if interval else (None, None)
     mean = summary.perplexity.mean if summary.perplexity else math.nan
-    text = f"{label(summary.row)}: {number(mean)} at sparsity {summary.row.sparsity:g}, n {len(summary.rows)}"
+    text = f"{label(summary.row)}: {number(mean)} at sparsity {summary.row.cell.sparsity:g}, n {len(summary.rows)}"
     return Mark(round(x, 1), round(y(_log(summary)), 1), low, high, text)
 
 
@@ -195,7 +195,7 @@ def _log(summary: Summary) -> float:
 
 
 def _sparsity(summary: Summary) -> float:
-    return summary.row.sparsity or 0.0
+    return summary.row.cell.sparsity or 0.0
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

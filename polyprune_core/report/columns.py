@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from polyprune_core.config.budget_spec import Target
+from polyprune_core.config.cell import NO_REPAIR
 from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
@@ -47,18 +47,18 @@ def short(count: int | None) -> str:
 def sparsity(summary: Summary) -> str:
     """Returns the sparsity asked for, unless it was a budget, and the one achieved."""
     row = summary.row
-    if row.kind == "dense":
+    if row.cell.kind == "dense":
         return ""
     achieved = "?" if row.sparsity_achieved is None else f"{row.sparsity_achieved:.3f}"
-    return achieved if row.sparsity is None else f"{row.sparsity:g} → {achieved}"
+    return achieved if row.cell.sparsity is None else f"{row.cell.sparsity:g} → {achieved}"
 
 
 def _budget(summary: Summary) -> str:
     row = summary.row
-    if row.budget is None:
+    if row.cell.budget is None or row.cell.target is None:
         return ""
-    achieved = "?" if row.budget_achieved is None else Target.parse(row.budget).words(row.budget_achieved)
-    return f"{row.budget} → {achieved}"
+    achieved = "?" if row.budget_achieved is None else row.cell.target.words(row.budget_achieved)
+    return f"{row.cell.budget} → {achieved}"
 
 
 def perplexity(summary: Summary) -> str:
@@ -94,7 +94,7 @@ def _count(summary: Summary) -> str:
 
 
 def _passes(summary: Summary) -> str:
-    return str(summary.row.backward_passes or "") if summary.row.kind != "dense" else ""
+    return str(summary.row.backward_passes or "") if summary.row.cell.kind != "dense" else ""
 
 
 def _agreement(summary: Summary) -> str:
@@ -164,21 +164,22 @@ PAPER = (
 
 def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
     """Returns what a row is called; `varied` names the settings that tell rows of this table apart."""
-    if row.kind == "dense":
+    if row.cell.kind == "dense":
         return "dense"
-    name = row.initializer or ""
-    if row.kind == "start":
+    name = row.cell.initializer or ""
+    if row.cell.kind == "start":
         name += " → no search"
-    if row.kind == "search":
-        name += f" → {row.estimator}"
-    notes = [str(getattr(row, key)) for key in TELL_APART if key in varied and getattr(row, key)]
+    if row.cell.kind == "search":
+        name += f" → {row.cell.estimator}"
+    notes = [str(getattr(row.cell, key)) for key in TELL_APART if key in varied and getattr(row.cell, key)]
+    name += f" + {row.cell.repair}" if row.cell.repair not in (None, NO_REPAIR) else ""
     name += " ∇" if row.backward_passes else ""
     return plain(f"{name} ({', '.join(notes)})" if notes else name)
 
 
 def varied(results: Results) -> frozenset[str]:
     """Returns the settings that rows of one table differ in."""
-    return frozenset(key for key in TELL_APART if len({getattr(row, key) for row in results.rows} - {None}) > 1)
+    return frozenset(key for key in TELL_APART if len({getattr(row.cell, key) for row in results.rows} - {None}) > 1)
 
 
 def caption(results: Results) -> str:

@@ -10,7 +10,7 @@ from polyprune_core.config.settings import Comparison
 from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
 
-ONE_SETTING = ("granularity", "scope", "scale")
+ONE_SETTING = ("granularity", "scope", "scale", "repair")
 
 
 def command(config: Mapping[str, Any]) -> str:
@@ -29,18 +29,23 @@ def command_of(summary: Summary, config: Mapping[str, Any]) -> str:
     """Returns the command for the cells of one summary alone; those it is compared with come along."""
     row = summary.row
     lists: dict[str, Any] = {"baselines": (), "estimators": ()}
-    if row.kind != "dense":
-        lists |= {name: (getattr(row, name),) for name in ONE_SETTING if getattr(row, name)}
-        lists |= {"sparsity": (row.sparsity,), "seeds": summary.seeds or config.get("seeds", (0,))}
+    if row.cell.kind != "dense":
+        lists |= {name: (getattr(row.cell, name),) for name in ONE_SETTING if getattr(row.cell, name)}
+        lists |= {"sparsity": (), "budget": (), **_asked(row), "seeds": summary.seeds or config.get("seeds", (0,))}
         lists |= _plugins(row, config)
     return command({**config, **lists})
 
 
+def _asked(row: Row) -> dict[str, Any]:
+    asked = {"sparsity": row.cell.sparsity, "budget": row.cell.budget}
+    return {name: (value,) for name, value in asked.items() if value is not None}
+
+
 def _plugins(row: Row, config: Mapping[str, Any]) -> dict[str, Any]:
-    if row.kind == "baseline":
-        return {"baselines": (row.initializer,)}
-    searches: Sequence[str] = (row.estimator,) if row.estimator else config.get("estimators", ())[:1]
-    return {"initializers": (row.initializer,), "estimators": searches}
+    if row.cell.kind == "baseline":
+        return {"baselines": (row.cell.initializer,)}
+    searches: Sequence[str] = (row.cell.estimator,) if row.cell.estimator else config.get("estimators", ())[:1]
+    return {"initializers": (row.cell.initializer,), "estimators": searches}
 
 
 def _plain(value: Any) -> Any:

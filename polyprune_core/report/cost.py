@@ -11,7 +11,7 @@ from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
 
 COSTS: dict[str, Callable[[Summary], str]] = {
-    "sparsity": lambda s: "" if s.row.sparsity is None else f"{s.row.sparsity:g}",
+    "sparsity": lambda s: "" if s.row.cell.sparsity is None else f"{s.row.cell.sparsity:g}",
     "n": lambda s: str(len(s.rows)),
     "forward passes": lambda s: f"{s.row.forward_passes:,}",
     "forward tokens": lambda s: f"{s.row.forward_tokens:,}",

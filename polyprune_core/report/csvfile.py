@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import re
 from collections.abc import Iterable
@@ -12,22 +11,23 @@ from typing import Any
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.sheet import Sheet
 from polyprune_core.results.results import Results
-from polyprune_core.results.row import Row
+from polyprune_core.results.row import columns_of_row
 
 FORMULA, NUMBER = re.compile(r"\s*[=+@-]"), re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?[\d.,%± ()]*")
 
 
 def to_csv(results: Results, arrangement: Arrangement = AS_RUN) -> str:
     """Returns one line a measured row: the results schema but the plugins, and every metric of every task."""
-    names = [field.name for field in dataclasses.fields(Row) if field.name not in ("plugins", "tasks")]
+    names = [name for name in columns_of_row() if name not in ("plugins", "tasks")]
     rows = arrangement.rows(results)
+    records = [row.to_json() for row in rows]
     scores = dict.fromkeys((task, metric) for row in rows for task in row.tasks for metric in row.tasks[task])
     return written(
         [
             [*names, *(f"{task} {metric}" for task, metric in scores)],
             *(
-                [*(getattr(row, name) for name in names), *(row.tasks.get(t, {}).get(metric) for t, metric in scores)]
-                for row in rows
+                [*(record[name] for name in names), *(record["tasks"].get(t, {}).get(metric) for t, metric in scores)]
+                for record in records
             ),
         ]
     )

@@ -37,11 +37,12 @@ def curves(results: Results, summaries: Iterable[Summary], folders: Sequence[Pat
     differs = varied(results)
     for summary in summaries:
         seeds = tuple(points for row in summary.rows if (points := _trace(row.id, folders)))
-        if summary.row.kind != "search" or not seeds:
+        if summary.row.cell.kind != "search" or not seeds:
             continue
         length = min(map(len, seeds))
         mean = [(seeds[0][i][0], sum(s[i][1] for s in seeds) / len(seeds)) for i in range(length)]
-        title = f"{summary.row.granularity}, sparsity {summary.row.sparsity:g}, from {summary.row.initializer}"
+        cell = summary.row.cell
+        title = f"{cell.granularity}, {cell.asked}, from {cell.initializer}"
         curve = Curve(label(summary.row, differs), _thinned(mean), tuple(map(_thinned, seeds)))
         found.setdefault(title, []).append(curve)
     return found

@@ -26,7 +26,7 @@ def kept_sheets(results: Results, arrangement: Arrangement = AS_RUN) -> list[She
     shown = itertools.chain.from_iterable(group for _, group in arrangement.groups(results))
     for summary in shown:
         for kind, counts in _kept(results, summary).items():
-            title = f"Units kept, {kind}, {summary.row.granularity}, sparsity {summary.row.sparsity:g}"
+            title = f"Units kept, {kind}, {summary.row.cell.granularity}, {summary.row.cell.asked}"
             layers.setdefault(title, {}).update({layer: pairs[0][1] for layer, pairs in counts.items()})
             cells = (_cell(pairs) for _, pairs in sorted(counts.items()))
             bands.setdefault(title, []).append((Cell(label(summary.row, differs)), *cells))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from polyprune_core.config.cell import Cell
 from polyprune_core.config.grid import SEARCH_ONLY
-from polyprune_core.config.settings import Comparison as Grid
+from polyprune_core.config.settings import Comparison, Settings, TaskSettings
 from polyprune_core.errors import ConfigError, PolypruneError, brief, counted, plain
 from polyprune_core.results.cell_file import Details, path_of, read_details
 from polyprune_core.results.results import SCHEMA, Results
@@ -22,15 +22,15 @@ from polyprune_core.results.schema import adapter
 from polyprune_core.utils.files import read_json
 
 RUN = ("polyprune", "environment", "config", "model", "texts")
-GRID = ("granularity", "initializers", "baselines", "estimators", "sparsity", "seeds", "scope", "scale")
-CELL = ("kind", "granularity", "initializer", "estimator", "sparsity", "scope", "scale", "seed")
-KINDS = ("dense", "baseline", "start", "search")
+# The lists of a comparison whose combinations are its cells.
+SHARED = {*Settings.model_fields, *TaskSettings.model_fields}
+GRID = tuple(name for name in Comparison.model_fields if name not in SHARED)
 # Decided by the hashes of weights and texts, by the model's own dtype and device, or by `steps`.
 NAMES = ("model", "revision", "trust_remote_code", "dtype", "device", "calibration", "evaluation", "forward_tokens")
 
 
 @dataclass
-class Comparison:
+class MergedResults:
     """Cells that ran under the same conditions; `runs` are the commands' records, `folders` hold the cells."""
 
     run: dict[str, Any]
@@ -61,7 +61,7 @@ class Comparison:
 class Loaded:
     """Comparisons whose numbers may not be mixed, and what a reader has to know about the stores."""
 
-    comparisons: list[Comparison]
+    comparisons: list[MergedResults]
     notes: list[str]
 
 
@@ -84,12 +84,12 @@ def load(paths: Sequence[Path]) -> Loaded:
     """
     notes: list[str] = []
     found = [cell for path in paths for cell in _cells(path, notes)]
-    comparisons: dict[str, Comparison] = {}
+    comparisons: dict[str, MergedResults] = {}
     for cell in found:
-        comparisons.setdefault(_conditions(cell.run), Comparison(cell.run))
+        comparisons.setdefault(_conditions(cell.run), MergedResults(cell.run))
     for key, comparison in comparisons.items():
         for cell in found:
-            searched = cell.row.kind == "search"
+            searched = cell.row.cell.kind == "search"
             if _conditions(cell.run) == key or (not searched and _shared(cell.run) == _shared(comparison.run)):
                 comparison.add(cell.row, cell.details, cell.run, cell.folder)
     kept = _without_repeats(list(comparisons.values()))
@@ -100,9 +100,9 @@ def load(paths: Sequence[Path]) -> Loaded:
     return Loaded(kept, notes)
 
 
-def _without_repeats(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def _without_repeats(comparisons: Sequence[MergedResults]) -> list[MergedResults]:
     """Leaves out a comparison all of whose rows another one has."""
-    kept: list[Comparison] = []
+    kept: list[MergedResults] = []
     for comparison in sorted(comparisons, key=lambda each: -len(each.rows)):
         like = [other for other in kept if _shared(other.run) == _shared(comparison.run)]
         if comparison.rows and not any(comparison.rows.keys() <= other.rows.keys() for other in like):
@@ -110,15 +110,14 @@ def _without_repeats(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return sorted(kept, key=comparisons.index)
 
 
-def _one_a_seed(comparison: Comparison) -> list[str]:
+def _one_a_seed(comparison: MergedResults) -> list[str]:
     """Leaves one row a cell and seed, the first: two would count as two seeds."""
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[Cell] = set()
     twice = []
     for row in comparison.rows.values():
-        cell = tuple(getattr(row, name) for name in CELL)
-        if cell in seen:
+        if row.cell in seen:
             twice.append(row.id)
-        seen.add(cell)
+        seen.add(row.cell)
     for key in twice:
         del comparison.rows[key]
     if not twice:
@@ -129,7 +128,7 @@ def _one_a_seed(comparison: Comparison) -> list[str]:
     ]
 
 
-def _bare(comparison: Comparison) -> list[str]:
+def _bare(comparison: MergedResults) -> list[str]:
     done = [row for row in comparison.rows.values() if row.status == "ok"]
     bare = sum(row.id not in comparison.details for row in done)
     if not bare:
@@ -194,22 +193,20 @@ def _read_cell(file: Path) -> Row:
 
 
 def _row(record: dict[str, Any]) -> Row:
-    row = row_from_json(record)
+    row = row_from_json(_clean(record))
     if not re.fullmatch(r"[\w-]{1,64}", row.id):
         raise ValueError(f"{row.id!r} cannot be the id of a cell")
-    if row.kind not in KINDS or (row.kind != "dense" and None in (row.granularity, row.initializer, row.sparsity)):
-        raise ValueError(f"row {row.id} does not say what was pruned how")
-    return dataclasses.replace(row, **{f.name: _clean(getattr(row, f.name)) for f in dataclasses.fields(row)})
+    return row
 
 
 def _check_run(run: dict[str, Any]) -> None:
     """Raises ValueError where a run's record is not one that `polyprune compare` writes."""
     adapter().validate_python({**run, "schema": SCHEMA, "rows": [], "summary": []})
-    Grid.model_validate(_known(run["config"]))
+    Comparison.model_validate(_known(run["config"]))
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name in Grid.model_fields}
+    return {name: value for name, value in config.items() if name in Comparison.model_fields}
 
 
 def _details(folder: Path, key: str, notes: list[str]) -> Details | None:
@@ -233,7 +230,7 @@ def _conditions(run: dict[str, Any]) -> str:
     config = run["config"]
     settings = {name: value for name, value in config.items() if name not in (*GRID, *NAMES)}
     if config.get("forward_tokens"):
-        settings["steps"] = Grid.model_validate(_known(config)).search_steps
+        settings["steps"] = Comparison.model_validate(_known(config)).search_steps
     return json.dumps([run["polyprune"], _identity(run), settings], sort_keys=True)
 
 

@@ -17,7 +17,7 @@ from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.cost import cost_sheet
 from polyprune_core.report.curves import curves
 from polyprune_core.report.kept import kept_sheets
-from polyprune_core.report.load import Comparison, Loaded
+from polyprune_core.report.load import Loaded, MergedResults
 from polyprune_core.report.sheet import Sheet, heading, summary_sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
@@ -78,8 +78,8 @@ def findings(results: Results, arrangement: Arrangement = AS_RUN) -> list[str]:
     sections: dict[tuple[Any, Any], list[Summary]] = {}
     for _, group in arrangement.groups(results):
         for summary in group:
-            if summary.perplexity and summary.row.kind != "dense":
-                sections.setdefault((summary.row.granularity, summary.row.sparsity), []).append(summary)
+            if summary.perplexity and summary.row.cell.kind != "dense":
+                sections.setdefault((summary.row.cell.granularity, summary.row.cell.sparsity), []).append(summary)
     said = []
     for (granularity, sparsity), summaries in sections.items():
         first = min(summaries, key=lambda s: s.perplexity.mean if s.perplexity else 0.0)
@@ -98,11 +98,11 @@ def findings(results: Results, arrangement: Arrangement = AS_RUN) -> list[str]:
     return said
 
 
-def _part(comparison: Comparison, arrangement: Arrangement) -> Part:
+def _part(comparison: MergedResults, arrangement: Arrangement) -> Part:
     results = comparison.results
     summaries = [summary for _, group in arrangement.groups(results) for summary in group]
     differs = varied(results)
-    names = dict.fromkeys(label(s.row, differs) for s in summaries if s.row.kind != "dense")
+    names = dict.fromkeys(label(s.row, differs) for s in summaries if s.row.cell.kind != "dense")
     styles = {name: index for index, name in enumerate(names)}
     lines = curves(results, summaries, comparison.folders)
     return Part(
@@ -117,7 +117,7 @@ def _part(comparison: Comparison, arrangement: Arrangement) -> Part:
         commands=tuple(dict.fromkeys(command(run["config"]) for run in comparison.runs)),
         sources=tuple(_source(s, results, differs) for s in summaries),
         facts=_facts(results),
-        traced=bool(lines) or all(summary.row.kind != "search" for summary in summaries),
+        traced=bool(lines) or all(summary.row.cell.kind != "search" for summary in summaries),
     )
 
 
@@ -125,9 +125,9 @@ def _source(summary: Summary, results: Results, differs: frozenset[str]) -> Sour
     row = summary.row
     return Source(
         name=label(row, differs),
-        sparsity="" if row.sparsity is None else f"{row.sparsity:g}",
+        sparsity="" if row.cell.sparsity is None else f"{row.cell.sparsity:g}",
         command=command_of(summary, results.config),
-        cells=tuple((r.id, "" if r.seed is None else f"seed {r.seed}") for r in summary.rows),
+        cells=tuple((r.id, "" if r.cell.seed is None else f"seed {r.cell.seed}") for r in summary.rows),
         plugins=tuple(f"{role}: {source}" for role, source in row.plugins.items()),
     )
 

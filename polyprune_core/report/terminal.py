@@ -13,7 +13,7 @@ from rich.text import Text
 
 from polyprune_core.errors import plain
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import label, number
+from polyprune_core.report.columns import TELL_APART, label, number
 from polyprune_core.report.sheet import Sheet, summary_sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
@@ -23,12 +23,11 @@ WIDE = Console(width=10_000)
 
 def line(row: Row) -> str:
     """Returns one finished cell as one line of console markup."""
-    asked = f"budget {plain(row.budget or '')}" if row.sparsity is None else f"sparsity {row.sparsity:g}"
-    where = "" if row.kind == "dense" else f", {escape(asked)}, seed {row.seed}"
+    where = "" if row.cell.kind == "dense" else f", {escape(row.cell.asked)}, seed {row.cell.seed}"
     outcome = f"perplexity {number(row.perplexity)}"
     if row.status != "ok":
         outcome = f"[red]failed:[/] {escape(plain(row.error or ''))}"
-    return f"{escape(label(row, frozenset({'granularity', 'scope', 'scale'})))}{where}: {outcome}"
+    return f"{escape(label(row, frozenset(TELL_APART)))}{where}: {outcome}"
 
 
 def table(results: Results, width: int, arrangement: Arrangement = AS_RUN) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -43,6 +42,6 @@ def write(results: Results, form: str, console: Console | None = None, arrangeme
 def to_json(results: Results, arrangement: Arrangement = AS_RUN) -> str:
     """Returns schema 1 with the rows and summaries that are shown."""
     record: dict[str, Any] = arrangement.of_seeds(results).to_json()
-    record["rows"] = finite([dataclasses.asdict(row) for row in arrangement.rows(results)])
+    record["rows"] = finite([row.to_json() for row in arrangement.rows(results)])
     record["summary"] = finite([s.to_json() for _, group in arrangement.groups(results) for s in group])
     return json.dumps(record, indent=1, allow_nan=False)

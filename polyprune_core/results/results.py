@@ -47,7 +47,7 @@ class Results:
                 "config": self.config,
                 "model": self.model,
                 "texts": self.texts,
-                "rows": [dataclasses.asdict(row) for row in self.rows],
+                "rows": [row.to_json() for row in self.rows],
                 "summary": [summary.to_json() for summary in self.summaries()],
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -9,8 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from polyprune_core.config.budget_spec import Target
-from polyprune_core.errors import BudgetError
+from polyprune_core.config.cell import COORDINATES, AnyCell, cell_from_json
 
 COUNTS = (
     "budget_achieved",
@@ -24,27 +24,19 @@ COUNTS = (
     "peak_memory_mb",
     "non_finite_losses",
 )
-FRACTIONS = ("sparsity", "sparsity_achieved", "parameters_kept_fraction", "top1_agreement")
+FRACTIONS = ("sparsity_achieved", "parameters_kept_fraction", "top1_agreement")
 
 
 @dataclass(frozen=True)
 class Row:
     """One measured cell. Perplexity over `eval_tokens` predicted tokens; nll and kl_to_dense in nats per token.
 
-    `budget` is asked instead of `sparsity`, and `budget_achieved` is in the same terms. `tasks` holds the metrics of
+    `budget_achieved` is in the terms of the cell's budget, where that is not a sparsity. `tasks` holds the metrics of
     each task, and their standard errors over its items as METRIC_stderr.
     """
 
     id: str
-    kind: str
-    granularity: str | None = None
-    initializer: str | None = None
-    estimator: str | None = None
-    sparsity: float | None = None
-    budget: str | None = None
-    seed: int | None = None
-    scope: str | None = None
-    scale: str | None = None
+    cell: AnyCell
     sparsity_achieved: float | None = None
     budget_achieved: float | None = None
     parameters_kept: int | None = None
@@ -65,13 +57,29 @@ class Row:
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as one flat record: its id, the cell's columns, what was measured."""
+        measured = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)[2:]}
+        return {"id": self.id, **self.cell.model_dump(mode="json"), **copy.deepcopy(measured)}
+
+
+def columns_of_row() -> tuple[str, ...]:
+    """Returns the names of a row's columns in order: its id, the cell's, what was measured."""
+    return ("id", *COORDINATES, *(each.name for each in dataclasses.fields(Row)[2:]))
+
 
 def row_from_json(record: dict[str, Any]) -> Row:
-    """Reads one row; what is not finite was written as null and comes back as infinity."""
-    if unknown := set(record) - {field.name for field in dataclasses.fields(Row)}:
+    """Reads what `to_json` gave; what is not finite was written as null and comes back as infinity.
+
+    Raises:
+        ValueError: it is no row.
+    """
+    if unknown := set(record) - set(columns_of_row()):
         raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
-    overflowed = [name for name in ("perplexity", "nll") if record.get("status") == "ok" and record[name] is None]
-    row: Row = TypeAdapter(Row).validate_python(record | dict.fromkeys(overflowed, math.inf))
+    measured = {name: value for name, value in record.items() if name not in COORDINATES}
+    if record.get("status", "ok") == "ok":
+        measured |= {name: math.inf for name in ("perplexity", "nll") if name in record and record[name] is None}
+    row: Row = TypeAdapter(Row).validate_python({"cell": cell_from_json(record), **measured})
     _check(row)
     return row
 
@@ -86,8 +94,3 @@ def _check(row: Row) -> None:
             raise ValueError(f"its {name} is {value:g}")
     if row.perplexity is not None and row.perplexity <= 0:
         raise ValueError(f"its perplexity is {row.perplexity:g}")
-    if row.budget is not None:
-        try:
-            Target.parse(row.budget)
-        except BudgetError as error:
-            raise ValueError(str(error)) from error

@@ -5,14 +5,17 @@ python -m polyprune_core.results.schema > polyprune_core/results/results.schema.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, create_model
 
+from polyprune_core.config.cell import COORDINATES, Cell
 from polyprune_core.results.row import Row
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -72,26 +75,36 @@ class VersusRecord:
 
 
 @dataclass(frozen=True)
-class SummaryRecord:
-    """Rows that differ in their seed only; `n` were measured, `failed` were not."""
+class Summarised:
+    """What a summary says beside its cell; `n` rows that differ in their seed only were measured, `failed` were not."""
 
-    kind: str
-    granularity: str | None
-    initializer: str | None
-    estimator: str | None
-    sparsity: float | None
-    scope: str | None
-    scale: str | None
     n: int
     failed: int
     perplexity_mean: float | None
     perplexity_sd: float | None
     ci95: tuple[float | None, float | None] | None
     versus: VersusRecord | None
-    budget: str | None = None
     tasks: dict[str, dict[str, float]] | None = None
     best: bool | None = None
     pareto: list[str] | None = None
+
+
+def _flat(name: str, about: str, measured: Any, without: tuple[str, ...] = ()) -> Any:
+    """Returns the type of a flat record: a cell's columns, then the fields of a dataclass."""
+    cell = {column: Cell.model_fields.get(column) for column in COORDINATES if column not in without}
+    columns: dict[str, Any] = {name: (each.annotation if each else TARGET[name], None) for name, each in cell.items()}
+    columns["kind"] = (Cell.model_fields["kind"].annotation, ...)
+    hints = get_type_hints(measured)
+    for each in dataclasses.fields(measured):
+        if each.name != "cell":
+            default = each.default_factory() if each.default_factory is not MISSING else each.default
+            columns[each.name] = (hints[each.name], ... if default is MISSING else default)
+    return create_model(name, __doc__=about, __config__=ConfigDict(extra="forbid"), **columns)
+
+
+TARGET: dict[str, Any] = {"sparsity": float | None, "budget": str | None}
+RowRecord = _flat("Row", inspect.getdoc(Row) or "", Row)
+SummaryRecord = _flat("SummaryRecord", inspect.getdoc(Summarised) or "", Summarised, without=("seed",))
 
 
 @dataclass(frozen=True)
@@ -104,8 +117,8 @@ class Record:
     config: dict[str, Any]
     model: ModelRecord
     texts: TextsRecord
-    rows: list[Row]
-    summary: list[SummaryRecord]
+    rows: list[RowRecord]  # type: ignore[valid-type]
+    summary: list[SummaryRecord]  # type: ignore[valid-type]
 
 
 @cache

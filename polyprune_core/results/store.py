@@ -75,7 +75,7 @@ class Store:
         if trace is not None:
             steps = (json.dumps(finite(dataclasses.asdict(record))) for record in trace.steps)
             write_atomically(self.cells / f"{row.id}.trace.jsonl", "\n".join(steps) + "\n")
-        write_json(self.cells / f"{row.id}.json", {"row": dataclasses.asdict(row)})
+        write_json(self.cells / f"{row.id}.json", {"row": row.to_json()})
 
     def checkpoint(self, key: str) -> Path:
         """Returns where the cell's search is kept while it runs."""

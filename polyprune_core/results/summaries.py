@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polyprune_core.config.budget_spec import BudgetSpec
+from polyprune_core.config.cell import Cell, Search
 from polyprune_core.results.statistics import (
     EvaluationNoise,
     Paired,
@@ -50,13 +52,13 @@ class Summary:
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds that were measured."""
-        return tuple(row.seed for row in self.rows if row.seed is not None)
+        return tuple(row.cell.seed for row in self.rows if row.cell.seed is not None)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the summary as JSON values."""
         row, perplexity = self.row, self.perplexity
-        names = ("kind", "granularity", "initializer", "estimator", "sparsity", "budget", "scope", "scale")
-        return {name: getattr(row, name) for name in names} | {
+        shared = {name: value for name, value in row.cell.model_dump(mode="json").items() if name != "seed"}
+        return shared | {
             "n": len(self.rows),
             "failed": self.failed,
             "perplexity_mean": perplexity and perplexity.mean,
@@ -75,34 +77,25 @@ def summarise(rows: Sequence[Row], windows: Windows) -> list[Summary]:
     `windows` maps the id of a row to (N,), the mean loss of each evaluation window in nats per token; a row without
     them has no evaluation noise.
     """
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[Cell, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_without_seed(row), []).append(row)
+        groups.setdefault(row.cell.without("seed"), []).append(row)
     found = [_summary(group) for group in groups.values()]
-    starts = {_without_seed(each.row): each for each in found if each.row.kind == "start"}
-    versus = corrected([_against(each, starts.get(_start_of(each.row)), windows) for each in found])
+    summaries = dict(zip(groups, found, strict=True))
+    versus = corrected([_against(each, summaries, windows) for each in found])
     marked = _with_best([dataclasses.replace(each, versus=v) for each, v in zip(found, versus, strict=True)], windows)
     return _with_pareto(marked)
 
 
 def compared(summary: Summary, reference: Summary, windows: Windows) -> Paired | None:
     """Compares two rows over the seeds they share; None where they share none."""
-    others = {row.seed: row for row in reference.rows}
-    pairs = [(row, others[row.seed]) for row in summary.rows if row.seed in others]
+    others = {row.cell.seed: row for row in reference.rows}
+    pairs = [(row, others[row.cell.seed]) for row in summary.rows if row.cell.seed in others]
     if not pairs:
         return None
     ours, theirs = zip(*pairs, strict=True)
     noise = _evaluation_noise(ours, theirs, windows)
     return dataclasses.replace(paired(_losses(ours), _losses(theirs)), evaluation=noise)
-
-
-def _without_seed(row: Row) -> tuple[Any, ...]:
-    asked = (row.sparsity, row.budget)
-    return (row.kind, row.granularity, asked, row.initializer, row.estimator, row.scope, row.scale)
-
-
-def _start_of(row: Row) -> tuple[Any, ...]:
-    return ("start", row.granularity, (row.sparsity, row.budget), row.initializer, None, row.scope, None)
 
 
 def _summary(rows: list[Row]) -> Summary:
@@ -136,8 +129,10 @@ def _losses(rows: Iterable[Row]) -> list[float]:
     return [row.nll or 0.0 for row in rows]
 
 
-def _against(summary: Summary, start: Summary | None, windows: Windows) -> Paired | None:
-    return compared(summary, start, windows) if summary.row.kind == "search" and start is not None else None
+def _against(summary: Summary, summaries: Mapping[Cell, Summary], windows: Windows) -> Paired | None:
+    cell = summary.row.cell
+    start = summaries.get(cell.start().without("seed")) if isinstance(cell, Search) else None
+    return compared(summary, start, windows) if start else None
 
 
 def _evaluation_noise(ours: Sequence[Row], theirs: Sequence[Row], windows: Windows) -> EvaluationNoise | None:
@@ -148,12 +143,8 @@ def _evaluation_noise(ours: Sequence[Row], theirs: Sequence[Row], windows: Windo
     return evaluation_noise(*(np.stack([found for found in side if found is not None]) for side in sides))
 
 
-def _section(summary: Summary) -> tuple[str | None, float | None, str | None]:
-    return (summary.row.granularity, summary.row.sparsity, summary.row.budget)
-
-
-def _asked(row: Row) -> tuple[float | None, str | None]:
-    return (row.sparsity, row.budget)
+def _section(summary: Summary) -> tuple[str | None, BudgetSpec | None]:
+    return (summary.row.cell.granularity, summary.row.cell.target)
 
 
 def _with_best(summaries: list[Summary], windows: Windows) -> list[Summary]:
@@ -162,8 +153,8 @@ def _with_best(summaries: list[Summary], windows: Windows) -> list[Summary]:
     for section in {_section(each): None for each in summaries}:
         ranked = sorted((s for s in summaries if _section(s) == section and s.log_perplexity), key=_mean_log)
         if len(ranked) > 1 and all(_beats(ranked[0], other, windows) for other in ranked[1:]):
-            best.add(_without_seed(ranked[0].row))
-    return [dataclasses.replace(each, best=_without_seed(each.row) in best) for each in summaries]
+            best.add(ranked[0].row.cell.without("seed"))
+    return [dataclasses.replace(each, best=each.row.cell.without("seed") in best) for each in summaries]
 
 
 def _beats(summary: Summary, other: Summary, windows: Windows) -> bool:
@@ -183,8 +174,8 @@ def _with_pareto(summaries: list[Summary]) -> list[Summary]:
     sized = [(means[i], round(summaries[i].row.parameters_kept_fraction or 1, 3)) for i in done]
     for index in itertools.compress(done, pareto(sized)):
         names[index].append("size")
-    for asked in {_asked(summaries[i].row) for i in done} - {(None, None)}:
-        here = [i for i in done if _asked(summaries[i].row) == asked]
+    for target in {summaries[i].row.cell.target for i in done} - {None}:
+        here = [i for i in done if summaries[i].row.cell.target == target]
         costs = [(means[i], summaries[i].row.forward_tokens, summaries[i].row.backward_passes) for i in here]
         for index in itertools.compress(here, pareto(costs)):
             names[index].append("cost")

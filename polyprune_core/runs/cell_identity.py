@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config.grid import Cell
+from polyprune_core.config.cell import Cell
 from polyprune_core.config.settings import Comparison
 from polyprune_core.models.checkpoint import settings_sha256
 from polyprune_core.version import __version__

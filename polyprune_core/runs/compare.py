@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyprune_core.config.grid import Cell, cell_id, cells
+from polyprune_core.config.cell import AnyCell, Cell, Dense, Pruned
+from polyprune_core.config.grid import cell_id, cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError, PolypruneError
 from polyprune_core.evaluation.perplexity import Evaluation
@@ -67,7 +68,7 @@ def compare(
         # A cell that another process has is left until the rest is done: processes on one store share the work.
         for wait in (False, True):
             for cell in [cell for cell in grid if cell not in done]:
-                blank = Row(id=keys[cell], plugins=plugins[cell], **cell.model_dump())
+                blank = Row(keys[cell], cell, plugins=plugins[cell])
                 row = _finished(blank, store)
                 if row is None:
                     with store.claimed(blank.id, wait) as mine:
@@ -111,7 +112,7 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
     with reporter.task("cutting the texts into tokens", 0):
         harness = Harness(loaded, texts, config, registry, reporter, tasks)
     for cell in cells(config) if budgets else ():
-        if cell.kind != "dense":
+        if isinstance(cell, Pruned):
             harness.terms(cell)
     return harness
 
@@ -131,15 +132,15 @@ def _failed(blank: Row, error: PolypruneError) -> Row:
     return dataclasses.replace(blank, status="failed", error=str(error))
 
 
-def _run(harness: Harness, cell: Cell, blank: Row, store: Store, run: dict[str, Any]) -> Row:
+def _run(harness: Harness, cell: AnyCell, blank: Row, store: Store, run: dict[str, Any]) -> Row:
     checkpoint = Checkpoint(store.checkpoint(blank.id), blank.id, harness.reporter)
     try:
-        if cell.kind == "dense":
+        if isinstance(cell, Dense):
             row, trace = _dense_row(blank, harness), None
             details = Details(_windows(harness.dense), run)
         else:
             decision = harness.decide(cell, checkpoint)
-            label, space = cell.label, harness.space(cell.granularity or "")
+            label, space = cell.label, harness.space(cell.granularity)
             evaluation = harness.evaluate(label, space, decision.selection)
             blank = dataclasses.replace(blank, tasks=harness.task_scores(label, space, decision.selection))
             row, trace = pruned_row(blank, decision, evaluation, harness), decision.trace
@@ -166,7 +167,7 @@ def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation, harness: 
     return dataclasses.replace(
         blank,
         sparsity_achieved=selection.sparsity,
-        budget_achieved=decision.terms.spent(selection) if blank.budget else None,
+        budget_achieved=decision.terms.spent(selection) if blank.cell.budget else None,
         parameters_kept=kept,
         parameters_kept_fraction=kept / total,
         forward_passes=cost.forward_passes,

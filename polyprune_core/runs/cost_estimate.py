@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config.grid import Cell, cells
+from polyprune_core.config.cell import Cell, Search
+from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
@@ -45,7 +46,7 @@ def work_of(config: Comparison, registry: Registry, evaluation: int, finished: C
     That is its metric (once for all cells that share the scores), its search, and `evaluation` tokens.
     """
     scored = set()
-    work = dict.fromkeys(cells(config), 0)
+    work: dict[Cell, int] = dict.fromkeys(cells(config), 0)
     for cell in work:
         if cell in finished:
             continue
@@ -74,7 +75,7 @@ def evaluation_tokens(config: Comparison) -> int | None:
 
 def speed(config: Comparison, parameters: int | None, measured: Sequence[Row]) -> Estimate:
     """Returns tokens a second: those of finished searches, or what is assumed of a model of that size."""
-    searches = [row for row in measured if row.kind == "search" and row.search_seconds]
+    searches = [row for row in measured if row.cell.kind == "search" and row.search_seconds]
     if searches:
         tokens, seconds = (sum(getattr(row, name) for row in searches) for name in ("forward_tokens", "search_seconds"))
         return Estimate(tokens / seconds, f"measured in {len(searches)} finished search{'es' * (len(searches) > 1)}")
@@ -98,7 +99,7 @@ def memory(
 
     `sizes` is the model's configuration, where it is at hand: activations and logits come from it.
     """
-    peaks = {row.initializer: row.peak_memory_mb for row in measured if row.peak_memory_mb}
+    peaks = {row.cell.initializer: row.peak_memory_mb for row in measured if row.peak_memory_mb}
     wanted = {cell.initializer for cell in cells(config)}
     if wanted <= set(peaks):
         return Estimate(max(row.peak_memory_mb or 0.0 for row in measured), "measured in finished cells")
@@ -121,8 +122,8 @@ def _metric_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
 
 
 def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
-    if cell.kind != "search":
+    if not isinstance(cell, Search):
         return 0
-    extra = extra_passes(registry.build("estimator", cell.estimator or ""))
+    extra = extra_passes(registry.build("estimator", cell.estimator))
     passes = config.steps_for(extra) * (config.masks_per_step + extra)
     return passes * config.batch_size * config.seq_len

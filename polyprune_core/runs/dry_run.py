@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from polyprune_core.config.grid import Cell, cell_id, cells
+from polyprune_core.config.cell import AnyCell, Cell
+from polyprune_core.config.grid import cell_id, cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
 from polyprune_core.models.catalogue import catalogue
@@ -66,7 +67,9 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
-        return dataclasses.asdict(self) | {name: getattr(self, name) for name in ("forward_tokens", "work", "seconds")}
+        cells = [{**vars(cell), "row": cell.row.to_json()} for cell in self.cells]
+        totals = {name: getattr(self, name) for name in ("forward_tokens", "work", "seconds")}
+        return dataclasses.asdict(dataclasses.replace(self, cells=[])) | {"cells": cells, **totals}
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,13 @@ def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
     )
 
 
-def _planned(cell: Cell, config: Comparison, registry: Registry, work: int, stored: Stored) -> PlannedCell:
+def _planned(cell: AnyCell, config: Comparison, registry: Registry, work: int, stored: Stored) -> PlannedCell:
     row = stored.rows.get(cell)
     if row and row.status == "ok":
         return PlannedCell(row, "finished", row.forward_tokens, work)
     state: State = "broken" if row else "started" if cell in stored.begun else "to do" if stored.known else "not known"
     tokens = estimate.tokens_of(cell, config, registry)
-    return PlannedCell(row or Row(id="", **cell.model_dump()), state, tokens, work)
+    return PlannedCell(row or Row("", cell), state, tokens, work)
 
 
 def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: Path) -> tuple[Stored, list[str]]:
@@ -131,14 +134,15 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
     texts: dict[str, str] = {role: load_text(getattr(config, role), role).sha256 for role in ROLES}
     device = pick_device(config.device)
     shared = identity(config, weights_sha256(folder), folder, str(pick_dtype(config.dtype, device)), device.type, texts)
-    store, rows, begun, notes = Store(output), {}, set(), []
+    store, begun, notes = Store(output), set(), []
+    rows: dict[Cell, Row] = {}
     for cell in cells(config):
         plugins = used_plugins(cell, sources)
         key = cell_id(cell, config, shared | {"plugins": plugins})
         try:
             row = store.read(key)
         except ConfigError as error:
-            row = Row(id=key, plugins=plugins, status="failed", error=str(error), **cell.model_dump())
+            row = Row(key, cell, plugins=plugins, status="failed", error=str(error))
             notes.append(str(error))
         if row:
             rows[cell] = row

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from polyprune_core.config.requests import Examination
+from polyprune_core.config.requests import EvaluateConfig
 from polyprune_core.errors import ConfigError, counted
 from polyprune_core.evaluation.footprint import footprint
 from polyprune_core.evaluation.latency import Load, Seconds, Spread, ratios, take_turns
@@ -21,7 +21,7 @@ from polyprune_core.utils.environment import environment
 from polyprune_core.utils.progress import Reporter, Task
 
 
-def examine(request: Examination, reporter: Reporter) -> Findings:
+def examine(request: EvaluateConfig, reporter: Reporter) -> Findings:
     """Measures what is asked for of `request.target`, and of its reference where there is one.
 
     Raises:
@@ -69,7 +69,7 @@ def examine(request: Examination, reporter: Reporter) -> Findings:
     )
 
 
-def _check_positions(request: Examination, subject: Subject) -> None:
+def _check_positions(request: EvaluateConfig, subject: Subject) -> None:
     """Raises ConfigError where more tokens are asked for than the model has positions; defaults are always tried."""
     asked = {"prompt_tokens", "new_tokens"} & request.model_fields_set
     positions = getattr(subject.loaded.model.config, "max_position_embeddings", None)
@@ -79,13 +79,13 @@ def _check_positions(request: Examination, subject: Subject) -> None:
         raise ConfigError(f"{told}: {subject.loaded.name} has no more than {positions} positions; give fewer tokens.")
 
 
-def _weighed(subject: Subject, request: Examination) -> Side:
+def _weighed(subject: Subject, request: EvaluateConfig) -> Side:
     loaded = subject.loaded
     return Side(loaded.name, loaded.sha256, footprint(loaded.model, subject.files, request.prompt_tokens))
 
 
 def _evaluated(
-    sides: list[Side], loaded: list[LoadedModel], text: Text, request: Examination, reporter: Reporter
+    sides: list[Side], loaded: list[LoadedModel], text: Text, request: EvaluateConfig, reporter: Reporter
 ) -> tuple[list[Side], str]:
     """Evaluates the reference first, so that the model is compared with what it predicted."""
     found: list[dict[int, Evaluation]] = [{} for _ in sides]
@@ -109,7 +109,9 @@ def _shown(task: Task) -> Progress:
     return lambda done, total: task.update(done)
 
 
-def _asked(tasks: Tasks, loaded: LoadedModel, request: Examination, reporter: Reporter) -> dict[str, dict[str, float]]:
+def _asked(
+    tasks: Tasks, loaded: LoadedModel, request: EvaluateConfig, reporter: Reporter
+) -> dict[str, dict[str, float]]:
     with reporter.task(f"tasks of {loaded.name}", 1):
         return tasks.run(loaded.model, loaded.tokenizer, request.batch_size)
 
@@ -130,7 +132,7 @@ def _continued(loaded: LoadedModel, prompt: str, new_tokens: int) -> str:
 
 
 def _timed(
-    sides: list[Side], loaded: list[LoadedModel], load: Load, request: Examination, reporter: Reporter
+    sides: list[Side], loaded: list[LoadedModel], load: Load, request: EvaluateConfig, reporter: Reporter
 ) -> tuple[list[Side], dict[int, Timing]]:
     times: list[dict[int, Timing]] = [{} for _ in sides]
     compared: dict[int, Timing] = {}

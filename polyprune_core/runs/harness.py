@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from polyprune_core.config.grid import Cell
+from polyprune_core.config.budget_spec import BudgetSpec
+from polyprune_core.config.cell import Metric, Pruned, Search
 from polyprune_core.config.settings import Settings
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
@@ -22,9 +23,9 @@ from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.plugins.side_effects import WeightsChanged
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.build import build_compact
-from polyprune_core.pruning.pricing import Terms, agree
+from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
@@ -72,7 +73,7 @@ class Decision:
     policy: Policy | None
     trace: Trace | None
     cost: Cost
-    terms: Terms
+    terms: PricedBudget
 
 
 class Harness:
@@ -99,8 +100,8 @@ class Harness:
         self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
-        self._scores: dict[tuple[str, str, int, Budget | None], tuple[Scores, Cost]] = {}
-        self._terms: dict[tuple[str, str, str], Terms] = {}
+        self._scores: dict[tuple[str, str, int, SelectionRule | None], tuple[Scores, Cost]] = {}
+        self._terms: dict[tuple[str, str, BudgetSpec], PricedBudget] = {}
 
     @property
     def weights_bytes(self) -> int:
@@ -126,17 +127,17 @@ class Harness:
             ours, theirs = take_turns([self._built(space, selection), dense], load)
         return ratios(ours, theirs, total).median
 
-    def terms(self, cell: Cell) -> Terms:
+    def terms(self, cell: Pruned) -> PricedBudget:
         """Returns what the cell's budget means for its units and scope, found once.
 
         Raises:
             BudgetError: it cannot be met.
         """
-        key = (cell.granularity or "", cell.scope or "kind", str(cell.target))
+        key = (cell.granularity, cell.scope, cell.target)
         if key not in self._terms:
-            space = self.space(key[0])
+            space = self.space(cell.granularity)
             with self.reporter.task(f"what {cell.asked} means for {space.name}", 1):
-                self._terms[key] = agree(cell.target, space, key[1], self.settings.min_keep, self)
+                self._terms[key] = price_budget(cell.target, space, cell.scope, self.settings.min_keep, self)
         return self._terms[key]
 
     @cached_property
@@ -178,30 +179,30 @@ class Harness:
             self.spaces[granularity] = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
         return self.spaces[granularity]
 
-    def decide(self, cell: Cell, checkpoint: Checkpoint | None = None) -> Decision:
-        """Scores, and for a search learns, then selects; `cell` is not the dense one.
+    def decide(self, cell: Pruned, checkpoint: Checkpoint | None = None) -> Decision:
+        """Scores, and for a search learns, then selects.
 
         A search goes on from what `checkpoint` holds, and is kept there while it runs.
         """
         terms = self.terms(cell)
-        space, asked = terms.space, Budget(terms.sparsity, cell.scope or "kind", self.settings.min_keep)
-        asked_of = asked if self.registry.for_one_budget(cell.initializer or "") else None
-        scores, cost = self.scores(space, cell.initializer or "", cell.seed or 0, asked_of)
-        if cell.kind == "baseline":
-            how = "raw" if scores.comparable else cell.scale or "raw"
+        space, asked = terms.space, SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep)
+        asked_of = asked if self.registry.for_one_budget(cell.initializer) else None
+        scores, cost = self.scores(space, cell.initializer, cell.seed, asked_of)
+        if isinstance(cell, Metric):
+            how = "raw" if scores.comparable else cell.scale
             ranked = Scores(scale(scores.values, space, how), scores.source)
             return Decision(asked.select(ranked.values, space), ranked, None, None, cost, terms)
         start = Start(space, scores, asked, **self.settings.model_dump(include=STARTING))
         family = FAMILIES[self.settings.policy](start)
         parameters, trace = family.start(), None
-        if cell.estimator:
+        if isinstance(cell, Search):
             parameters, trace, spent = self._search(cell, terms, family, parameters, checkpoint)
             cost = cost.plus(spent)
         learned = Scores(family.ranking(parameters), cell.estimator or scores.source)
         policy = family.policy(parameters, asked.sparsity)
         return Decision(asked.select(learned.values, space), learned, policy, trace, cost, terms)
 
-    def scores(self, space: MaskSpace, spec: str, seed: int, asked: Budget | None = None) -> tuple[Scores, Cost]:
+    def scores(self, space: MaskSpace, spec: str, seed: int, asked: SelectionRule | None = None) -> tuple[Scores, Cost]:
         """Returns a metric's scores and what they cost, computed once per space, metric, seed and budget.
 
         `asked`: the budget, for a metric that needs it.
@@ -211,7 +212,7 @@ class Harness:
             self._scores[key] = self._score(space, spec, seed, asked)
         return self._scores[key]
 
-    def _score(self, space: MaskSpace, spec: str, seed: int, asked: Budget | None) -> tuple[Scores, Cost]:
+    def _score(self, space: MaskSpace, spec: str, seed: int, asked: SelectionRule | None) -> tuple[Scores, Cost]:
         sample = sample_windows(self.calibration_windows, self.settings.calibration_samples, seed)
         rng = generator(seed, f"initializer {spec}")
         with self.reporter.task(f"scores of {spec}", 1) as task:
@@ -257,10 +258,10 @@ class Harness:
             weights[name].copy_(tensor)
 
     def _search(
-        self, cell: Cell, terms: Terms, family: Family, parameters: Tensor, checkpoint: Checkpoint | None
+        self, cell: Search, terms: PricedBudget, family: Family, parameters: Tensor, checkpoint: Checkpoint | None
     ) -> tuple[Tensor, Trace, Cost]:
-        estimator = self.registry.build("estimator", cell.estimator or "")
-        settings, seed = self.settings, cell.seed or 0
+        estimator = self.registry.build("estimator", cell.estimator)
+        settings, seed = self.settings, cell.seed
         options = SearchOptions(
             steps=settings.steps_for(extra_passes(estimator)),
             sparsity=terms.sparsity,

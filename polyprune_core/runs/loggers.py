@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.config.grid import NAMES, Cell, cell_id, cells
+from polyprune_core.config.cell import Cell, Search
+from polyprune_core.config.grid import NAMES, cell_id, cells
 from polyprune_core.config.settings import Comparison, Settings, TaskSettings
 from polyprune_core.errors import ConfigError, plain
 from polyprune_core.plugins.contracts import extra_passes
@@ -81,7 +82,7 @@ class Tracking(Reporter):
 
     def row(self, row: Row) -> None:
         """Logs a finished cell, or why it failed, and ends its run."""
-        cell = Cell(**{name: getattr(row, name) for name in Cell.model_fields})
+        cell = row.cell
         self.waiting.remove(cell)
         self._log_held(cell)
         values = {"error": plain(row.error or "")} if row.status == "failed" else numbers(row)
@@ -103,9 +104,9 @@ class Tracking(Reporter):
 
     def _costs(self, cell: Cell) -> tuple[int, int]:
         """Returns the steps of the cell's search and the forward tokens of each."""
-        if cell.kind != "search":
+        if not isinstance(cell, Search):
             return 0, 0
-        extra = extra_passes(self.registry.build("estimator", cell.estimator or ""))
+        extra = extra_passes(self.registry.build("estimator", cell.estimator))
         passes = self.config.masks_per_step + extra
         return self.config.steps_for(extra), passes * self.config.batch_size * self.config.seq_len
 
@@ -172,11 +173,7 @@ class _Followed(Task):
 def numbers(row: Row) -> dict[str, float]:
     """Returns what was measured of a cell, by name; of tasks by TASK/METRIC."""
     measured = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    found = {
-        name: value
-        for name, value in measured.items()
-        if name not in Cell.model_fields and isinstance(value, int | float)
-    }
+    found = {name: value for name, value in measured.items() if isinstance(value, int | float)}
     return found | {f"{task}/{metric}": value for task, scores in row.tasks.items() for metric, value in scores.items()}
 
 
@@ -193,9 +190,10 @@ def settings(cell: Cell, config: Comparison) -> dict[str, Any]:
 
 def run_name(cell: Cell, config: Comparison) -> str:
     """Returns a name fit for a folder: what the cell is, and digits that tell it from the same under other settings."""
-    seed = None if cell.seed is None else f"seed-{cell.seed}"
-    asked = None if cell.kind == "dense" else cell.asked
-    parts = (cell.kind, cell.initializer, cell.estimator, cell.granularity, asked, cell.scope, cell.scale, seed)
-    words = [re.sub(r"[^\w.+=-]+", "-", part) for part in parts if part]
+    named = cell.model_dump(exclude_defaults=True, exclude={"seed", "target"})
+    asked = [] if cell.target is None else [cell.asked]
+    seed = [] if cell.seed is None else [f"seed-{cell.seed}"]
+    parts = [cell.kind, *(str(value) for value in named.values()), *asked, *seed]
+    words = [re.sub(r"[^\w.+=-]+", "-", part) for part in parts]
     names = config.model_dump(mode="json", include={*NAMES, *TaskSettings.model_fields})
     return "_".join([*words, cell_id(cell, config, names)])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config.requests import Examination
+from polyprune_core.config.requests import EvaluateConfig
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.checkpoint import read_config, weight_files
 from polyprune_core.models.remote_code import is_own_code
@@ -31,7 +31,7 @@ class Subject:
     origin: dict[str, Any] | None = None
 
 
-def open_subject(name: str, request: Examination, reporter: Reporter, dense: str | None = None) -> Subject:
+def open_subject(name: str, request: EvaluateConfig, reporter: Reporter, dense: str | None = None) -> Subject:
     """Loads what `name` stands for; `dense` is the dense model of a mask file, if not the one that it names.
 
     Raises:
@@ -54,7 +54,7 @@ def open_subject(name: str, request: Examination, reporter: Reporter, dense: str
     return Subject(loaded, _files(loaded), origin=origin if isinstance(origin, dict) else None)
 
 
-def open_reference(request: Examination, subject: Subject, reporter: Reporter) -> Subject | None:
+def open_reference(request: EvaluateConfig, subject: Subject, reporter: Reporter) -> Subject | None:
     """Returns the model to compare with: the one asked for, or else the dense model where it can be had.
 
     Raises:
@@ -78,7 +78,7 @@ def open_reference(request: Examination, subject: Subject, reporter: Reporter) -
     return found
 
 
-def _from_masks(name: str, folder: Path, dense: str | None, request: Examination, reporter: Reporter) -> Subject:
+def _from_masks(name: str, folder: Path, dense: str | None, request: EvaluateConfig, reporter: Reporter) -> Subject:
     masks = MaskFile.read(folder)
     revision = masks.recipe.get("revision") if dense is None else request.revision
     base = _load(dense or masks.base_name, request, reporter, revision, request.trust_remote_code)
@@ -90,7 +90,7 @@ def _from_masks(name: str, folder: Path, dense: str | None, request: Examination
     return Subject(loaded, [folder / HEADER, folder / TENSORS], dense=base)
 
 
-def _origin(origin: dict[str, Any], request: Examination, reporter: Reporter) -> LoadedModel | None:
+def _origin(origin: dict[str, Any], request: EvaluateConfig, reporter: Reporter) -> LoadedModel | None:
     name = str(origin.get("name"))
     try:
         found = _load(name, request, reporter, None, request.trust_remote_code)
@@ -103,7 +103,7 @@ def _origin(origin: dict[str, Any], request: Examination, reporter: Reporter) ->
     return found
 
 
-def _load(name: str, request: Examination, reporter: Reporter, revision: str | None, trust: bool) -> LoadedModel:
+def _load(name: str, request: EvaluateConfig, reporter: Reporter, revision: str | None, trust: bool) -> LoadedModel:
     return load_model(
         name,
         dtype=request.dtype,

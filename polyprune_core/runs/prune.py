@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config.budget_spec import Target
+from polyprune_core.config.budget_spec import BudgetSpec
+from polyprune_core.config.cell import Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError, counted
@@ -15,7 +16,7 @@ from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
 from polyprune_core.plugins.contracts import Exporter
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import MaskFile
-from polyprune_core.pruning.pricing import Terms, agree
+from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import ExportReport
@@ -63,7 +64,7 @@ class Outcome:
     def _budget_line(self) -> dict[str, str]:
         if self.budget is None or self.budget_achieved is None:
             return {}
-        return {"budget": f"{self.budget} asked, {Target.parse(self.budget).words(self.budget_achieved)} achieved"}
+        return {"budget": f"{self.budget} asked, {BudgetSpec.parse(self.budget).words(self.budget_achieved)} achieved"}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the outcome for scripts; no path of this machine."""
@@ -139,23 +140,24 @@ def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
     return request if "model" in request.model_fields_set else request.model_copy(update={"model": masks.base_name})
 
 
-def _apply(masks: MaskFile, request: Pruning, harness: Harness) -> tuple[PrunedModel, Cost, Terms | None]:
+def _apply(masks: MaskFile, request: Pruning, harness: Harness) -> tuple[PrunedModel, Cost, PricedBudget | None]:
     if request.budget is None:
         return masks.apply(harness.loaded, request.sparsity), Cost(), None
-    target, agreed = Target.parse(request.budget), []
+    target, agreed = BudgetSpec.parse(request.budget), []
 
-    def terms(space: MaskSpace, scope: str, min_keep: int) -> Terms:
-        agreed.append(agree(target, space, scope, min_keep, harness))
+    def terms(space: MaskSpace, scope: str, min_keep: int) -> PricedBudget:
+        agreed.append(price_budget(target, space, scope, min_keep, harness))
         return agreed[0]
 
     return masks.apply(harness.loaded, agreed=terms), Cost(), agreed[0]
 
 
-def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost, Terms]:
+def _decide(config: Comparison, harness: Harness) -> tuple[PrunedModel, Cost, PricedBudget]:
     cell = cells(config)[-1]
+    assert isinstance(cell, Pruned)
     decision = harness.decide(cell)
     texts = {role: text.sha256 for role, text in harness.texts.items()}
     recipe = cell.model_dump(mode="json") | {"min_keep": config.min_keep, "revision": config.revision, "texts": texts}
-    space = harness.space(cell.granularity or "")
+    space = harness.space(cell.granularity)
     pruned = PrunedModel(harness.loaded, space, decision.selection, decision.scores, decision.policy, recipe)
     return pruned, decision.cost, decision.terms

@@ -16,12 +16,11 @@ from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection
-from polyprune_core.report import label
+from polyprune_core.report.columns import TELL_APART, label
 from polyprune_core.results.cell_file import path_of, read_details
 from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store
 
-RECIPE = ("granularity", "initializer", "estimator", "sparsity", "budget", "seed", "scope", "scale")
 LISTED = 8
 
 
@@ -56,7 +55,7 @@ class FinishedCell:
                 f"cell {self.row.id} is of {self.model} with weights sha256 {self.sha256}, but {base.name} has "
                 f"{base.sha256}. Give the model that it was made from as --model."
             )
-        layout, granularity = describe(base.model), self.row.granularity or ""
+        layout, granularity = describe(base.model), self.row.cell.granularity or ""
         parts = [registry.build("granularity", part).groups(layout) for part in granularity.split("+")]
         space = MaskSpace(layout, [group for groups in parts for group in groups], granularity)
         if len(space) != len(self.keep):
@@ -65,8 +64,8 @@ class FinishedCell:
                 f"{base.name}: the plugin has changed since. Run the comparison again."
             )
         selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
-        source = self.row.estimator or self.row.initializer or ""
-        recipe = {name: getattr(self.row, name) for name in RECIPE}
+        source = self.row.cell.estimator or self.row.cell.initializer or ""
+        recipe = self.row.cell.model_dump(mode="json", exclude={"kind"})
         recipe |= {"revision": self.revision, "min_keep": self.config.get("min_keep", 1)}
         return PrunedModel(base, space, selection, Scores(self.scores, source), None, recipe)
 
@@ -85,7 +84,7 @@ def find_cell(path: Path, cell: str | None) -> FinishedCell:
         raise ConfigError(f"{path} is no folder of masks and no results store; give one of the two, or a cell's file.")
     store = Store(path)
     rows = [store.read(file.stem) for file in sorted(store.cells.glob("*.json"))]
-    pruned = [row for row in rows if row and row.kind != "dense" and row.status == "ok"]
+    pruned = [row for row in rows if row and row.cell.kind != "dense" and row.status == "ok"]
     found = [row for row in pruned if row.id.startswith(cell or "")]
     if len(found) != 1:
         which = f"{path} has {len(pruned)} pruned cells"
@@ -98,8 +97,7 @@ def find_cell(path: Path, cell: str | None) -> FinishedCell:
 
 
 def _told(row: Row) -> str:
-    asked = row.budget or f"sparsity {row.sparsity:g}"
-    return f"{row.id} ({label(row, frozenset({'granularity', 'scope', 'scale'}))}, {asked}, seed {row.seed})"
+    return f"{row.id} ({label(row, frozenset(TELL_APART))}, {row.cell.asked}, seed {row.cell.seed})"
 
 
 def _read(store: Store, row: Row) -> FinishedCell:

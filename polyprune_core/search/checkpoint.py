@@ -99,7 +99,7 @@ def unpack(path: Path, cell: str) -> Any:
         return _grown(record["tree"], lambda name: file.get_tensor(name).clone())
 
 
-def stranger(tree: Any) -> str:
+def unsupported_type(tree: Any) -> str:
     """Returns the name of a type in `tree` that `pack` refuses, or nothing."""
     try:
         _flattened(tree, {})

@@ -15,7 +15,7 @@ from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator, State
 from polyprune_core.pruning.types import MaskBatch, Policy
-from polyprune_core.search.checkpoint import Checkpoint, stranger
+from polyprune_core.search.checkpoint import Checkpoint, unsupported_type
 from polyprune_core.search.optimizer import cosine, ramp, stepped
 from polyprune_core.search.policies.family import Family
 from polyprune_core.search.policies.initial import entropy, expected_sparsity
@@ -210,7 +210,7 @@ def _checked(returned: Any, policy: Policy, estimator: GradientEstimator) -> tup
             f"{estimator!r} returned a gradient of shape {tuple(gradient.shape)} with "
             f"{int((~gradient.isfinite()).sum())} non-finite entries; {expected} finite numbers are needed."
         )
-    if strange := stranger(state):
+    if strange := unsupported_type(state):
         raise PluginError(
             f"{estimator!r} keeps {strange} in its state; names with numbers, tensors, and mappings and lists of them "
             "are needed, so that a search can be continued."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.plugins.registry import Registered
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.testing.checking import (
     NotRun,
     check,
@@ -45,7 +45,7 @@ def _score(
 
 def _calibration(plugin: Registered, model: nn.Module, **how: Any) -> Calibration:
     """Returns calibration with all that the plugin says it needs, and no budget unless it says so."""
-    return tiny_calibration(model, budget=Budget(0.3) if "budget" in plugin.provider.needs else None, **how)
+    return tiny_calibration(model, budget=SelectionRule(0.3) if "budget" in plugin.provider.needs else None, **how)
 
 
 def _accepted(plugin: Registered) -> Iterator[str]:

@@ -28,7 +28,7 @@ class CheckResult:
     message: str = ""
 
 
-class Examination:
+class PluginChecks:
     """The checks of one plugin; each is run once, and those that build on a failed one are not run."""
 
     def __init__(self, plugin: Registered) -> None:
@@ -81,7 +81,7 @@ class Examination:
 
 def run_checks(items: Iterable[Registered]) -> list[CheckResult]:
     """Returns the result of every check of every plugin, plugin by plugin; a plugin's exceptions are results."""
-    examinations = [Examination(item) for item in items]
+    examinations = [PluginChecks(item) for item in items]
     return [examination.result(name) for examination in examinations for name in examination.checks]
 
 
@@ -127,11 +127,11 @@ def conformance_tests(plugins: ModuleType | Registry, xfail: Mapping[str, str] |
     return run
 
 
-def _cases(items: list[Registered]) -> dict[str, tuple[Examination, str]]:
+def _cases(items: list[Registered]) -> dict[str, tuple[PluginChecks, str]]:
     shared = Counter(item.provider.name for item in items)
-    cases: dict[str, tuple[Examination, str]] = {}
+    cases: dict[str, tuple[PluginChecks, str]] = {}
     for item in items:
-        name, examination = item.provider.name, Examination(item)
+        name, examination = item.provider.name, PluginChecks(item)
         label = f"{item.kind}:{name}" if shared[name] > 1 else name
         cases |= {f"{label}/{check}": (examination, check) for check in examination.checks}
     return cases

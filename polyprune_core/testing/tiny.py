@@ -20,7 +20,7 @@ from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection, UnitGroup
@@ -128,7 +128,7 @@ def tiny_calibration(
     windows: Tensor | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    budget: Budget | None = None,
+    budget: SelectionRule | None = None,
 ) -> Calibration:
     """Returns calibration on `windows` (N, T), by default `tiny_windows()`, with a generator made from `seed`.
 

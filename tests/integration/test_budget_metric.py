@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from polyprune_core import Budget, PluginError, Provider, Selection
-from polyprune_core.config.grid import Cell, cells
+from polyprune_core import PluginError, Provider, Selection, SelectionRule
+from polyprune_core.config.cell import Cell
+from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
@@ -23,7 +24,7 @@ from polyprune_core.utils.progress import Reporter
 class LowerLayersFirst:
     """Wanda with the lower layers given up first; remembers what it was asked and what it saw selected."""
 
-    seen: list[tuple[Budget, Selection]] = field(default_factory=list)
+    seen: list[tuple[SelectionRule, Selection]] = field(default_factory=list)
 
     def score(self, model: Any, space: Any, calibration: Any) -> torch.Tensor:
         scores = calibration.score("wanda", space, "zscore") + 3.0 * space.layer
@@ -81,7 +82,7 @@ def test_what_it_selects_is_selected_whatever_scale_the_run_asks_for(harness, me
     for cell in grid(scale=("zscore", "raw", "per-parameter"), scope=scope):
         decision = harness.decide(cell)
         seen = {asked: selection.keep for asked, selection in metric.seen}
-        assert torch.equal(decision.selection.keep, seen[Budget(cell.sparsity, scope, min_keep=2)])
+        assert torch.equal(decision.selection.keep, seen[SelectionRule(cell.sparsity, scope, min_keep=2)])
 
 
 def test_it_is_asked_once_a_budget(harness, metric) -> None:

@@ -14,6 +14,7 @@ import pytest
 from accelerate import tracking as trackers
 from commandline import Run, polyprune
 
+from polyprune_core.config.cell import Dense
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, parse, read_toml
 from polyprune_core.errors import ConfigError
@@ -189,7 +190,7 @@ def test_of_two_searches_of_one_label_the_row_decides_whose_course_it_was(record
         with shown.task(second.label, 50) as task:
             task.update(1, "", 7.0)
         assert not recorder.calls
-        shown.row(Row(id="0" * 16, perplexity=5.0, **second.model_dump()))
+        shown.row(Row("0" * 16, second, perplexity=5.0))
         with shown.task(first.label, 50) as task:
             task.update(1, "", 8.0)
             assert recorder.calls[-1] == (run_name(first, config), "log", recorder.calls[-1][2], 1)
@@ -202,12 +203,12 @@ def test_of_two_searches_of_one_label_the_row_decides_whose_course_it_was(record
 def test_a_cell_that_failed_is_logged_with_its_reason(recorder, tmp_path) -> None:
     config = Comparison(report_to=("trackio",))
     with Tracking(config, load_registry(), tmp_path, Reporter()) as shown:
-        shown.row(Row(id="0" * 16, status="failed", error="why", **cells(config)[1].model_dump()))
+        shown.row(Row("0" * 16, cells(config)[1], status="failed", error="why"))
     assert [values for _, what, values, _ in recorder.calls if what == "log"] == [{"result/error": "why"}]
 
 
 def test_scores_of_tasks_are_numbers_of_the_row() -> None:
-    row = Row(id="0" * 16, kind="dense", perplexity=5.0, tasks={"arc_easy": {"acc": 0.5}}, error="text")
+    row = Row("0" * 16, Dense(), perplexity=5.0, tasks={"arc_easy": {"acc": 0.5}}, error="text")
     assert tracking.numbers(row).items() >= {"perplexity": 5.0, "arc_easy/acc": 0.5}.items()
     assert not {"error", "kind", "sparsity", "status"} & tracking.numbers(row).keys()
 

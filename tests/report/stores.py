@@ -15,6 +15,7 @@ from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store, write_json
 from polyprune_core.search.trace import StepRecord, Trace
+from tests.rows import row as made_row
 
 WINDOWS = 40
 GROUPS = (*(Group("head", layer, 4) for layer in range(3)), *(Group("channel", layer, 20) for layer in range(3)))
@@ -80,9 +81,9 @@ def row(kind: str, metric: Any, estimator: Any, sparsity: Any, seed: Any, window
     nll = float(np.mean(window_nll))
     shared = {"nll": nll, "perplexity": math.exp(nll), "eval_tokens": 15 * WINDOWS, "peak_memory_mb": 100.0}
     if kind == "dense":
-        return Row(id="dense", kind="dense", parameters_kept=1_000_000, parameters_kept_fraction=1.0, **shared)
+        return made_row(id="dense", kind="dense", parameters_kept=1_000_000, parameters_kept_fraction=1.0, **shared)
     kept = 1_000_000 - round(800_000 * sparsity)
-    return Row(
+    return made_row(
         id=f"{kind}-{metric}-{estimator}-{round(100 * sparsity)}-{seed}",
         kind=kind,
         granularity="head+channel",
@@ -129,7 +130,7 @@ def fill(
         if details:
             beside = Details(found.window_nll, record, found.groups, found.keep, found.scores)
             write_details(path_of(store.cells, each.id), beside)
-        store.write(each, trace(each.seed or 0) if each.kind == "search" else None)
+        store.write(each, trace(each.cell.seed or 0) if each.cell.kind == "search" else None)
     if finished:
         write_json(folder / "results.json", Results(**record, rows=[each for each, _ in made]).to_json())
     return folder

@@ -164,12 +164,16 @@ def test_the_command_of_a_row_asks_for_its_cells(store) -> None:
     for summary in results.summaries():
         request = asked(command_of(summary, results.config))
         row = summary.row
-        if row.kind == "dense":
+        if row.cell.kind == "dense":
             assert (request.baselines, request.estimators) == ((), ())
             continue
-        assert (request.sparsity, request.seeds, request.scope) == ((row.sparsity,), summary.seeds, (row.scope,))
-        criteria = request.baselines if row.kind == "baseline" else request.initializers
-        assert criteria == (row.initializer,)
-        if row.kind == "search":
-            assert request.estimators == (row.estimator,)
+        assert (request.sparsity, request.seeds, request.scope) == (
+            (row.cell.sparsity,),
+            summary.seeds,
+            (row.cell.scope,),
+        )
+        criteria = request.baselines if row.cell.kind == "baseline" else request.initializers
+        assert criteria == (row.cell.initializer,)
+        if row.cell.kind == "search":
+            assert request.estimators == (row.cell.estimator,)
         assert request.model == run()["config"]["model"]

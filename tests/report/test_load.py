@@ -68,11 +68,11 @@ def test_cells_that_do_not_say_what_they_ran_on_are_left_out_with_a_line(tmp_pat
 
 def test_stores_of_one_model_text_and_setting_are_one_comparison(tmp_path) -> None:
     made = cells()
-    one = fill(tmp_path / "one", [cell for cell in made if cell[0].seed in (None, 0)], run(seeds=[0]))
-    two = fill(tmp_path / "two", [cell for cell in made if cell[0].seed in (None, 1, 2)], run(seeds=[1, 2]))
+    one = fill(tmp_path / "one", [cell for cell in made if cell[0].cell.seed in (None, 0)], run(seeds=[0]))
+    two = fill(tmp_path / "two", [cell for cell in made if cell[0].cell.seed in (None, 1, 2)], run(seeds=[1, 2]))
     (found,) = load([one, two]).comparisons
     assert ids(found) == {row.id for row, _ in made}
-    assert {s.log_perplexity.n for s in found.results.summaries() if s.row.kind != "dense"} == {3}
+    assert {s.log_perplexity.n for s in found.results.summaries() if s.row.cell.kind != "dense"} == {3}
     assert len(found.runs) == 2
 
 
@@ -95,32 +95,32 @@ def test_what_may_not_be_compared_stays_apart(tmp_path, other) -> None:
 
 def test_searches_of_other_settings_stand_apart_and_both_have_the_metrics_they_share(tmp_path) -> None:
     made = cells()
-    metrics = [cell for cell in made if cell[0].kind != "search"]
+    metrics = [cell for cell in made if cell[0].cell.kind != "search"]
     changed = [
         (dataclasses.replace(row, id=f"other-{row.id}", nll=row.nll + 1), details)
         for row, details in made
-        if row.kind == "search"
+        if row.cell.kind == "search"
     ]
     store = fill(tmp_path / "store", made, run(steps=5))
     fill(store, [*metrics, *changed], run(steps=9))
     found = load([store]).comparisons
     assert {len(each.rows) for each in found} == {len(made)}
-    assert all(s.versus for each in found for s in each.results.summaries() if s.row.kind == "search")
+    assert all(s.versus for each in found for s in each.results.summaries() if s.row.cell.kind == "search")
     assert not any(
         ids(found[0]) & {row.id for row, _ in changed} and row_id in ids(found[0])
-        for row_id in [row.id for row, _ in made if row.kind == "search"]
+        for row_id in [row.id for row, _ in made if row.cell.kind == "search"]
     )
 
 
 def test_metrics_alone_under_settings_of_a_search_that_never_ran_are_one_comparison(tmp_path) -> None:
-    metrics = [cell for cell in cells() if cell[0].kind == "baseline"]
+    metrics = [cell for cell in cells() if cell[0].cell.kind == "baseline"]
     one, two = fill(tmp_path / "one", metrics, run(steps=5)), fill(tmp_path / "two", metrics, run(steps=9))
     assert len(load([one, two]).comparisons) == 1
 
 
 def test_a_cell_measured_twice_counts_as_one_seed(tmp_path) -> None:
     made = cells()
-    again = [(dataclasses.replace(row, id=f"again-{row.id}"), details) for row, details in made if row.seed == 1]
+    again = [(dataclasses.replace(row, id=f"again-{row.id}"), details) for row, details in made if row.cell.seed == 1]
     loaded = load([fill(tmp_path / "store", [*made, *again])])
     assert ids(loaded.comparisons[0]) == {row.id for row, _ in made}
     assert any(f"{len(again)} cells were measured again" in note for note in loaded.notes)
@@ -135,7 +135,7 @@ def test_what_controls_a_terminal_is_gone_from_every_text(tmp_path) -> None:
     edited(store / "results.json", **record)
     found = load([store]).comparisons[0]
     assert "\x1b" not in repr(found.run).encode().decode("unicode_escape")
-    assert found.rows[record["rows"][1]["id"]].initializer == "wan [31mda"
+    assert found.rows[record["rows"][1]["id"]].cell.initializer == "wan [31mda"
     assert found.run["model"]["name"] == "ti ny"
 
 

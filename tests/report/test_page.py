@@ -19,6 +19,7 @@ from polyprune_core.report.charts import log_ticks, ticks
 from polyprune_core.report.load import load
 from polyprune_core.report.page import findings, page
 from polyprune_core.results.cell_file import Details, Group
+from tests.rows import changed
 
 VOID = {"meta", "link", "path", "rect", "circle", "br"}
 AS_SHOWN = Arrangement("perplexity", group_by="sparsity")
@@ -137,7 +138,7 @@ def test_what_comes_first_says_which_row_is_lowest_and_whether_that_means_anythi
         first,
     )
     assert last.startswith("4 searches against their own starts: 2 better")
-    one = dataclasses.replace(results, rows=[row for row in results.rows if row.seed in (None, 0)])
+    one = dataclasses.replace(results, rows=[row for row in results.rows if row.cell.seed in (None, 0)])
     assert "not set apart from all others" in findings(one)[0]
 
 
@@ -148,7 +149,7 @@ def test_no_text_of_a_file_is_read_as_markup(tmp_path) -> None:
     store = fill(tmp_path / "store")
     record = json.loads((store / "results.json").read_text("utf-8"))
     for row in record["rows"]:
-        for name in ("granularity", "initializer", "estimator", "scope", "scale"):
+        for name in ("granularity", "initializer", "estimator", "repair"):
             row[name] = row[name] and row[name] + HOSTILE
         row["plugins"] = {HOSTILE: HOSTILE}
     for part in ("model", "texts", "environment"):
@@ -201,10 +202,14 @@ def test_a_large_grid_is_below_a_megabyte(tmp_path) -> None:
     """80 layers, 30 criteria, two kinds, two sparsities."""
     groups = tuple(Group(kind, layer, 8) for kind in ("head", "channel") for layer in range(80))
     units = 8 * len(groups)
-    rows = [(row, found) for row, found in cells((0.2, 0.5), (0,)) if row.kind != "baseline" or row.initializer]
-    made = [cell for cell in rows if cell[0].kind == "dense"]
+    rows = [
+        (row, found) for row, found in cells((0.2, 0.5), (0,)) if row.cell.kind != "baseline" or row.cell.initializer
+    ]
+    made = [cell for cell in rows if cell[0].cell.kind == "dense"]
     (pattern,) = [
-        row for row, _ in rows if row.kind == "baseline" and row.initializer == "wanda" and row.sparsity == 0.2
+        row
+        for row, _ in rows
+        if row.cell.kind == "baseline" and row.cell.initializer == "wanda" and row.cell.sparsity == 0.2
     ]
     rng = np.random.default_rng(0)
     for sparsity in (0.2, 0.5):
@@ -212,8 +217,9 @@ def test_a_large_grid_is_below_a_megabyte(tmp_path) -> None:
             scores = rng.normal(size=units).astype(np.float32)
             details = Details(rows[0][1].window_nll, run(), groups, scores > np.quantile(scores, sparsity), scores)
             name = f"a-criterion-of-ordinary-length-{number}"
-            row = dataclasses.replace(pattern, id=f"{number}-{sparsity:g}".replace(".", "-"), initializer=name)
-            made.append((dataclasses.replace(row, sparsity=sparsity, nll=4 + number / 10), details))
+            key = f"{number}-{sparsity:g}".replace(".", "-")
+            row = changed(pattern, id=key, initializer=name, sparsity=sparsity, nll=4 + number / 10)
+            made.append((row, details))
     text = page(load([fill(tmp_path / "store", made)]), AS_SHOWN)
     assert len(text.encode()) < 1_000_000
     read(text)

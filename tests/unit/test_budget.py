@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.errors import BudgetError
-from polyprune_core.pruning.budget import EPS, SCOPES, Budget, pools, project, select
+from polyprune_core.pruning.budget import EPS, SCOPES, SelectionRule, pools, project, select
 
 scopes = pytest.mark.parametrize("scope", sorted(SCOPES))
 
@@ -37,7 +37,10 @@ def equal(make_space):
 
 @scopes
 def test_a_budget_selects_as_it_says(mixed, scope) -> None:
-    found, expected = Budget(0.3, scope, 2).select(draw(mixed, 0), mixed), select(draw(mixed, 0), mixed, 0.3, scope, 2)
+    found, expected = (
+        SelectionRule(0.3, scope, 2).select(draw(mixed, 0), mixed),
+        select(draw(mixed, 0), mixed, 0.3, scope, 2),
+    )
     assert torch.equal(found.keep, expected.keep)
     assert (found.kept_cost, found.total_cost) == (expected.kept_cost, expected.total_cost)
 

@@ -15,7 +15,7 @@ from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.models.describe import describe
 from polyprune_core.plugins.registry import Registered, Registry, Source
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
@@ -124,7 +124,7 @@ def test_scores_made_for_a_budget_are_not_rescaled_for_another_metric(llama, spa
 
 
 def test_a_budget_that_was_not_asked_for_is_not_given(llama, ids) -> None:
-    asked = Budget(0.3, "global", 2)
+    asked = SelectionRule(0.3, "global", 2)
     calibration = Calibration(llama, describe(llama), ids, generator(0, "metric"), budget=asked)
     assert calibration.budget is asked
     with pytest.raises(PluginError, match='put "budget" into the needs of the Provider'):

@@ -10,15 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprune_core.config.budget_spec import Target
-from polyprune_core.config.grid import Cell, cells
+from polyprune_core.config.budget_spec import BudgetSpec
+from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import BudgetError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning.budget import EPS, SCOPES, project, select
 from polyprune_core.pruning.build import build_compact
-from polyprune_core.pruning.pricing import agree
+from polyprune_core.pruning.pricing import price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import Scores
 from polyprune_plugins.granularities.attention import Attention
@@ -26,6 +26,7 @@ from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
 from polyprune_plugins.granularities.layer import Layer
 from polyprune_plugins.granularities.mlp import Mlp
+from tests.rows import cell as made_cell
 
 scopes = pytest.mark.parametrize("scope", sorted(SCOPES))
 KINDS = {"head+channel": (Head(), Channel()), "layer": (Layer(),), "attention": (Attention(),)}
@@ -63,23 +64,23 @@ def weight_bytes(model) -> int:
 @pytest.mark.parametrize(
     ("text", "target"),
     [
-        ("kv-cache=0.7", Target("kv-cache", 0.7)),
-        ("KV_Cache = .5", Target("kv-cache", 0.5)),
-        ("bytes=200MB", Target("bytes", 200e6, relative=False)),
-        ("bytes=1.5 gib", Target("bytes", 1.5 * 2**30, relative=False)),
-        ("bytes=4096", Target("bytes", 4096, relative=False)),
-        ("parameters=100M", Target("parameters", 100e6, relative=False)),
-        ("latency=7e-1", Target("latency", 0.7)),
+        ("kv-cache=0.7", BudgetSpec("kv-cache", 0.7)),
+        ("KV_Cache = .5", BudgetSpec("kv-cache", 0.5)),
+        ("bytes=200MB", BudgetSpec("bytes", 200e6, relative=False)),
+        ("bytes=1.5 gib", BudgetSpec("bytes", 1.5 * 2**30, relative=False)),
+        ("bytes=4096", BudgetSpec("bytes", 4096, relative=False)),
+        ("parameters=100M", BudgetSpec("parameters", 100e6, relative=False)),
+        ("latency=7e-1", BudgetSpec("latency", 0.7)),
     ],
 )
 def test_a_budget_is_read_as_a_fraction_or_an_amount_with_its_unit(text, target) -> None:
-    assert Target.parse(text) == target
-    assert Target.parse(str(target)) == target
+    assert BudgetSpec.parse(text) == target
+    assert BudgetSpec.parse(str(target)) == target
 
 
 @given(st.sampled_from(["parameters", "bytes", "kv-cache"]), st.floats(2, 1e13))
 def test_an_amount_reads_back_as_what_it_was_to_twelve_digits(currency, amount) -> None:
-    again = Target.parse(str(Target(currency, amount, relative=False)))
+    again = BudgetSpec.parse(str(BudgetSpec(currency, amount, relative=False)))
     assert again.amount == pytest.approx(amount, rel=1e-11)
     assert not again.relative
 
@@ -99,7 +100,7 @@ def test_an_amount_reads_back_as_what_it_was_to_twelve_digits(currency, amount) 
 )
 def test_what_is_no_budget_is_refused_with_what_is(text, parts) -> None:
     with pytest.raises(BudgetError) as refusal:
-        Target.parse(text)
+        BudgetSpec.parse(text)
     for part in parts:
         assert part in str(refusal.value)
 
@@ -114,8 +115,8 @@ def test_a_budget_is_met_by_the_model_that_is_built_and_what_is_said_of_it_is_tr
     scores = torch.rand(len(space), generator=torch.Generator().manual_seed(3))
     whole = {"parameters": describe(model).total_parameters, "bytes": weight_bytes(model)}.get(currency)
     whole = whole or cached_bytes(model)
-    asked = Target(currency, 0.8 * whole, relative=False)
-    terms = agree(asked, space, scope, 0, FakeGauge())
+    asked = BudgetSpec(currency, 0.8 * whole, relative=False)
+    terms = price_budget(asked, space, scope, 0, FakeGauge())
     selection = select(scores, terms.space, terms.sparsity, scope, 0)
     built = smaller(model, space, selection)
     measured = {"parameters": built.num_parameters(), "bytes": weight_bytes(built)}.get(currency)
@@ -134,13 +135,14 @@ def _per_layer(model) -> list:
 @scopes
 def test_a_sparsity_and_a_budget_in_parameters_are_one_thing(llama, space_of, scope) -> None:
     space = space_of(llama, Head(), Channel())
-    terms = agree(Target.parse("parameters=0.7"), space, scope, 1, FakeGauge())
-    assert terms.sparsity == Target.of_sparsity(0.3).sparsity == 0.3
+    terms = price_budget(BudgetSpec.parse("parameters=0.7"), space, scope, 1, FakeGauge())
+    assert terms.sparsity == BudgetSpec.of_sparsity(0.3).sparsity == 0.3
     assert torch.equal(terms.space.price, space.cost)
     given_so = cells(Comparison(sparsity=(0.3, 0.5)))
     for budget in (("parameters=0.7", "parameters=0.5"), ("Parameters=.7", "parameters=50e-2")):
         assert cells(Comparison(budget=budget)) == given_so
-    assert Pruning(budget="parameters=0.7").as_comparison() == Pruning(sparsity=0.3).as_comparison()
+    alike = (Pruning(budget="parameters=0.7"), Pruning(sparsity=0.3))
+    assert len({tuple(cells(each.as_comparison())) for each in alike}) == 1
 
 
 def test_a_budget_takes_the_place_of_the_default_sparsity_and_stands_beside_one_that_is_given() -> None:
@@ -151,13 +153,13 @@ def test_a_budget_takes_the_place_of_the_default_sparsity_and_stands_beside_one_
     assert asked() == [(0.2, None)]
     assert asked(budget="kv-cache=0.7") == [(None, "kv-cache=0.7")]
     assert asked(budget="bytes=2000kB", sparsity=0.4) == [(0.4, None), (None, "bytes=2MB")]
-    assert Cell(kind="baseline", budget="kv-cache=0.7").target == Target("kv-cache", 0.7)
+    assert made_cell(kind="baseline", budget="kv-cache=0.7").target == BudgetSpec("kv-cache", 0.7)
 
 
 @scopes
 def test_units_that_hold_no_cache_are_kept_by_a_budget_of_cache(llama, space_of, scope) -> None:
     space = space_of(llama, Head(), Channel())
-    terms = agree(Target("kv-cache", 0.5), space, scope, 0, FakeGauge())
+    terms = price_budget(BudgetSpec("kv-cache", 0.5), space, scope, 0, FakeGauge())
     free = space.kind == space.kinds.index("channel")
     assert ((terms.space.price == 0) == free).all()
     assert select(-torch.rand(len(space)), terms.space, terms.sparsity, scope, 0).keep[free].all()
@@ -171,35 +173,35 @@ def test_units_that_hold_no_cache_are_kept_by_a_budget_of_cache(llama, space_of,
 def test_a_budget_out_of_reach_says_what_can_be_reached_and_that_can(llama, space_of, scope, text) -> None:
     space = space_of(llama, Head(), Channel())
     with pytest.raises(BudgetError, match="cannot be met") as refusal:
-        agree(Target.parse(text), space, scope, 1, FakeGauge())
-    advice = Target.parse(re.search(r"Use (\S+) or more", str(refusal.value)).group(1))
-    terms = agree(advice, space, scope, 1, FakeGauge())
+        price_budget(BudgetSpec.parse(text), space, scope, 1, FakeGauge())
+    advice = BudgetSpec.parse(re.search(r"Use (\S+) or more", str(refusal.value)).group(1))
+    terms = price_budget(advice, space, scope, 1, FakeGauge())
     assert terms.spent(select(torch.zeros(len(space)), terms.space, terms.sparsity, scope)) <= advice.amount
 
 
 def test_a_latency_out_of_reach_says_what_was_measured(llama, space_of) -> None:
     space, gauge = space_of(llama, Head(), Channel()), FakeGauge()
     with pytest.raises(BudgetError, match=r"latency=0\.3 cannot be met.*Use latency=(0\.\d+) or more") as refusal:
-        agree(Target("latency", 0.3), space, "kind", 1, gauge)
-    advice = Target.parse(re.search(r"Use (\S+) or more", str(refusal.value)).group(1))
-    assert agree(advice, space, "kind", 1, gauge).sparsity == pytest.approx(gauge.asked[0], abs=0.02)
+        price_budget(BudgetSpec("latency", 0.3), space, "kind", 1, gauge)
+    advice = BudgetSpec.parse(re.search(r"Use (\S+) or more", str(refusal.value)).group(1))
+    assert price_budget(advice, space, "kind", 1, gauge).sparsity == pytest.approx(gauge.asked[0], abs=0.02)
 
 
 @pytest.mark.parametrize("text", ["kv-cache=1GB", "bytes=1GB", "parameters=1B"])
 def test_a_budget_that_the_dense_model_meets_is_refused(llama, space_of, text) -> None:
     with pytest.raises(BudgetError, match="removes nothing: the dense model has"):
-        agree(Target.parse(text), space_of(llama, Head()), "kind", 1, FakeGauge())
+        price_budget(BudgetSpec.parse(text), space_of(llama, Head()), "kind", 1, FakeGauge())
 
 
 def test_no_unit_that_holds_any_cache_is_told(llama, space_of) -> None:
     with pytest.raises(BudgetError, match=r"cannot be met.*another --granularity"):
-        agree(Target("kv-cache", 0.5), space_of(llama, Mlp()), "kind", 0, FakeGauge())
+        price_budget(BudgetSpec("kv-cache", 0.5), space_of(llama, Mlp()), "kind", 0, FakeGauge())
 
 
 @pytest.mark.parametrize("fraction", [0.35, 0.5, 0.9])
 def test_latency_takes_the_least_sparsity_that_is_fast_enough(llama, space_of, fraction) -> None:
     space, gauge = space_of(llama, Channel()), FakeGauge()
-    terms = agree(Target("latency", fraction), space, "kind", 0, gauge)
+    terms = price_budget(BudgetSpec("latency", fraction), space, "kind", 0, gauge)
     assert gauge.latency(space, select(torch.zeros(len(space)), space, terms.sparsity, "layer", 0)) <= fraction
     less = select(torch.zeros(len(space)), space, terms.sparsity - 0.01, "layer", 0)
     assert gauge.latency(space, less) > fraction
@@ -209,7 +211,7 @@ def test_latency_takes_the_least_sparsity_that_is_fast_enough(llama, space_of, f
 def test_a_machine_on_which_nothing_is_faster_is_told(llama, space_of) -> None:
     gauge = FakeGauge(floor=1.0)
     with pytest.raises(BudgetError, match=r"latency=0.9 cannot be met.* 1 is left at least\. Use another"):
-        agree(Target("latency", 0.9), space_of(llama, Channel()), "kind", 0, gauge)
+        price_budget(BudgetSpec("latency", 0.9), space_of(llama, Channel()), "kind", 0, gauge)
 
 
 def test_giving_both_a_sparsity_and_a_budget_to_prune_is_refused() -> None:

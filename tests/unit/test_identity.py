@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from polyprune_core.config.grid import Cell, cell_id
+from polyprune_core.config.cell import Dense, cell_from_json
+from polyprune_core.config.grid import cell_id
 from polyprune_core.config.settings import Comparison, Settings
 from polyprune_core.errors import ModelError
 from polyprune_core.models.catalogue import catalogue
@@ -21,10 +22,10 @@ TINY = catalogue()["tiny"].folder
 SHARED: dict[str, Any] = {"weights": "w", "calibration": "c", "evaluation": "e", "plugins": {}}
 WHERE: dict[str, Any] = {"granularity": "head", "initializer": "wanda", "sparsity": 0.2, "seed": 0, "scope": "kind"}
 CELLS = {
-    "dense": Cell(kind="dense"),
-    "baseline": Cell(kind="baseline", scale="raw", **WHERE),
-    "start": Cell(kind="start", **WHERE),
-    "search": Cell(kind="search", estimator="rloo", **WHERE),
+    "dense": Dense(),
+    "baseline": cell_from_json({"kind": "baseline", "scale": "raw", **WHERE}),
+    "start": cell_from_json({"kind": "start", **WHERE}),
+    "search": cell_from_json({"kind": "search", "estimator": "rloo", **WHERE}),
 }
 CHANGED: dict[str, Any] = {
     "model": "other",

@@ -17,7 +17,7 @@ from polyprune_plugins.granularities.head import Head
 from polyprune_plugins.granularities.mlp import Mlp
 from polyprune_plugins.initializers.llm_pruner import LLMPruner
 from polyprune_plugins.initializers.random import Random
-from polyprune_plugins.initializers.thinet import ThiNet, outlived, passes_over
+from polyprune_plugins.initializers.thinet import ThiNet, passes_over, removal_order
 from polyprune_plugins.initializers.wanda import Wanda
 
 ROUNDING = {"rtol": 2e-5, "atol": 1e-7}  # float32 sums, and gradients, taken in another order
@@ -60,7 +60,7 @@ def test_wanda_is_the_mean_weight_of_a_reader_column_times_the_norm_of_its_input
 def outputs_of_units(model: nn.Module, space: MaskSpace, ids: torch.Tensor, group: int) -> torch.Tensor:
     """Returns (units, tokens, out) float64: what each unit of a group adds to the output of its sublayer."""
     ((axis, per_unit),) = space.groups[group].spans
-    cut = space.layout.axis[axis].cuts[-1]
+    cut = space.layout.axis[axis].reader_cut
     reader, seen = model.get_submodule(cut.parameter.removesuffix(".weight")), []
     with torch.no_grad(), reader.register_forward_pre_hook(lambda _, x: seen.append(x[0].double().flatten(0, 1))):
         model(input_ids=ids)
@@ -85,7 +85,7 @@ def test_thinet_removes_greedily_what_changes_the_output_least(model, space_of, 
 def test_thinet_removes_a_larger_unit_before_a_smaller_one_where_it_cancels_what_is_gone() -> None:
     outputs = torch.tensor([[2.0, 0.0], [0.0, 2.1], [-2.2, 0.0], [3.0, 3.0]])
     assert outputs.square().sum(dim=1).argsort().tolist() == [0, 1, 2, 3]
-    assert outlived(outputs @ outputs.T).tolist() == [0, 0.5, 0.25, 0.75]
+    assert removal_order(outputs @ outputs.T).tolist() == [0, 0.5, 0.25, 0.75]
 
 
 def test_thinet_scores_alike_in_as_many_passes_as_its_memory_takes(llama, space_of, ids, monkeypatch) -> None:

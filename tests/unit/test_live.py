@@ -14,7 +14,8 @@ from rich.console import Console
 
 from polyprune_core.cli import live
 from polyprune_core.cli.live import HEIGHT, GridView, PlainView, curve, duration
-from polyprune_core.config.grid import Cell, cells
+from polyprune_core.config.cell import Cell
+from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.results.row import Row
 
@@ -38,7 +39,7 @@ def view(width: int = 80, kind: Any = GridView, **settings: Any) -> Any:
 
 
 def row(cell: Cell, perplexity: float = 50.0, **changes: Any) -> Row:
-    return Row(**({"id": "0" * 16, "perplexity": perplexity} | cell.model_dump() | changes))
+    return Row(**{"id": "0" * 16, "cell": cell, "perplexity": perplexity, **changes})
 
 
 FAILED: dict[str, Any] = {"status": "failed", "error": "why", "perplexity": None}

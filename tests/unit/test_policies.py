@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyprune_core.config.grid import Cell, cell_id
+from polyprune_core.config.grid import cell_id
 from polyprune_core.config.settings import PRESETS, Comparison, Pruning, parse
 from polyprune_core.errors import ConfigError
 from polyprune_core.plugins.validation import check_estimator
-from polyprune_core.pruning.budget import Budget, select
+from polyprune_core.pruning.budget import SelectionRule, select
 from polyprune_core.pruning.scaling import scale as scaled
 from polyprune_core.pruning.types import Scores
 from polyprune_core.search.loop import SearchOptions, search
@@ -21,6 +21,7 @@ from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.arm import ARM
 from polyprune_plugins.estimators.reinforce import Reinforce
 from polyprune_plugins.estimators.rloo import RLOO
+from tests.rows import cell as made_cell
 from tests.unit.test_search import FakeObjective, batches
 
 by_family = pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -40,7 +41,7 @@ def scores(space, seed: int = 0) -> Scores:
 
 
 def family(name: str, space, sparsity: float = 0.4, scope: str = "kind", **changes):
-    return FAMILIES[name](Start(space, scores(space), Budget(sparsity, scope), **changes))
+    return FAMILIES[name](Start(space, scores(space), SelectionRule(sparsity, scope), **changes))
 
 
 @bernoulli
@@ -84,7 +85,7 @@ def test_the_fisher_information_is_that_of_the_masks(space, name) -> None:
 @by_scope
 @pytest.mark.parametrize("scale", ["uniform", "raw", "zscore", "per-parameter"])
 def test_a_gaussian_policy_starts_about_where_the_metric_alone_would_cut(space, scope, scale) -> None:
-    made = Gaussian(Start(space, scores(space), Budget(0.4, scope), start_scale=scale))
+    made = Gaussian(Start(space, scores(space), SelectionRule(0.4, scope), start_scale=scale))
     found = select(made.ranking(made.start()), space, 0.4, scope)
     own = "layer" if scale == "uniform" else "kind" if scale == "zscore" and scope == "global" else scope
     alone = select(scaled(scores(space).values, space, "raw" if scale == "uniform" else scale), space, 0.4, own)
@@ -93,7 +94,7 @@ def test_a_gaussian_policy_starts_about_where_the_metric_alone_would_cut(space, 
 
 @by_scope
 def test_every_mask_of_a_gaussian_policy_is_an_exact_selection(space, scope) -> None:
-    made = Gaussian(Start(space, scores(space), Budget(0.4, scope)))
+    made = Gaussian(Start(space, scores(space), SelectionRule(0.4, scope)))
     policy = made.policy(made.start(), 0.4)
     masks = policy.sample(20, torch.Generator().manual_seed(4)).masks
     assert len(masks.unique(dim=0)) >= 3
@@ -103,7 +104,7 @@ def test_every_mask_of_a_gaussian_policy_is_an_exact_selection(space, scope) -> 
 
 
 def test_within_a_group_the_metric_orders_the_units(space) -> None:
-    made = Gaussian(Start(space, scores(space), Budget(0.4)))
+    made = Gaussian(Start(space, scores(space), SelectionRule(0.4)))
     offsets = made.start() + torch.randn(len(made.start()), generator=torch.Generator().manual_seed(5))
     ranking = made.ranking(offsets)
     for where in space.slices():
@@ -113,7 +114,7 @@ def test_within_a_group_the_metric_orders_the_units(space) -> None:
 
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 def test_gaussian_antithetic_pairs_mirror_and_the_gradient_is_unbiased(space, progress) -> None:
-    made = Gaussian(Start(space, scores(space), Budget(0.4, "global")))
+    made = Gaussian(Start(space, scores(space), SelectionRule(0.4, "global")))
     policy = made.policy(made.start(), 0.4, progress)
     batch = Antithetic().sample(policy, 6, torch.Generator().manual_seed(6))
     assert torch.equal(batch.noise[0::2], -batch.noise[1::2])
@@ -128,7 +129,7 @@ def test_gaussian_antithetic_pairs_mirror_and_the_gradient_is_unbiased(space, pr
 
 def test_kinds_that_share_a_budget_are_weighed_first_and_stand_still_afterwards(space) -> None:
     kinds = len(space.kinds)
-    together = Gaussian(Start(space, scores(space), Budget(0.4, "global")))
+    together = Gaussian(Start(space, scores(space), SelectionRule(0.4, "global")))
     for progress, moving in (
         (0.0, slice(kinds)),
         (0.09, slice(kinds)),
@@ -139,7 +140,7 @@ def test_kinds_that_share_a_budget_are_weighed_first_and_stand_still_afterwards(
         moves = torch.zeros_like(sigma, dtype=torch.bool)
         moves[moving] = True
         assert torch.equal(sigma > 0, moves)
-    apart = Gaussian(Start(space, scores(space), Budget(0.4, "kind")))
+    apart = Gaussian(Start(space, scores(space), SelectionRule(0.4, "kind")))
     assert torch.equal(apart.policy(apart.start(), 0.4, 0.0).sigma > 0, torch.arange(len(sigma)) >= kinds)
 
 
@@ -218,7 +219,7 @@ def test_a_preset_sets_what_is_not_given_and_is_no_part_of_a_cells_identity() ->
     assert (parse(Comparison, {}).initializers, parse(Pruning, {}).initializer) == (("thinet",), "thinet")
     with pytest.raises(ConfigError, match=r"--preset.*paper"):
         parse(Comparison, {"preset": "papr"})
-    cell = Cell(kind="search", granularity="head+channel", initializer="wanda", estimator="rloo", sparsity=0.2, seed=0)
+    cell = made_cell(kind="search", estimator="rloo")
     spelled_out = parse(Comparison, {name: value for name, value in PRESETS["paper"].items() if name != "initializer"})
     assert cell_id(cell, paper, {}) == cell_id(cell, spelled_out, {})
     assert cell_id(cell, paper, {}) != cell_id(cell, parse(Comparison, {}), {})

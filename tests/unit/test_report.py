@@ -19,7 +19,9 @@ from polyprune_core import report
 from polyprune_core.errors import ConfigError
 from polyprune_core.report import label, number
 from polyprune_core.results.results import Results
-from polyprune_core.results.row import Row
+from polyprune_core.results.row import Row, columns_of_row
+from tests.rows import changed
+from tests.rows import row as made_row
 
 ESTIMATORS = ("reinforce", "rloo", "antithetic", "reinforce-released")
 
@@ -41,10 +43,10 @@ def row(kind: str, initializer: str | None = "wanda", seed: int = 0, **changes: 
     }
     where = {"granularity": "head+channel", "sparsity": 0.2, "seed": seed, "scope": "kind"}
     if kind == "dense":
-        return Row(id="0", kind="dense", perplexity=30.0, nll=math.log(30), parameters_kept=1_351_296)
+        return made_row(id="0", kind="dense", perplexity=30.0, nll=math.log(30), parameters_kept=1_351_296)
     if kind == "baseline":
         where["scale"] = "zscore"
-    return Row(id="1", kind=kind, initializer=initializer, **(measured | where | changes))
+    return made_row(id="1", kind=kind, initializer=initializer, **(measured | where | changes))
 
 
 def results(*rows: Row) -> Results:
@@ -110,8 +112,8 @@ def test_nothing_in_a_table_is_cut(width: int) -> None:
 
 def test_names_with_everything_that_varies_are_whole_at_160_columns() -> None:
     rows = grid().rows
-    other = [dataclasses.replace(r, scope="global") for r in rows if r.kind != "dense"]
-    third = [dataclasses.replace(r, granularity="attention+mlp") for r in other]
+    other = [changed(r, scope="global") for r in rows if r.cell.kind != "dense"]
+    third = [changed(r, granularity="attention+mlp") for r in other]
     found = results(*rows, *other, *third)
     assert len(set(labels(found))) == len(labels(found))
     text = printed(found, 160)
@@ -255,9 +257,9 @@ def test_markdown_of_chosen_columns_has_those_only() -> None:
 def test_csv_has_every_field_of_every_row_and_reads_back() -> None:
     found = grid(2)
     rows = list(csv.DictReader(io.StringIO(report.to_csv(found))))
-    assert list(rows[0]) == [field.name for field in dataclasses.fields(Row) if field.name not in ("plugins", "tasks")]
+    assert list(rows[0]) == [name for name in columns_of_row() if name not in ("plugins", "tasks")]
     assert [r["perplexity"] for r in rows] == [str(r.perplexity) for r in found.rows]
-    assert [r["estimator"] for r in rows] == [r.estimator or "" for r in found.rows]
+    assert [r["estimator"] for r in rows] == [r.cell.estimator or "" for r in found.rows]
 
 
 def test_a_reason_with_commas_quotes_and_lines_is_one_field_of_csv() -> None:
@@ -298,7 +300,7 @@ def test_the_mark_beside_a_ratio_is_the_verdict_of_its_interval() -> None:
         starts = [row("start", seed=seed) for seed in range(3)]
         noise = (0.001, -0.002, 0.0015)
         searches = [
-            row("search", seed=start.seed, estimator="rloo", nll=start.nll + step + extra)
+            row("search", seed=start.cell.seed, estimator="rloo", nll=start.nll + step + extra)
             for start, extra in zip(starts, noise, strict=True)
         ]
         found = results(*starts, *searches)
@@ -328,7 +330,7 @@ def test_csv_has_a_column_for_every_metric_of_a_task() -> None:
 
 
 def test_a_budget_has_a_column_with_what_was_asked_and_what_came_of_it() -> None:
-    pruned = dataclasses.replace(row("baseline"), sparsity=None, budget="bytes=200MB", budget_achieved=198.7e6)
+    pruned = changed(row("baseline"), budget="bytes=200MB", budget_achieved=198.7e6)
     text = report.markdown(results(row("dense"), pruned))
     assert "| bytes=200MB → 198.7MB |" in text
     assert report.line(pruned).count("budget bytes=200MB") == 1

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyprune_core.results.results import SCHEMA, Results
-from polyprune_core.results.row import Row, row_from_json
+from polyprune_core.results.row import Row, columns_of_row, row_from_json
 from polyprune_core.utils.numbers import finite
+from tests.rows import changed
+from tests.rows import row as made_row
 
 
 def row(kind: str = "search", seed: int | None = 0, nll: float | None = 3.0, **changes: Any) -> Row:
@@ -29,7 +31,7 @@ def row(kind: str = "search", seed: int | None = 0, nll: float | None = 3.0, **c
         shared |= {"status": "failed", "error": "no"}
     else:
         shared |= {"nll": nll, "perplexity": math.exp(nll) if nll < 709 else math.inf, "eval_tokens": 100}
-    return Row(id=f"{kind}-{seed}", kind=kind, seed=seed, **(shared | changes))
+    return made_row(id=f"{kind}-{seed}", kind=kind, seed=seed, **(shared | changes))
 
 
 def results(*rows: Row) -> Results:
@@ -55,7 +57,7 @@ def test_results_read_back_from_json_as_what_they_were() -> None:
 def test_the_json_names_its_schema_and_every_field_of_a_row() -> None:
     record = results(row("dense")).to_json()
     assert record["schema"] == SCHEMA == 1
-    assert list(record["rows"][0]) == [field.name for field in dataclasses.fields(Row)]
+    assert list(record["rows"][0]) == list(columns_of_row())
 
 
 def test_an_overflowed_perplexity_is_null_in_json_and_infinite_again_when_read() -> None:
@@ -96,7 +98,7 @@ def test_finite_makes_any_value_strict_json_and_changes_nothing_else(value: Any)
 
 def test_rows_that_differ_in_their_seed_only_are_one_summary() -> None:
     found = results(row("dense"), *(row(seed=seed, nll=3 + seed / 10) for seed in (2, 0, 1))).summaries()
-    assert [(s.row.kind, s.seeds) for s in found] == [("dense", ()), ("search", (2, 0, 1))]
+    assert [(s.row.cell.kind, s.seeds) for s in found] == [("dense", ()), ("search", (2, 0, 1))]
     values = [math.exp(3.2), math.exp(3.0), math.exp(3.1)]
     assert found[1].perplexity.mean == pytest.approx(sum(values) / 3, rel=1e-12)
     assert found[1].log_perplexity.mean == pytest.approx(3.1, rel=1e-12)
@@ -111,19 +113,19 @@ def test_rows_that_differ_in_their_seed_only_are_one_summary() -> None:
         {"initializer": "random"},
         {"estimator": "antithetic"},
         {"scope": "global"},
-        {"scale": "raw"},
+        {"repair": "bias"},
         {"kind": "start"},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_rows_that_differ_in_anything_else_are_not(change: dict[str, Any]) -> None:
-    summaries = results(row(), dataclasses.replace(row(seed=1), **change)).summaries()
+    summaries = results(row(), changed(row(seed=1), **change)).summaries()
     assert [s.seeds for s in summaries] == [(0,), (1,)]
 
 
 def test_summaries_come_in_the_order_in_which_their_rows_first_appear() -> None:
     rows = [row("dense"), row("baseline"), row("start", seed=0), row("start", seed=1), row(seed=0), row(seed=1)]
-    assert [s.row.kind for s in results(*rows).summaries()] == ["dense", "baseline", "start", "search"]
+    assert [s.row.cell.kind for s in results(*rows).summaries()] == ["dense", "baseline", "start", "search"]
 
 
 def test_a_search_is_compared_with_the_start_of_the_same_seed() -> None:
@@ -141,7 +143,7 @@ def test_a_search_is_compared_with_the_start_of_the_same_seed() -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_a_start_under_other_conditions_is_no_reference(other: dict[str, Any]) -> None:
-    start = dataclasses.replace(row("start"), **other)
+    start = changed(row("start"), **other)
     assert results(start, row()).summaries()[-1].versus is None
 
 
@@ -171,7 +173,8 @@ def test_a_summary_of_failures_only_has_no_numbers() -> None:
 def test_the_summary_in_json_has_the_fields_that_are_promised() -> None:
     rows = [row("dense"), *(row(kind, seed=seed, nll=3 + seed / 7) for kind in ("start", "search") for seed in (0, 1))]
     dense, start, search = results(*rows).to_json()["summary"]
-    fields = ["kind", "granularity", "initializer", "estimator", "sparsity", "budget", "scope", "scale", "n", "failed"]
+    fields = ["kind", "granularity", "initializer", "estimator", "sparsity", "budget", "repair"]
+    fields += ["scope", "scale", "n", "failed"]
     measured = ["perplexity_mean", "perplexity_sd", "ci95", "tasks", "versus", "best", "pareto"]
     assert list(search) == [*fields, *measured]
     assert (dense["n"], start["n"], search["n"]) == (1, 2, 2)

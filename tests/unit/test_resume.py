@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from polyprune_core.errors import PluginError
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.types import Policy, Scores
 from polyprune_core.search import checkpoint as resume
-from polyprune_core.search.checkpoint import Checkpoint, pack, stranger, unpack
+from polyprune_core.search.checkpoint import Checkpoint, pack, unpack, unsupported_type
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.policies import FAMILIES, Start
 from polyprune_core.search.trace import Trace
@@ -130,7 +130,7 @@ def nothing(given: Any) -> None:
 
 def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_resume=nothing, policy=None, **changes):
     family = FAMILIES[policy or "probabilities"](
-        Start(space, Scores(torch.linspace(0, 1, len(space)), "rising"), Budget(0.5))
+        Start(space, Scores(torch.linspace(0, 1, len(space)), "rising"), SelectionRule(0.5))
     )
     return search(
         family,
@@ -394,7 +394,7 @@ def test_a_plugin_that_keeps_something_else_in_its_state_is_named_with_or_withou
     for checkpoint in (None, Checkpoint(tmp_path / "search", CELL, Told())):
         with pytest.raises(PluginError, match=f"Keeps.* keeps {kind} in its state"):
             run(space, Keeps(), checkpoint)
-    assert stranger(state) == kind
+    assert unsupported_type(state) == kind
 
 
 TREES = st.recursive(

@@ -12,7 +12,7 @@ import torch
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.plugins.contracts import PRECONDITIONERS
 from polyprune_core.plugins.validation import check_estimator
-from polyprune_core.pruning.budget import Budget, pools, project, select
+from polyprune_core.pruning.budget import SelectionRule, pools, project, select
 from polyprune_core.pruning.types import MaskBatch, Policy, Scores
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.policies import Start
@@ -73,7 +73,7 @@ def run(space, objective=None, estimator=None, seed: int = 0, policy=None, on_st
     scope = changes.pop("scope", "kind")
     options = replace(OPTIONS, **changes)
     learned, trace = search(
-        Probabilities(Start(space, Scores(torch.zeros(len(space)), "none"), Budget(options.sparsity, scope))),
+        Probabilities(Start(space, Scores(torch.zeros(len(space)), "none"), SelectionRule(options.sparsity, scope))),
         (policy or uniform(space)).keep_prob,
         objective or planted(space),
         estimator or RLOO(),

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from polyprune_core.errors import ConfigError
-from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store, write_atomically, write_json
 from polyprune_core.search.trace import StepRecord, Trace
+from tests.rows import row as made_row
 
 KEY = "0123456789abcdef"
-ROW = Row(id=KEY, kind="search", sparsity=0.2, seed=0, perplexity=43.5, nll=math.log(43.5), plugins={"a": "b 1"})
+ROW = made_row(id=KEY, kind="search", estimator="rloo", perplexity=43.5, nll=math.log(43.5), plugins={"a": "b 1"})
 STEP = StepRecord(1, (3.5, math.inf), 0.1, 0.2, 0.3, 1, 256, 0.01)
 
 

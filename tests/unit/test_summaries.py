@@ -10,6 +10,7 @@ import pytest
 
 from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary, summarise
+from tests.rows import row as made_row
 
 WINDOWS = 60
 
@@ -21,7 +22,7 @@ def rows(name: str, losses: list[float], kind: str = "baseline", **changes: Any)
         criterion["estimator"] = name
     where = {"granularity": "head", "sparsity": 0.2, "scope": "kind", "parameters_kept_fraction": 0.8}
     return [
-        Row(
+        made_row(
             **{"id": f"{kind}-{name}-{seed}", "kind": kind, "seed": seed, "nll": nll, "perplexity": math.exp(nll)}
             | where
             | criterion
@@ -42,7 +43,7 @@ def windows(found: list[Row], spread: float) -> dict[str, np.ndarray]:
 
 
 def by_name(found: list[Summary]) -> dict[str, Summary]:
-    return {summary.row.estimator or summary.row.initializer or "dense": summary for summary in found}
+    return {summary.row.cell.estimator or summary.row.cell.initializer or "dense": summary for summary in found}
 
 
 def test_the_best_row_is_better_than_every_other_one() -> None:
@@ -124,7 +125,7 @@ def test_all_searches_of_a_table_are_corrected_together() -> None:
 
 def test_rows_on_a_front_are_marked_with_it() -> None:
     found = [
-        Row(id="dense", kind="dense", nll=3.0, perplexity=math.exp(3.0), parameters_kept_fraction=1.0),
+        made_row(id="dense", kind="dense", nll=3.0, perplexity=math.exp(3.0), parameters_kept_fraction=1.0),
         *rows("cheap", [3.6]),
         *rows("good", [3.3], forward_tokens=100),
         *rows("dear", [3.4], forward_tokens=200),

@@ -50,8 +50,8 @@ def zeroed(model: nn.Module, space: MaskSpace, keep: torch.Tensor, *, reader_onl
     """Returns a copy whose removed entries have zero weights: in all the parameters they own, or in the reader's."""
     changed = copy.deepcopy(model)
     for name, entries in space.axis_keep(keep).items():
-        cuts = space.layout.axis[name].cuts
-        for cut in cuts[-1:] if reader_only else cuts:
+        axis = space.layout.axis[name]
+        for cut in (axis.reader_cut,) if reader_only else axis.cuts:
             gate = entries.repeat_interleave(cut.width).float()
             weight = changed.get_parameter(cut.parameter)
             shape = [1] * weight.dim()

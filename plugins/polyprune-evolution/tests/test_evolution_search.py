@@ -9,16 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyprune_core import Budget, Calibration, ConfigError, MaskSpace, PluginError
+from polyprune_core import Calibration, ConfigError, MaskSpace, PluginError, SelectionRule
 from polyprune_core.testing.tiny import tiny_calibration, tiny_model, tiny_space
 from polyprune_evolution import Evolution
 
-HALF = Budget(0.5)
+HALF = SelectionRule(0.5)
 SMALL = Evolution(metric="magnitude", generations=4, population=6, windows=2)
 
 
 def scored(
-    search: Evolution = SMALL, model: Any = None, units: str = "head+channel", budget: Budget = HALF, **calibration: Any
+    search: Evolution = SMALL,
+    model: Any = None,
+    units: str = "head+channel",
+    budget: SelectionRule = HALF,
+    **calibration: Any,
 ) -> tuple[Tensor, MaskSpace, Calibration]:
     """Returns the scores of a tiny model's units, the units, and the calibration that was spent on them."""
     model = model or tiny_model()
@@ -26,7 +30,7 @@ def scored(
     return search.score(model, space, spent), space, spent
 
 
-def loss(model: Any, space: MaskSpace, scores: Tensor, budget: Budget = HALF) -> float:
+def loss(model: Any, space: MaskSpace, scores: Tensor, budget: SelectionRule = HALF) -> float:
     """Returns the loss of the model that the budget leaves, on the whole text."""
     calibration = tiny_calibration(model)
     return float(calibration.losses(space, budget.select(scores, space).keep[None], calibration.windows))
@@ -67,7 +71,7 @@ def test_the_effort_grows_with_the_number_of_groups() -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("scope", ["kind", "global"])
 def test_what_is_found_is_never_worse_on_the_whole_text_than_the_metric(seed, scope) -> None:
-    model, budget = tiny_model(), Budget(0.5, scope)
+    model, budget = tiny_model(), SelectionRule(0.5, scope)
     search = Evolution(metric="magnitude", generations=1, population=4, windows=1, sigma=3.0)
     scores, space, _ = scored(search, model, budget=budget, seed=seed)
     assert loss(model, space, scores, budget) <= loss(model, space, start(model, space), budget) + 1e-6
@@ -130,7 +134,7 @@ def test_a_generation_is_measured_on_one_batch_and_the_next_on_another(monkeypat
 
 
 def test_another_seed_searches_elsewhere_and_the_budget_decides_too() -> None:
-    found = [scored()[0], scored(seed=1)[0], scored(budget=Budget(0.4))[0]]
+    found = [scored()[0], scored(seed=1)[0], scored(budget=SelectionRule(0.4))[0]]
     assert not torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
@@ -173,7 +177,7 @@ def test_options_that_cannot_be_used_are_refused(options, message) -> None:
 
 def test_what_leaves_nothing_to_search_is_refused() -> None:
     with pytest.raises(ConfigError, match="which scope layer fixes; use kind or global"):
-        scored(budget=Budget(0.5, "layer"))
+        scored(budget=SelectionRule(0.5, "layer"))
     model = tiny_model()
     space = tiny_space(model, "channel")
     alone = MaskSpace(space.layout, space.groups[:1])

@@ -37,10 +37,12 @@ class ThiNet:
             if axis not in moments:
                 moments.clear()
                 moments.update(calibration.second_moments(next(passes)))
-            weight = model.get_parameter(f"{space.layout.axis[axis].reader}.weight").detach().float()
+            weight = space.reader_weight(model, axis)
             return moments[axis] * (weight.T @ weight)
 
-        return torch.cat([outlived(pairs) if len(pairs) > 1 else pairs[0] for pairs in space.sum_products(products)])
+        return torch.cat(
+            [removal_order(pairs) if len(pairs) > 1 else pairs[0] for pairs in space.sum_products(products)]
+        )
 
 
 def passes_over(space: MaskSpace) -> Iterator[list[str]]:
@@ -58,7 +60,7 @@ def passes_over(space: MaskSpace) -> Iterator[list[str]]:
     yield together
 
 
-def outlived(products: Tensor) -> Tensor:
+def removal_order(products: Tensor) -> Tensor:
     """Returns (n,) float32: for each unit the share of them that greedy removal takes before it.
 
     `products` (n, n) are inner products of the units' outputs; the error of removing units is the sum over all pairs.

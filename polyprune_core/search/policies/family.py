@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from polyprune_core.pruning.budget import Budget
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Policy, Scores
 from polyprune_core.search.policies.initial import from_scores
@@ -25,7 +25,7 @@ class Start:
 
     space: MaskSpace
     scores: Scores
-    budget: Budget
+    budget: SelectionRule
     probabilities: str = "sigmoid-norm"
     start_scale: str = "zscore"
     sigma: float = 0.2
