@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.results.store import write_json
 from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import write_json
 
 NAME = "friday-metric"
 TEMPLATE = "    return (weight.abs() * input_norm) ** power\n"

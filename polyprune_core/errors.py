@@ -35,6 +35,20 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def brief(error: BaseException, limit: int = 300) -> str:
+    """Returns what an exception says as one line of at most about `limit` characters, or its type's name.
+
+    What is left out is marked: an ellipsis, and how long the whole is.
+    """
+    text = plain(str(error)) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit].rstrip()}… ({len(text)} characters in all)"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Returns "1 cell" or "2 cells"; `many` where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def unknown_name(what: str, given: str, allowed: Iterable[str]) -> str:
     """Returns the message for a name outside `allowed`, with the nearest valid one first."""
     names = sorted(allowed)

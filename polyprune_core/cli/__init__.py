@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +21,7 @@ from polyprune_core.cli.export import export
 from polyprune_core.cli.plugins import plugins
 from polyprune_core.cli.prune import prune
 from polyprune_core.cli.report import report
+from polyprune_core.cli.streams import require_stdout, stoppable, streams, tell
 from polyprune_core.errors import PolypruneError, plain
 from polyprune_core.plugins.deprecation import PluginDeprecationWarning
 from polyprune_core.plugins.discovery import NO_EXTERNAL
@@ -76,16 +80,38 @@ def _deprecations_shown() -> Iterator[None]:
 
 def main() -> None:
     """Runs the command line; a user error is one message on stderr and exit status 2."""
-    try:
-        with _deprecations_shown():
-            cli(standalone_mode=False, prog_name="polyprune")
-    except PolypruneError as error:
-        lines = map(plain, str(error).splitlines())  # what a plugin raises may hold control codes
-        click.echo("polyprune: " + "\n".join(lines), err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        click.echo(f"polyprune: {error.format_message()}", err=True)
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt) as error:
-        click.echo(f"polyprune: interrupted; {error}." if str(error) else "polyprune: interrupted.", err=True)
-        sys.exit(130)
+    said: dict[str, Any] = {}
+    with streams(), stoppable() as stopped, _deprecations_shown():
+        try:
+            require_stdout()
+            try:
+                cli(standalone_mode=False, prog_name="polyprune", obj=said)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            return
+        except PolypruneError as error:
+            if said.get("verbose"):
+                tell("".join(traceback.format_exception(error)))
+            tell("polyprune: " + str(error))
+            status = 2
+        except click.ClickException as error:
+            tell(f"polyprune: {_message(error)}")
+            status = 2
+        except OSError as error:
+            tell(f"polyprune: {error.filename}: {error.strerror}." if error.filename else f"polyprune: {error}.")
+            status = 2
+        except (click.Abort, KeyboardInterrupt) as error:
+            how = f"stopped by {signal.Signals(stopped[0]).name}" if stopped else "interrupted"
+            tell(f"polyprune: {how}; {error}." if str(error) else f"polyprune: {how}.")
+            status = 128 + (stopped[0] if stopped else signal.SIGINT)
+    sys.exit(status)
+
+
+def _message(error: click.ClickException) -> str:
+    """Returns what click says, with no more than the likeliest of the options that it would suggest."""
+    if isinstance(error, click.NoSuchOption):
+        known = {option.strip("-"): option for option in error.possibilities or ()}
+        near = difflib.get_close_matches(error.option_name.strip("-"), known, cutoff=0.6)
+        error = click.NoSuchOption(error.option_name, possibilities=[known[name] for name in near], ctx=error.ctx)
+    return error.format_message()

@@ -94,7 +94,7 @@ def _found(what: str) -> Iterator[Registry]:
 
     folders: list[Path] = []
     if os.sep in what or what.endswith(".py"):
-        folders, points = _from_path(Path(what).expanduser().resolve())
+        folders, points = _from_path(Path(os.path.realpath(os.path.expanduser(what))))
     else:
         registry = load_registry()
         name = what.lower().replace("_", "-")

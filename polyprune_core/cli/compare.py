@@ -16,6 +16,7 @@ from polyprune_core.cli.options import (
     TEXT,
     TRACKING,
     CommaList,
+    UserPath,
     _option,
     given,
     options,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from polyprune_core.plugins.registry import Registry
     from polyprune_core.results.results import Results
     from polyprune_core.results.row import Row
+    from polyprune_core.results.store import Store
 
 GRID = [
     _option(
@@ -99,7 +101,7 @@ GRID = [
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=Path("polyprune-runs"),
     show_default=True,
     help="Results store; cells finished there are read, not run again.",
@@ -120,6 +122,8 @@ def compare(
 
     Options of a plugin follow its name: llm-pruner:taylor=vector.
     """
+    from rich.markup import escape
+
     from polyprune_core.cli.console import check_loudness, show_problems, stderr
     from polyprune_core.config.settings import Comparison, parse
     from polyprune_core.plugins.registry import load_registry
@@ -131,7 +135,7 @@ def compare(
     request = parse(Comparison, given(values, config))
     check_loggers(request.report_to)
     registry = load_registry()
-    show_problems(registry, console)
+    show_problems(registry, console, verbose)
     request = settled(request, registry)
     if dry_run:
         from polyprune_core.cli import dryrun
@@ -140,7 +144,10 @@ def compare(
         dryrun.check_format(form)
         dryrun.write(plan(request, registry, output), form, _varied(request))
         return
-    results = _run(request, registry, output, console, quiet, verbose)
+    from polyprune_core.results.store import Store
+
+    store = Store(output)
+    results = _run(request, registry, store, console, quiet, verbose)
 
     from polyprune_core import report
 
@@ -148,11 +155,13 @@ def compare(
     failed = sum(row.status == "failed" for row in results.rows)
     if failed:
         console.print(f"[red]{failed} of {len(results.rows)} cells failed[/]; the others are complete.")
-    sys.exit(1 if failed else 0)
+    for path in store.unwritten:
+        console.print(f"[red]not written:[/] {escape(str(path))}", soft_wrap=True)
+    sys.exit(1 if failed or store.unwritten else 0)
 
 
 def _run(
-    request: Comparison, registry: Registry, output: Path, console: Console, quiet: bool, verbose: bool
+    request: Comparison, registry: Registry, store: Store, console: Console, quiet: bool, verbose: bool
 ) -> Results:
     """Runs the grid below a live view on a terminal, with a line a cell elsewhere."""
     from polyprune_core.cli.live import GridView, PlainView
@@ -165,11 +174,10 @@ def _run(
     shown = GridView if console.is_terminal and not quiet else PlainView
     with (
         shown(console, work, _varied(request), quiet=quiet, verbose=verbose) as view,
-        Tracking(request, registry, output, view) as tracking,
+        Tracking(request, registry, store.folder, view) as tracking,
     ):
         view.status("loading torch and transformers")
 
-        from polyprune_core.results.store import Store
         from polyprune_core.runs.compare import compare as run
 
         def on_row(row: Row) -> None:
@@ -177,7 +185,7 @@ def _run(
             tracking.row(row)
 
         try:
-            return run(request, registry, Store(output), tracking, on_row)
+            return run(request, registry, store, tracking, on_row)
         except KeyboardInterrupt:
             raise click.Abort("finished cells are kept, and the same command goes on from there") from None
 

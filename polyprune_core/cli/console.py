@@ -21,9 +21,11 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def show_problems(registry: Registry, console: Console) -> None:
-    """One line for each plugin that cannot be used."""
+def show_problems(registry: Registry, console: Console, verbose: bool = False) -> None:
+    """One line for each plugin that cannot be used; with `verbose` where its code failed besides."""
     for problem in registry.problems:
+        if verbose:
+            TerminalReporter(console, verbose=True).detail(problem.trace)
         console.print(f"[yellow]plugin not usable:[/] {escape(str(problem))}", soft_wrap=True)
 
 

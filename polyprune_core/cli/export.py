@@ -8,7 +8,7 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import LOADING_LOCAL, OUTPUT, _option, given, options
+from polyprune_core.cli.options import LOADING_LOCAL, OUTPUT, UserPath, _option, given, options
 
 WHAT = [
     _option("--exporter", metavar="NAME", help="What to write: an exporter of plugins list. [huggingface]"),
@@ -19,9 +19,9 @@ WHAT = [
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=UserPath())
 @options(WHAT, LOADING_LOCAL, OUTPUT)
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="New folder for the pruned model.")
+@click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Stdout."
@@ -46,7 +46,7 @@ def export(
     console = stderr()
     request = parse(Export, given(values | {"source": source}, config))
     registry = load_registry()
-    show_problems(registry, console)
+    show_problems(registry, console, verbose)
     reporter = TerminalReporter(console, quiet, verbose)
     reporter.status("loading torch and transformers")
 

@@ -11,6 +11,7 @@ from string import Template
 
 import rich_click as click
 
+from polyprune_core.cli.options import UserPath
 from polyprune_core.errors import ConfigError
 from polyprune_core.version import __version__
 
@@ -41,7 +42,7 @@ LONGEST_NAME = 40
 @click.command()
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What the plugin decides.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="New folder. [./polyprune-NAME]")
+@click.option("--output", "-o", type=UserPath(), help="New folder. [./polyprune-NAME]")
 def new(name: str, kind: str, output: Path | None) -> None:
     """Write a package polyprune-NAME with a plugin NAME that works, to be changed into yours."""
     check_name(name, kind)

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 from click.shell_completion import CompletionItem
+
+from polyprune_core.errors import ConfigError
+from polyprune_core.utils.files import user_path
+
+# Options of the commands themselves: what they ask for is in no request.
+OF_THE_COMMAND = {name: name for name in ("output", "overwrite", "quiet", "verbose", "dry_run")} | {"format": "form"}
+
+
+class UserPath(click.Path):
+    """A path, with ~ for the home folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Returns the path; a text that can name none is refused."""
+        if isinstance(value, Path):
+            return value
+        try:
+            return user_path(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
 
 
 class CommaList(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
@@ -24,8 +46,11 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
             return value
         if value.strip().lower() == "none":
             return ()
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        if not parts:
+            self.fail(f"{value!r} lists nothing; write none for an empty list.", param, ctx)
         try:
-            return tuple(self.item(part.strip()) for part in value.split(",") if part.strip())
+            return tuple(self.item(part) for part in parts)
         except ValueError:
             kind = "whole numbers" if self.item is int else "numbers"
             self.fail(f"{value!r} is not a comma-separated list of {kind}.", param, ctx)
@@ -124,7 +149,7 @@ TASKS = [
     _option("--tasks", "-t", type=CommaList(), metavar="LIST", help="Tasks of lm-evaluation-harness. [none]"),
     _option(
         "--include-path",
-        type=click.Path(path_type=Path),
+        type=UserPath(),
         metavar="DIR",
         help="Folder of task files of your own, where paths in them start.",
     ),
@@ -193,12 +218,51 @@ TRACKING = [
         help="Loggers of losses and rows: tensorboard, wandb, trackio; a run a cell. [none]",
     ),
 ]
+
+
+def _from_file(context: click.Context, parameter: click.Parameter, config: Path | None) -> Path | None:
+    """Makes what a configuration file says of the command's own options their defaults."""
+    from polyprune_core.config.settings import read_toml
+
+    if config is not None:
+        own, _ = _parted(context.command, read_toml(config))
+        if wrong := [name for name, value in own.items() if not isinstance(value, str | bool)]:
+            raise ConfigError(f"{config}: {wrong[0]} is {own[wrong[0]]!r}; a text, true or false is needed.")
+        context.default_map = {OF_THE_COMMAND[name]: value for name, value in own.items()}
+    return config
+
+
+def _parted(command: click.Command, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what is for the command itself, and what is for its request."""
+    there = {parameter.name for parameter in command.params}
+    own = {name: value for name, value in values.items() if OF_THE_COMMAND.get(name) in there}
+    return own, {name: value for name, value in values.items() if name not in own}
+
+
+def _remembered(context: click.Context, parameter: click.Parameter, verbose: bool) -> bool:
+    """Lets whoever runs the command know it too."""
+    if isinstance(context.obj, dict):
+        context.obj["verbose"] = verbose
+    return verbose
+
+
 OUTPUT = [
     click.option(
-        "--config", "-C", type=click.Path(path_type=Path), help="TOML file with the same keys; the command line wins."
+        "--config",
+        "-C",
+        type=UserPath(),
+        is_eager=True,
+        callback=_from_file,
+        help="TOML file with the same keys; the command line wins.",
     ),
     click.option("--quiet", "-q", is_flag=True, help="Results, warnings and errors only."),
-    click.option("--verbose", "-v", is_flag=True, help="Every step and its time; tracebacks of plugins."),
+    click.option(
+        "--verbose",
+        "-v",
+        is_flag=True,
+        callback=_remembered,
+        help="Every step and its time; tracebacks of plugins.",
+    ),
 ]
 
 
@@ -218,4 +282,8 @@ def given(values: dict[str, Any], config: Path | None) -> dict[str, Any]:
     from polyprune_core.config.settings import read_toml
 
     asked = {name: value for name, value in values.items() if value is not None}
-    return (read_toml(config) if config else {}) | asked
+    if config is None:
+        return asked
+    context = click.get_current_context()
+    assert context is not None
+    return _parted(context.command, read_toml(config))[1] | asked

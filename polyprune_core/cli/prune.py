@@ -7,7 +7,18 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TEXT, _option, given, options, plugin_names, words
+from polyprune_core.cli.options import (
+    MODEL,
+    OUTPUT,
+    SEARCH,
+    TEXT,
+    UserPath,
+    _option,
+    given,
+    options,
+    plugin_names,
+    words,
+)
 
 ONE = [
     _option(
@@ -61,7 +72,7 @@ ONE = [
     ),
     _option(
         "--from-masks",
-        type=click.Path(path_type=Path),
+        type=UserPath(),
         metavar="DIR",
         help="Reuse the scores of a masks export; nothing is learned anew.",
     ),
@@ -70,7 +81,7 @@ ONE = [
 
 @click.command()
 @options(ONE, MODEL, TEXT, SEARCH, OUTPUT)
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="New folder for the pruned model.")
+@click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbose: bool, **values: Any) -> None:
     """Prune one model for good, and prove it by reading it back from disk."""
@@ -82,7 +93,7 @@ def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbo
     console = stderr()
     request = parse(Pruning, given(values, config))
     registry = load_registry()
-    show_problems(registry, console)
+    show_problems(registry, console, verbose)
     reporter = TerminalReporter(console, quiet, verbose)
     reporter.status("loading torch and transformers")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from polyprune_core.cli.options import CommaList
+from polyprune_core.cli.options import CommaList, UserPath
 from polyprune_core.errors import ConfigError
 
 FORMATS = ("table", "markdown", "csv", "latex", "json", "html")
@@ -40,11 +40,11 @@ GROUPS = (
 
 
 @click.command()
-@click.argument("stores", nargs=-1, type=click.Path(path_type=Path), metavar="STORE...")
+@click.argument("stores", nargs=-1, type=UserPath(), metavar="STORE...")
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="What is written."
 )
-@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where to. [stdout]")
+@click.option("--output", "-o", type=UserPath(), metavar="FILE", help="Where to. [stdout]")
 @click.option(
     "--show",
     type=click.Choice(SHOWN),
@@ -98,6 +98,7 @@ def report(
     from polyprune_core.report.document import document
     from polyprune_core.report.load import load
     from polyprune_core.utils.files import write_atomically
+    from polyprune_core.utils.outputs import check_apart
 
     arrangement = Arrangement(
         sort=None if sort == "none" else sort,
@@ -105,6 +106,9 @@ def report(
         group_by=None if group_by == "none" else group_by,
         keep=_parsed(filters),
     )
+    if output is not None:
+        for folder in (store if store.is_dir() else store.parent for store in stores):
+            check_apart(output, {"the results": folder / "results.json", "the cells": folder / "cells"})
     loaded = load(stores)
     console = stderr()
     for note in loaded.notes:

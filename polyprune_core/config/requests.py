@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from polyprune_core.config.settings import Bos, Distinct, Dtype, ManyOrOne, Positive, TaskSettings
+from polyprune_core.config.settings import Bos, Distinct, Dtype, ManyOrOne, Place, Positive, TaskSettings, Word
 
 
 class EvaluateConfig(TaskSettings):
@@ -16,9 +15,9 @@ class EvaluateConfig(TaskSettings):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     target: str
-    model: str | None = None
-    reference: str | None = None
-    revision: str | None = None
+    model: Word | None = None
+    reference: Word | None = None
+    revision: Word | None = None
     trust_remote_code: bool = False
     dtype: Dtype = "auto"
     device: str = "auto"
@@ -29,10 +28,10 @@ class EvaluateConfig(TaskSettings):
     limit: Positive | None = None
     batch_size: Positive = 8
     generate: Annotated[tuple[str, ...], ManyOrOne] = ()
-    new_tokens: Positive = 32
+    new_tokens: Annotated[int, Field(gt=0, le=2**24)] = 32
     latency: bool = False
     latency_batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1), Distinct, ManyOrOne] = (1, 8)
-    prompt_tokens: Annotated[int, Field(ge=8)] = 128
+    prompt_tokens: Annotated[int, Field(ge=8, le=2**24)] = 128
     turns: Annotated[int, Field(ge=2)] = 5
 
 
@@ -41,10 +40,10 @@ class Export(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    source: Path
+    source: Place
     exporter: str = "huggingface"
-    cell: str | None = None
-    model: str | None = None
+    cell: Word | None = None
+    model: Word | None = None
     trust_remote_code: bool = False
     dtype: Dtype = "auto"
     device: str = "auto"

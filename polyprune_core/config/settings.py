@@ -19,15 +19,19 @@ from pydantic import (
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Scale, Scope
-from polyprune_core.errors import BudgetError, ConfigError, unknown_name
+from polyprune_core.errors import BudgetError, ConfigError, plain, unknown_name
+from polyprune_core.utils.files import user_path
 
 Spec = Annotated[str, AfterValidator(lambda spec: _normal(spec))]
-Positive = Annotated[int, Field(gt=0)]
+Word = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(gt=0, lt=2**53)]
+Seed = Annotated[int, Field(ge=-(2**53), lt=2**53)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Bos = Literal["auto", "always", "never"]
 Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 # The empty list, as which the command line reads "none", is the plugin of that name.
 OrNone = AfterValidator(lambda specs: specs or (NO_REPAIR,))
+Place = Annotated[Path, BeforeValidator(lambda value: user_path(value) if isinstance(value, str) else value)]
 ManyOrOne = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
 
 
@@ -60,7 +64,7 @@ class Settings(BaseModel):
 
     preset: Literal["default", "paper", "released"] = "default"
     model: str = "smollm2-135m"
-    revision: str | None = None
+    revision: Word | None = None
     trust_remote_code: bool = False
     dtype: Dtype = "auto"
     device: str = "auto"
@@ -83,7 +87,7 @@ class Settings(BaseModel):
     precondition: Literal["none", "half-natural", "natural"] = "half-natural"
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0
-    min_keep: Annotated[int, Field(ge=0)] = 1
+    min_keep: Annotated[int, Field(ge=0, lt=2**53)] = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -125,8 +129,8 @@ class TaskSettings(BaseModel):
     """Zero-shot tasks; `tasks_limit` is a number of items of each."""
 
     tasks: Annotated[tuple[str, ...], Distinct, ManyOrOne] = ()
-    include_path: Path | None = None
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    include_path: Place | None = None
+    num_fewshot: Annotated[int, Field(ge=0, lt=2**53)] | None = None
     tasks_limit: Positive | None = None
 
     @model_validator(mode="after")
@@ -157,7 +161,7 @@ class Comparison(Settings, TaskSettings):
     sparsity: Annotated[tuple[float, ...], Distinct, ManyOrOne] = (0.2,)
     budget: Annotated[tuple[Budget, ...], Distinct, ManyOrOne] = ()
     repair: Annotated[tuple[Spec, ...], Distinct, OrNone, ManyOrOne] = (NO_REPAIR,)
-    seeds: Annotated[tuple[int, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
     scope: Annotated[tuple[Scope, ...], Distinct, ManyOrOne] = ()
     scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct, ManyOrOne] = ("zscore",)
     # Decides no number: neither results nor the commands that make them again hold it.
@@ -205,16 +209,16 @@ class Pruning(Settings):
     """One model to cut for good."""
 
     initializer: str = "thinet"
-    estimator: Annotated[str | None, BeforeValidator(lambda name: None if name == "none" else name)] = None
+    estimator: Annotated[Word | None, BeforeValidator(lambda name: None if name == "none" else name)] = None
     granularity: str = "head+channel"
     sparsity: float | None = None
     budget: Budget | None = None
     repair: str = NO_REPAIR
-    seed: int = 0
+    seed: Seed = 0
     scope: Scope | None = None
     scale: Scale = "zscore"
     exporter: str = "huggingface"
-    from_masks: Path | None = None
+    from_masks: Place | None = None
 
     def as_comparison(self) -> Comparison:
         """Returns the grid of one cell that this is."""
@@ -241,11 +245,16 @@ class Pruning(Settings):
 
 
 def parse(model: type[BaseModel], values: dict[str, Any]) -> Any:
-    """Returns `model(**values)`.
+    """Returns `model(**values)`; true and false are no numbers.
 
     Raises:
         ConfigError: a value cannot be used; every fault is told.
     """
+    for name, value in values.items():
+        told = value if isinstance(value, list | tuple) else [value]
+        field = model.model_fields.get(name)
+        if field and field.annotation is not bool and any(isinstance(each, bool) for each in told):
+            raise ConfigError(f"--{name.replace('_', '-')}: true and false are no values of it.")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -262,7 +271,9 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
     if fault["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
         return f"--{name}: " + unknown_name(name, str(fault["input"]), allowed)
-    return f"--{name}: {fault['input']!r} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+    given = repr(fault["input"])
+    given = given if len(given) <= 80 else f"{given[:80]}…"
+    return f"--{name}: {given} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
 
 
 def _normal(spec: str) -> str:
@@ -274,14 +285,21 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Returns the keys of a configuration file, with underscores for dashes.
 
     Raises:
-        ConfigError: the file cannot be read or is not TOML.
+        ConfigError: the file cannot be read, is not TOML, or gives an option twice.
     """
     import tomllib
 
     try:
         values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(str(error))
         raise ConfigError(
-            f"cannot read the configuration {path}: {error}. Give a TOML file of option names."
+            f"cannot read the configuration {path}: {reason}. Give a TOML file of option names."
         ) from error
-    return {key.replace("-", "_"): value for key, value in values.items()}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name in found:
+            raise ConfigError(f"the configuration {path} gives {plain(name)} twice, with - and with _; leave one out.")
+        found[name] = value
+    return found

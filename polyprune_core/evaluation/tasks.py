@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.errors import ConfigError, DataError, unknown_name
+from polyprune_core.errors import ConfigError, DataError, brief, unknown_name
 from polyprune_core.models.quiet import quiet
 
 # By task: each metric's mean over items, its standard error over items as METRIC_stderr, and the number of `items`.
@@ -108,9 +108,8 @@ def _load(names: Sequence[str], folder: Path | None) -> Any:
         with contextlib.chdir(folder) if folder else contextlib.nullcontext():
             return manager.load(list(names))
     except Exception as error:  # datasets, the hub and a task's own code raise whatever they like
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(
-            f"task {', '.join(names)} cannot be loaded: {reason}. Paths in a task file start at --include-path."
+            f"task {', '.join(names)} cannot be loaded: {brief(error)}. Paths in a task file start at --include-path."
         ) from error
 
 
@@ -158,19 +157,16 @@ def _scores(values: dict[str, Any]) -> dict[str, float]:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Hides the harness's log and the progress bars of the harness and of datasets."""
-    from datasets.utils import logging as datasets_logging
+    import datasets  # noqa: F401  # so that `quiet` finds it
     from lm_eval.api import task
 
     log, bar = logging.getLogger("lm_eval"), task.tqdm
-    level, bars = log.level, datasets_logging.is_progress_bar_enabled()
+    level = log.level
     log.setLevel(logging.ERROR)
     task.tqdm = lambda items, **_: items
-    datasets_logging.disable_progress_bar()
     try:
         with quiet():
             yield
     finally:
         log.setLevel(level)
         task.tqdm = bar
-        if bars:
-            datasets_logging.enable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Literal
 from polyprune_core.errors import ConfigError, DataError, PolypruneError, unknown_name
 from polyprune_core.evaluation import pydocs
 from polyprune_core.evaluation.rows import TEXT_COLUMN, holds_rows, join_rows, no_column, read_file
+from polyprune_core.models.quiet import no_bars
 
 Role = Literal["calibration", "evaluation"]
 ROLES: tuple[Role, ...] = ("calibration", "evaluation")
@@ -74,8 +76,8 @@ def load_text(name: str, role: Role, column: str | None = None) -> Text:
         if builtin not in BUILTIN:
             raise DataError(unknown_name("built-in text", builtin, BUILTIN))
         content = BUILTIN[builtin][role]()
-    elif _is_file(name):
-        content, name = read_file(Path(name), column), Path(name).name
+    elif _is_file(path := os.path.expanduser(name)):
+        content, name = read_file(Path(path), column), Path(path).name
     elif _names_a_dataset(name):
         content = _read_dataset(name, role, column)
     else:
@@ -112,7 +114,8 @@ def _read_dataset(name: str, role: Role, column: str | None) -> str:
     path, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     try:
-        rows = datasets.load_dataset(path, config or None, split=split or HUB_SPLIT[role])
+        with no_bars():
+            rows = datasets.load_dataset(path, config or None, split=split or HUB_SPLIT[role])
         columns = rows.column_names
         if (column or TEXT_COLUMN) not in columns:
             raise no_column(path, column, columns)

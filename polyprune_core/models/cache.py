@@ -20,7 +20,7 @@ CACHE_VARIABLE = "POLYPRUNE_CACHE"
 def cache_root() -> Path:
     """The folder polyprune keeps its downloads in: $POLYPRUNE_CACHE, or the platform's user cache folder."""
     given = os.environ.get(CACHE_VARIABLE)
-    return Path(given).expanduser().absolute() if given else platformdirs.user_cache_path("polyprune")
+    return Path(os.path.expanduser(given)).absolute() if given else platformdirs.user_cache_path("polyprune")
 
 
 def models_folder() -> Path:

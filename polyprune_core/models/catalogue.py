@@ -47,7 +47,7 @@ class CatalogueEntry:
 def local_path(name: str) -> Path | None:
     """Returns the file or folder that a model's name stands for, or None for one of the catalogue or the hub."""
     path = Path(os.path.expanduser(name))
-    return path if name not in catalogue() and path.exists() else None
+    return path if name and name not in catalogue() and os.path.exists(path) else None
 
 
 @cache

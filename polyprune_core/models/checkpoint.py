@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.errors import ModelError
+from polyprune_core.errors import ModelError, brief, counted
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -21,6 +22,15 @@ TOKENIZER_PARTS = ("tokenizer_config.json", "special_tokens_map.json", "added_to
 NO_SETTING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 ADAPTER = "adapter_config.json"
 NUMBER_FORMATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# What is read of a config.json before transformers is.
+TYPES: dict[str, type] = {
+    "model_type": str,
+    "architectures": list,
+    "auto_map": dict,
+    "is_encoder_decoder": bool,
+    "quantization_config": dict,
+    "polyprune": dict,
+}
 PICKLE_REFUSAL = "pickle checkpoints are not read (loading one runs code); convert to safetensors"
 
 
@@ -71,6 +81,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(folder / "config.json")
     if config is None:
         raise ModelError(f"{folder} has no config.json: a model folder is what transformers' save_pretrained writes.")
+    wrong = [name for name, kind in TYPES.items() if not isinstance(config.get(name), kind | None)]
+    if not wrong and not all(isinstance(name, str) for name in config.get("architectures") or ()):
+        wrong = ["architectures"]
+    if wrong:
+        value = brief(ValueError(config[wrong[0]]), 80)
+        raise ModelError(f"{folder / 'config.json'}: {wrong[0]} is {value}, which is nothing that transformers writes.")
     return config
 
 
@@ -86,10 +102,16 @@ def weight_files(folder: Path) -> list[Path]:
     if index is None:
         raise ModelError(_why_no_weights(folder))
     weight_map = index.get("weight_map")
-    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-    missing = [name for name in names if not (folder / name).is_file()]
+    named = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not all(isinstance(name, str) and name == Path(name).name for name in named):
+        raise ModelError(f"{folder / WEIGHTS_INDEX}: its weight_map gives more than names of files in this folder.")
+    names = sorted(set(named))
+    missing = [name for name in names if not os.path.isfile(folder / name)]
     if missing or not names:
-        what = f"{len(missing)} of {len(names)} files are missing ({missing[0]})" if names else "it lists no files"
+        verb = "is" if len(missing) == 1 else "are"
+        what = "it lists no files"
+        if names:
+            what = f"{len(missing)} of {counted(len(names), 'file')} {verb} missing ({missing[0]})"
         raise ModelError(f"{folder / WEIGHTS_INDEX}: {what}. Copy or download the model again.")
     return [folder / name for name in names]
 
@@ -168,8 +190,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {brief(error)}.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object, but {type(value).__name__}.")
     return value

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.errors import ModelError
+from polyprune_core.errors import ModelError, brief
 from polyprune_core.models.fitting import require_fit
 from polyprune_core.models.quiet import Status, heartbeat, quiet
 
@@ -81,8 +81,7 @@ def _read(file: Path) -> tuple[Any, PreTrainedTokenizerBase]:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     except Exception as error:
         # Not a list of types: what the readers raise on a damaged file is nowhere stated.
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{file} cannot be read as a GGUF model: {reason}") from error
+        raise ModelError(f"{file} cannot be read as a GGUF model: {brief(error)}") from error
     require_fit(file, model, report)
     # save_pretrained refuses a model that still says it is quantised; these weights no longer are.
     model.hf_quantizer = None

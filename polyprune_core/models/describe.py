@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from polyprune_core.errors import ModelError, unknown_name
+from polyprune_core.errors import ModelError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 
 
@@ -30,8 +30,8 @@ def describe(model: Any) -> ModelLayout:
     known = {name: family for family in families().values() for name in family["model_types"]}
     if model_type not in known:
         raise ModelError(
-            unknown_name("model family", model_type, known)
-            + " To add one, list its model type (or its module names) in polyprune_core/models/families.toml."
+            f"models of family {model_type!r} cannot be cut yet; those of {', '.join(sorted(known))} can. "
+            "To add one, list its model type (or its module names) in polyprune_core/models/families.toml."
         )
     family = known[model_type]
     layers = model.get_submodule(family["layers"])

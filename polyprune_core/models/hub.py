@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from polyprune_core.errors import ModelError
+from polyprune_core.errors import ModelError, brief
 from polyprune_core.models.checkpoint import PICKLE_REFUSAL, PICKLES, is_whole
 from polyprune_core.models.quiet import Status, heartbeat, megabytes_in, quiet
 
@@ -68,8 +68,7 @@ def _file_names(repo: str, revision: str | None) -> list[str]:
         raise ModelError(f"{repo} has no revision {revision!r} on the hub.") from error
     except Exception as error:
         # The hub client passes on its HTTP library's errors, and the library differs between its releases.
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise _Unreachable(f"the hub cannot be reached ({reason})") from error
+        raise _Unreachable(f"the hub cannot be reached ({brief(error, 120)})") from error
     return [sibling.rfilename for sibling in info.siblings or ()]
 
 
@@ -107,8 +106,7 @@ def _download(repo: str, revision: str | None, code: bool, status: Status) -> Pa
                 )
             )
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"the download of {repo} from the hub failed: {reason}") from error
+        raise ModelError(f"the download of {repo} from the hub failed: {brief(error)}") from error
 
 
 def _local(repo: str, revision: str | None, code: bool) -> Path | None:

@@ -26,6 +26,8 @@ def pick_device(device: str) -> torch.device:
     if kind not in ("cpu", "cuda") or device.endswith(":") or (index and not index.isdecimal()):
         raise ConfigError(unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0")))
     if kind == "cpu":
+        if index not in ("", "0"):
+            raise ConfigError(f"device {device!r} was asked for, but there is one cpu. Use --device cpu.")
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import warnings
@@ -12,6 +13,12 @@ from typing import Any
 
 Status = Callable[[str], None]
 HEARTBEAT_SECONDS = 2.0
+# By module: how it tells whether its bars are shown, how they are hidden and shown again.
+BARS = {
+    "transformers.utils.logging": ("is_progress_bar_enabled", "disable_progress_bar", "enable_progress_bar"),
+    "huggingface_hub.utils": ("are_progress_bars_disabled", "disable_progress_bars", "enable_progress_bars"),
+    "datasets.utils.logging": ("is_progress_bar_enabled", "disable_progress_bar", "enable_progress_bar"),
+}
 
 
 def silent(text: str) -> None:
@@ -49,25 +56,32 @@ def megabytes_in(folder: Path) -> float:
 
 
 @contextmanager
+def no_bars() -> Iterator[None]:
+    """Hides the progress bars of transformers, the hub client and datasets while the block runs, then restores them.
+
+    A library that is not loaded by then is left alone.
+    """
+    with ExitStack() as undo:
+        for name, (told, hide, show) in BARS.items():
+            module: Any = sys.modules.get(name)
+            if module is not None and getattr(module, told)() == (told.startswith("is_")):
+                undo.callback(getattr(module, show))
+                getattr(module, hide)()
+        yield
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Hides progress bars and warnings of transformers and the hub client while the block runs, then restores them."""
-    from huggingface_hub import utils
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    hub: Any = utils
     transformers_logging: Any = logging
 
-    with ExitStack() as undo:
+    with ExitStack() as undo, no_bars():
         undo.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         for log in (transformers_logging, hub_logging):
             undo.callback(log.set_verbosity, log.get_verbosity())
             log.set_verbosity_error()
-        if transformers_logging.is_progress_bar_enabled():
-            undo.callback(transformers_logging.enable_progress_bar)
-            transformers_logging.disable_progress_bar()
-        if not hub.are_progress_bars_disabled():
-            undo.callback(hub.enable_progress_bars)
-            hub.disable_progress_bars()
         yield

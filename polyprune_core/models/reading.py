@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.errors import ModelError, PolypruneError
+from polyprune_core.errors import ModelError, PolypruneError, brief
 from polyprune_core.models.checkpoint import check_folder
 from polyprune_core.models.fitting import check_sizes, require_fit
 from polyprune_core.models.remote_code import is_own, named_code, named_kernels, register_models
@@ -160,9 +160,20 @@ def _require_decoder(folder: Path, config: dict[str, Any]) -> None:
         )
     if name not in _causal_classes().values() or config.get("is_encoder_decoder"):
         raise ModelError(
-            f"{folder} is a {name or kind}, not a decoder-only language model (such as LlamaForCausalLM): "
-            "encoders and encoder-decoders predict no next token."
+            f"{folder} is a {name or kind}, not a decoder-only language model (such as LlamaForCausalLM): it "
+            f"{_what_it_does(name, _causal_classes().get(kind), config)}."
         )
+
+
+def _what_it_does(name: str, causal: str | None, config: dict[str, Any]) -> str:
+    """Returns what a model does that is no decoder-only language model, as far as its configuration tells."""
+    if config.get("is_encoder_decoder"):
+        return "is an encoder-decoder"
+    if any(part in config for part in ("vision_config", "audio_config", "text_config")):
+        return "reads more than text"
+    if causal and name == causal.replace("ForCausalLM", "Model"):
+        return f"has no output layer; {causal} is the whole model"
+    return "does not predict the next token"
 
 
 @contextmanager
@@ -174,6 +185,5 @@ def _reading(folder: Path, what: str, has_code: bool) -> Iterator[None]:
         raise
     except Exception as error:
         # Not a list of types: tokenizers raises a bare Exception, and a model's own code anything.
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         hint = " Its own code may be needed: pass --trust-remote-code." if has_code else ""
-        raise ModelError(f"the {what} in {folder} cannot be read: {reason}{hint}") from error
+        raise ModelError(f"the {what} in {folder} cannot be read: {brief(error)}{hint}") from error

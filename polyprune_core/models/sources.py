@@ -153,16 +153,16 @@ def resolve(
     """
     entry = catalogue().get(name)
     path = Path(os.path.expanduser(name))
-    is_hub_id = HUB_ID.fullmatch(name) is not None and not path.exists() and path.suffix != ".gguf"
+    is_hub_id = HUB_ID.fullmatch(name) is not None and not os.path.exists(path) and path.suffix != ".gguf"
     if entry and entry.hub and revision:
         return from_hub(entry.hub, revision, trust_remote_code, prefer_local=False, status=status)
     if revision and not is_hub_id:
         raise ConfigError(f"revision {revision!r} was given, but {name!r} is not a hub id, and only those have one.")
     if entry:
         return from_catalogue(entry, trust_remote_code, status)
-    if name and path.is_dir():
+    if name and os.path.isdir(path):
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         return _from_file(path, status)
     if is_hub_id:
         try:
@@ -183,15 +183,15 @@ def local_folder(name: str, revision: str | None = None) -> Path | None:
     entry, path = catalogue().get(name), Path(os.path.expanduser(name))
     if entry and not revision:
         return _whole(entry.folder or model_folder(entry.cache_name))
-    if path.is_dir():
+    if name and os.path.isdir(path):
         return _whole(path)
     repo = entry.hub if entry else name
-    if repo and HUB_ID.fullmatch(repo) and not path.exists():
+    if repo and HUB_ID.fullmatch(repo) and not os.path.exists(path):
         from huggingface_hub import try_to_load_from_cache
 
         config = try_to_load_from_cache(repo, "config.json", revision=revision)
         return _whole(Path(config).parent) if isinstance(config, str) else None
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.isfile(path):
         return None
     raise ModelError(f"{unknown_name('model', name, catalogue())} {ALLOWED}")
 

@@ -41,12 +41,13 @@ class Source:
 
 @dataclass(frozen=True)
 class PluginProblem:
-    """A plugin, or one of its providers, that cannot be used, and why."""
+    """A plugin, or one of its providers, that cannot be used, and why; `trace` is where its code failed."""
 
     plugin: str
     source: Source
     message: str
     names: tuple[str, ...] = ()
+    trace: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return plain(f"{self.plugin} ({self.source}): {self.message}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
-from polyprune_core.errors import PluginError, PolypruneError, plain
+from polyprune_core.errors import PluginError, PolypruneError, brief, plain
+from polyprune_core.models.quiet import no_bars
 from polyprune_core.plugins.contracts import OPTIONAL
 from polyprune_core.plugins.deprecation import running
 from polyprune_core.plugins.side_effects import model_untouched, shared_randomness_unused
@@ -50,8 +52,13 @@ def blamed(who: str) -> Iterator[None]:
 
 def described(error: BaseException) -> str:
     """Returns the type and the message of an exception on one line."""
-    reason = plain(str(error))[:300]
-    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {brief(error)}" if plain(str(error)) else name
+
+
+def traced(error: BaseException) -> str:
+    """Returns where an exception comes from, as Python tells it."""
+    return "".join(traceback.format_exception(error))
 
 
 class Guarded:
@@ -87,6 +94,8 @@ class Guarded:
             with blamed(self._blame), ExitStack() as watched:
                 if self._kind != "exporter":
                     watched.enter_context(shared_randomness_unused(self._blame))
+                if self._kind in ("exporter", "initializer"):
+                    watched.enter_context(no_bars())
                 if name == "score":
                     watched.enter_context(model_untouched(args[0], args[1].layout, self._blame))
                 if name == "repair":

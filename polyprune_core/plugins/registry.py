@@ -28,7 +28,7 @@ from polyprune_core.plugins.discovery import (
     source_of,
     usable,
 )
-from polyprune_core.plugins.guard import FAULTS, Guarded, blamed, described
+from polyprune_core.plugins.guard import FAULTS, Guarded, blamed, described, traced
 from polyprune_core.plugins.options import build, parse_spec
 from polyprune_core.pruning.types import Scores
 
@@ -168,13 +168,14 @@ def _load(point: EntryPoint, source: Source) -> tuple[list[Registered], list[Plu
             manager.register(plugin, name=f"{source.distribution}:{point.name}")
             manager.check_pending()
         except FAULTS as error:
-            return [], [PluginProblem(point.name, source, described(error))]
+            return [], [PluginProblem(point.name, source, described(error), trace=traced(error))]
         for kind, hook in KINDS.items():
             for implementation in getattr(manager.hook, hook).get_hookimpls():
                 try:
                     add(kind, list(implementation.function()), f"{hook}: ")
                 except FAULTS as error:
-                    problems.append(PluginProblem(point.name, source, f"{hook}: {described(error)}"))
+                    told = f"{hook}: {described(error)}"
+                    problems.append(PluginProblem(point.name, source, told, trace=traced(error)))
         add("initializer", providers_in(plugin), "")
     if not found and not problems:
         needed = f"one of {', '.join(KINDS.values())}, marked with @hookimpl, or a function marked with @initializer"

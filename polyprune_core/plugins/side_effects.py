@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.errors import PluginError, PolypruneError
+from polyprune_core.errors import PluginError, PolypruneError, counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,7 +72,7 @@ def model_untouched(model: nn.Module, layout: ModelLayout, blame: str) -> Iterat
     changed = [name for name, found in _checksums(model, layout).items() if not _same(found, sums[name])]
     if changed:
         raise WeightsChanged(
-            f"{blame} changed {len(changed)} weights of the model, the first is {changed[0]}."
+            f"{blame} changed {counted(len(changed), 'weight')} of the model, the first is {changed[0]}."
         ) from failed
     if failed:
         raise failed

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
 from polyprune_core.pruning.types import Span, UnitGroup
+
+# What is read of a recipe; scope and min_keep are checked where they decide something.
+TEXTS = ("kind", "granularity", "initializer", "estimator", "budget", "scale", "revision")
 
 
 class Base(BaseModel):
@@ -47,7 +50,7 @@ class Header(BaseModel):
     base: Base
     granularity: str
     scores: str
-    recipe: dict[str, Any]
+    recipe: Annotated[dict[str, Any], AfterValidator(lambda recipe: _checked(recipe))]
     groups: list[Group] = Field(min_length=1)
 
     @property
@@ -91,6 +94,16 @@ def read_header(path: Path) -> Header:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ModelError(f"{path} is not a mask file that this polyprune reads: {where}: {first['msg']}.") from error
+
+
+def _checked(recipe: dict[str, Any]) -> dict[str, Any]:
+    for name in TEXTS:
+        if not isinstance(recipe.get(name), str | None):
+            raise ValueError(f"{name} is {recipe[name]!r}, where text is needed")
+    sparsity = recipe.get("sparsity")
+    if sparsity is not None and not (isinstance(sparsity, float) and 0 < sparsity < 1):
+        raise ValueError(f"sparsity is {sparsity!r}, where a number above 0 and below 1 is needed")
+    return recipe
 
 
 def _kept(groups: list[UnitGroup], keep: Tensor) -> list[str]:

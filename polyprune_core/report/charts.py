@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from polyprune_core.errors import counted
 from polyprune_core.report.columns import label, number, perplexity, short, varied
 from polyprune_core.report.curves import Curve
 from polyprune_core.report.sheet import Band, Cell, Sheet
@@ -107,7 +108,7 @@ def _trade_off(
         series.append(Series(name, styles[name], _path([(m.x, m.y) for m in marks]), marks))
     return Chart(
         title=f"Perplexity against sparsity, {granularity}",
-        about=f"{len(series)} criteria at {len(asked)} sparsities.",
+        about=f"{counted(len(series), 'criterion', 'criteria')} at {counted(len(asked), 'sparsity', 'sparsities')}.",
         x_title="sparsity (fraction of prunable parameters removed)",
         y_title="perplexity (log scale)",
         x_ticks=tuple(Tick(x(value), f"{value:g}") for value in asked),
@@ -148,7 +149,7 @@ def searches(title: str, lines: Sequence[Curve], styles: dict[str, int]) -> Char
 
     return Chart(
         title=f"Search: {title}",
-        about=f"{len(lines)} searches; bold: mean over seeds, thin: each seed.",
+        about=f"{counted(len(lines), 'search', 'searches')}; bold: mean over seeds, thin: each seed.",
         x_title="forward tokens of the search",
         y_title="loss (nats per token)",
         x_ticks=tuple(Tick(x(value), short(int(value)) or "0") for value in ticks(0, max(p[0] for p in points))),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyprune_core.config.cell import NO_REPAIR
-from polyprune_core.errors import plain
+from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
@@ -195,7 +195,8 @@ def conditions(results: Results) -> str:
     return plain(
         f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
         f"{model['dtype']} on {model['device']}. "
-        f"Perplexity on {evaluation['name']}: {evaluation['windows']} windows of {evaluation['tokens_per_window']}; "
+        f"Perplexity on {evaluation['name']}: {counted(evaluation['windows'], 'window')} of "
+        f"{evaluation['tokens_per_window']}; "
         f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."
         f"{_cut(evaluation)}"
     )
@@ -216,15 +217,17 @@ def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:
     if any(summary.best for summary in summaries):
         said.append(("perplexity", "Bold: better than every other row at its sparsity, beyond the noise."))
     if compared:
+        all_of_them = f" over all {len(compared)} of them" if len(compared) > 1 else ""
         text = (
             "Against its start: perplexity ratio to the same metric without search, paired by seed, with the wider "
             "side of its 95 % t interval over seeds: ✓ better, ✗ worse, ~ no difference shown; in brackets where that "
-            f"does not hold at a false discovery rate of 5 % over all {len(compared)} of them."
+            f"does not hold at a false discovery rate of 5 %{all_of_them}."
         )
         said.append(("against its start", text))
     if windows:
         count = " or ".join(map(str, windows))
-        text = f"Evaluation noise: its 95 % interval over {count} windows of text, the models held fixed."
+        noun = "window" if windows == [1] else "windows"
+        text = f"Evaluation noise: its 95 % interval over {count} {noun} of text, the models held fixed."
         said.append(("evaluation noise", text))
     if any(found.p is not None for found in compared):
         said.append(("p", "p: of flipped signs."))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.sheet import Sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import columns_of_row
+
+FORMULA, NUMBER = re.compile(r"\s*[=+@-]"), re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?[\d.,%± ()]*")
 
 
 def to_csv(results: Results, arrangement: Arrangement = AS_RUN) -> str:
@@ -18,7 +22,7 @@ def to_csv(results: Results, arrangement: Arrangement = AS_RUN) -> str:
     rows = arrangement.rows(results)
     records = [row.to_json() for row in rows]
     scores = dict.fromkeys((task, metric) for row in rows for task in row.tasks for metric in row.tasks[task])
-    return _written(
+    return written(
         [
             [*names, *(f"{task} {metric}" for task, metric in scores)],
             *(
@@ -31,19 +35,21 @@ def to_csv(results: Results, arrangement: Arrangement = AS_RUN) -> str:
 
 def csv_table(sheet: Sheet) -> str:
     """Returns a sheet as shown, without its note; the title of a group comes first in each of its lines."""
-    return _written(
+    return written(
         [["group", *sheet.head], *([band.title, *(c.text for c in row)] for band in sheet.bands for row in band.rows)]
     )
 
 
-def _written(rows: list[list[Any]]) -> str:
+def written(rows: Iterable[Iterable[Any]]) -> str:
+    """Returns rows as CSV whose text controls no terminal and is no formula of a spreadsheet."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([[_safe(value) for value in row] for row in rows])
     return out.getvalue()
 
 
 def _safe(value: Any) -> Any:
-    """Text without what controls a terminal; its line ends stay."""
+    """Text without what controls a terminal; its line ends stay. What a spreadsheet would compute gets a quote."""
     if not isinstance(value, str):
         return value
-    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in value)
+    text = "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in value)
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text

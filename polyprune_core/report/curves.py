@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from polyprune_core.report.columns import label, varied
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
+from polyprune_core.utils.files import parse_json
 
 POINTS = 100
 SMOOTHING = 0.1
@@ -52,10 +52,10 @@ def _trace(key: str, folders: Sequence[Path]) -> Points:
     for folder in folders:
         try:
             lines = (folder / f"{key}.trace.jsonl").read_text("utf-8").splitlines()
-            steps = [(step["forward_tokens"], float(np.mean(step["losses"]))) for step in map(json.loads, lines)]
+            steps = [(float(s["forward_tokens"]), float(np.mean(s["losses"]))) for s in map(parse_json, lines)]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        return _smoothed([(float(tokens), loss) for tokens, loss in steps if math.isfinite(loss)])
+        return _smoothed([(tokens, loss) for tokens, loss in steps if math.isfinite(loss)])
     return []
 
 

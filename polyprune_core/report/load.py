@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from polyprune_core.config.cell import Cell
 from polyprune_core.config.grid import SEARCH_ONLY
 from polyprune_core.config.settings import Comparison, Settings, TaskSettings
-from polyprune_core.errors import ConfigError, plain
+from polyprune_core.errors import ConfigError, PolypruneError, brief, counted, plain
 from polyprune_core.results.cell_file import Details, path_of, read_details
 from polyprune_core.results.results import SCHEMA, Results
 from polyprune_core.results.row import Row, row_from_json
 from polyprune_core.results.schema import adapter
+from polyprune_core.utils.files import read_json
 
 RUN = ("polyprune", "environment", "config", "model", "texts")
 # The lists of a comparison whose combinations are its cells.
@@ -124,7 +125,10 @@ def _one_a_seed(comparison: MergedResults) -> list[str]:
         del comparison.rows[key]
     if not twice:
         return []
-    return [f"{len(twice)} cells were measured again under other plugin versions; the first of each counts."]
+    verb = "was" if len(twice) == 1 else "were"
+    return [
+        f"{counted(len(twice), 'cell')} {verb} measured again under other plugin versions; the first of each counts."
+    ]
 
 
 def _bare(comparison: MergedResults) -> list[str]:
@@ -133,7 +137,8 @@ def _bare(comparison: MergedResults) -> list[str]:
     if not bare:
         return []
     return [
-        f"{bare} of {len(done)} cells hold no window losses, scores or choices of units: for them evaluation noise, "
+        f"{bare} of {counted(len(done), 'cell')} hold{'s' * (bare == 1)} no window losses, scores or choices of units: "
+        "where those are needed, evaluation noise, "
         "kept units and rank agreement are left out."
     ]
 
@@ -164,37 +169,30 @@ def _cells(path: Path, notes: list[str]) -> Iterator[_Found]:
         yield _Found(_read_cell(cell), details, _clean(details.run), folder)
     if left_out:
         notes.append(
-            f"{left_out} cells in {folder} are left out: they do not say what they ran on. "
+            f"{counted(left_out, 'cell')} in {folder} left out for want of a record of what was run. "
             "Run their comparison again (finished cells are read) to see them."
         )
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[Row]]:
     try:
-        record = _json(file)
+        record = read_json(file)
         if not isinstance(record, dict) or "rows" not in record:
             raise ValueError("it has no rows")
         if record.get("schema") != SCHEMA:
             raise ValueError(f"it has schema {record.get('schema')!r}; this polyprune reads schema {SCHEMA}")
         rows = [_row(row) for row in record["rows"]]
         _check_run({name: record[name] for name in RUN})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, PolypruneError) as error:
         raise ConfigError(f"{file} does not hold results ({_reason(error)}).") from error
     return _clean({name: record[name] for name in RUN}), rows
 
 
 def _read_cell(file: Path) -> Row:
     try:
-        return _row(_json(file)["row"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return _row(read_json(file)["row"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, PolypruneError) as error:
         raise ConfigError(f"{file} is not a finished cell ({_reason(error)}). Delete it to go on without.") from error
-
-
-def _json(file: Path) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    return json.loads(file.read_text("utf-8"), parse_constant=refuse)
 
 
 def _row(record: dict[str, Any]) -> Row:
@@ -225,7 +223,7 @@ def _details(folder: Path, key: str, notes: list[str]) -> Details | None:
 def _is_run(run: dict[str, Any]) -> bool:
     try:
         _check_run(run)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, PolypruneError):
         return False
     return True
 
@@ -263,4 +261,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return plain(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}")
-    return plain(str(error))[:160]
+    return brief(error, 160)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from polyprune_core.errors import counted
 from polyprune_core.report import charts
 from polyprune_core.report.agreement import agreement_sheets
 from polyprune_core.report.arrange import AS_RUN, Arrangement
@@ -92,7 +93,8 @@ def findings(results: Results, arrangement: Arrangement = AS_RUN) -> list[str]:
     if compared:
         counts = {verdict: compared.count(verdict) for verdict in (*MARKS, "no difference shown")}
         told = "; ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-        said.append(f"{len(compared)} searches against their own starts: {told}.")
+        against = "its own start" if len(compared) == 1 else "their own starts"
+        said.append(f"{counted(len(compared), 'search', 'searches')} against {against}: {told}.")
     return said
 
 

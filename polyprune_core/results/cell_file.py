@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyprune_core.errors import ConfigError
-from polyprune_core.utils.files import write_atomically
+from polyprune_core.errors import ConfigError, brief
+from polyprune_core.utils.files import parse_json, write_atomically
 
 FORMAT = "polyprune cell 1"
 UPDATE = "update "
@@ -97,18 +97,19 @@ def read_details(path: Path) -> Details | None:
         with safe_open(path, "np") as file:
             return _details(file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{path} does not hold the details of a cell ({reason}). Delete it to do without.") from error
+        raise ConfigError(
+            f"{path} does not hold the details of a cell ({brief(error, 160)}). Delete it to do without."
+        ) from error
 
 
 def _details(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> Details:
     if header.get("format") != FORMAT:
         raise ValueError(f"format {header.get('format')!r} is not {FORMAT!r}")
-    groups = tuple(Group(str(kind), int(layer), int(count)) for kind, layer, count in json.loads(header["groups"]))
+    groups = tuple(Group(str(kind), int(layer), int(count)) for kind, layer, count in parse_json(header["groups"]))
     units = sum(group.count for group in groups)
     if any(group.count < 1 for group in groups):
         raise ValueError("a group without units")
-    windows, scores, run = arrays["window_nll"], arrays.get("scores"), json.loads(header["run"])
+    windows, scores, run = arrays["window_nll"], arrays.get("scores"), parse_json(header["run"])
     keep = np.unpackbits(arrays["keep"])[:units].astype(bool) if "keep" in arrays else None
     if windows.ndim != 1 or not isinstance(run, dict) or any(len(v) != units for v in (keep, scores) if v is not None):
         raise ValueError("its arrays do not fit its header")

@@ -12,6 +12,20 @@ from pydantic import TypeAdapter
 
 from polyprune_core.config.cell import COORDINATES, AnyCell, cell_from_json
 
+COUNTS = (
+    "budget_achieved",
+    "parameters_kept",
+    "nll",
+    "eval_tokens",
+    "forward_passes",
+    "forward_tokens",
+    "backward_passes",
+    "search_seconds",
+    "peak_memory_mb",
+    "non_finite_losses",
+)
+FRACTIONS = ("sparsity_achieved", "parameters_kept_fraction", "top1_agreement")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -66,4 +80,17 @@ def row_from_json(record: dict[str, Any]) -> Row:
     if record.get("status", "ok") == "ok":
         measured |= {name: math.inf for name in ("perplexity", "nll") if name in record and record[name] is None}
     row: Row = TypeAdapter(Row).validate_python({"cell": cell_from_json(record), **measured})
+    _check(row)
     return row
+
+
+def _check(row: Row) -> None:
+    """Raises ValueError where a row says what no measurement can."""
+    if row.status not in ("ok", "failed"):
+        raise ValueError(f"its status is {row.status!r}, which is neither ok nor failed")
+    for name in (*COUNTS, *FRACTIONS):
+        value = getattr(row, name)
+        if value is not None and (value < 0 or (name in FRACTIONS and value > 1)):
+            raise ValueError(f"its {name} is {value:g}")
+    if row.perplexity is not None and row.perplexity <= 0:
+        raise ValueError(f"its perplexity is {row.perplexity:g}")

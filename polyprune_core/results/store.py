@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import ConfigError, brief
 from polyprune_core.results.row import Row, row_from_json
 from polyprune_core.search.trace import Trace
-from polyprune_core.utils.files import write_atomically
+from polyprune_core.utils.files import read_json, write_atomically, write_json
 from polyprune_core.utils.numbers import finite
 
 
 class Store:
-    """A folder of finished cells.
+    """A folder of finished cells; it is made when there is something to write. `unwritten` is what could not be.
 
     Raises:
         ConfigError: the folder cannot be made or written.
@@ -28,10 +28,27 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.cells = folder / "cells"
+        self.summary = folder / "results.json"
+        self.unwritten: list[Path] = []
+        there = next(path for path in (self.cells, *self.cells.absolute().parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise self._unusable(f"{there} is no folder")
+        if there != self.cells and not os.access(there, os.W_OK | os.X_OK):
+            raise self._unusable(f"{there} cannot be written")
+
+    def make(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot use {folder} as results store: {error}. Give another --output.") from error
+            raise self._unusable(str(error)) from error
+
+    def _unusable(self, why: str) -> ConfigError:
+        return ConfigError(f"cannot use {self.folder} as results store: {why}. Give another --output.")
 
     def read(self, key: str) -> Row | None:
         """Returns the finished cell, or None.
@@ -41,20 +58,20 @@ class Store:
         """
         path = self.cells / f"{key}.json"
         try:
-            row = row_from_json(json.loads(path.read_text("utf-8"))["row"])
+            row = row_from_json(read_json(path)["row"])
             if row.id != key:
                 raise ValueError(f"it holds cell {row.id}")
             return row
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise ConfigError(
-                f"{path} is not a finished cell ({reason}). Delete that file to run the cell again."
+                f"{path} is not a finished cell ({brief(error, 160)}). Delete that file to run the cell again."
             ) from error
 
     def write(self, row: Row, trace: Trace | None = None) -> None:
         """Writes a cell, and beside it the steps of its search."""
+        self.make()
         if trace is not None:
             steps = (json.dumps(finite(dataclasses.asdict(record))) for record in trace.steps)
             write_atomically(self.cells / f"{row.id}.trace.jsonl", "\n".join(steps) + "\n")
@@ -70,6 +87,7 @@ class Store:
 
         The system frees the cell if we are killed; what was half written then is removed by the next to hold it.
         """
+        self.make()
         lock = FileLock(self.cells / f"{key}.lock", blocking=wait)
         try:
             lock.acquire()
@@ -85,8 +103,3 @@ class Store:
             yield True
         finally:
             lock.release()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with null for what is not finite."""
-    write_atomically(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")

@@ -24,13 +24,16 @@ from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.results.cell_file import Details, Group, path_of, read_details, write_details
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
-from polyprune_core.results.store import Store, write_json
+from polyprune_core.results.store import Store
 from polyprune_core.runs.cell_identity import identity, used_plugins
 from polyprune_core.runs.decision import Decider, Decision
 from polyprune_core.runs.harness import Harness
+from polyprune_core.runs.inputs import inputs
 from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import write_json
+from polyprune_core.utils.outputs import check_apart
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__
 
@@ -45,10 +48,12 @@ def compare(
     """Runs every cell that the store does not hold and returns them all; `on_row` sees each as it is done.
 
     A cell that fails for a reason the user can mend, a broken file in the store among them, is a row with that reason;
-    the others go on. What cannot be written is told and kept in the results.
+    the others go on. What cannot be written is told, kept in the results and named in `store.unwritten`.
     """
     config = settled(config, registry)
     sources = check_plugins(config, registry)
+    for place in (store.cells, store.summary):
+        check_apart(place, inputs(config))
     harness = open_harness(config, registry, reporter)
     shared = _identity(harness, config)
     run: dict[str, Any] = {
@@ -78,8 +83,9 @@ def compare(
     rows = [done[cell] for cell in grid]
     results = Results(**run, rows=rows, details=_beside(rows, store, reporter))
     try:
-        write_json(store.folder / "results.json", results.to_json())
+        write_json(store.summary, results.to_json())
     except ConfigError as error:
+        store.unwritten.append(store.summary)
         reporter.warn(str(error))
     return results
 
@@ -153,6 +159,7 @@ def _run(decider: Decider, cell: AnyCell, blank: Row, store: Store, run: dict[st
         store.write(row, trace)
         checkpoint.remove()
     except ConfigError as error:
+        store.unwritten.append(path_of(store.cells, row.id))
         harness.reporter.warn(f"{error} Its row is in the results, but the cell would be run again.")
     return row
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from polyprune_core.runs import cost_estimate as estimate
 from polyprune_core.runs.cell_identity import Sources, identity, used_plugins
 from polyprune_core.runs.cost_estimate import Estimate
 from polyprune_core.runs.preflight import check_plugins, settled
+from polyprune_core.utils.files import read_json
 
 State = Literal["finished", "started", "broken", "to do", "not known"]
 
@@ -160,13 +161,13 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
 
 def _is_distant(text: str) -> bool:
     parts = [part for part in parts_of(text) if not part.startswith("builtin:")]
-    return any("/" in part and not Path(part).exists() for part in parts)
+    return any("/" in part and not os.path.exists(os.path.expanduser(part)) for part in parts)
 
 
 def _earlier_rows(output: Path, shared: Mapping[str, Any]) -> list[Row]:
     """Returns the rows of the store's last results, if they are of the same model in the same number format."""
     try:
-        results = Results.from_json(json.loads((output / "results.json").read_text("utf-8")))
+        results = Results.from_json(read_json(output / "results.json"))
         model = results.model
         of = (model["sha256"], f"torch.{model['dtype']}", model["device"].partition(":")[0])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyprune_core.config.requests import EvaluateConfig
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import ConfigError, counted
 from polyprune_core.evaluation.footprint import footprint
 from polyprune_core.evaluation.latency import Load, Seconds, Spread, ratios, take_turns
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, Progress
@@ -34,6 +34,7 @@ def examine(request: EvaluateConfig, reporter: Reporter) -> Findings:
         tasks = Tasks(request.tasks, request.include_path, request.num_fewshot, request.tasks_limit)
     text = load_texts({"evaluation": request.evaluation}, request.text_column)["evaluation"]
     subject = open_subject(request.target, request, reporter, request.model)
+    _check_positions(request, subject)
     reference = open_reference(request, subject, reporter)
     subjects = [subject, *([reference] if reference else [])]
     loaded = [one.loaded for one in subjects]
@@ -60,7 +61,7 @@ def examine(request: EvaluateConfig, reporter: Reporter) -> Findings:
             "dtype": str(model.dtype).removeprefix("torch."),
             "text": text.name,
             "text_sha256": text.sha256,
-            "windows": ", ".join(f"{len(cut)} windows of {seq_len}" for seq_len, cut in windows.items()),
+            "windows": ", ".join(f"{counted(len(cut), 'window')} of {seq_len}" for seq_len, cut in windows.items()),
             "bos": cutter.told,
         },
         load=load,
@@ -68,6 +69,16 @@ def examine(request: EvaluateConfig, reporter: Reporter) -> Findings:
         reference=sides[1] if reference else None,
         ratios=compared,
     )
+
+
+def _check_positions(request: EvaluateConfig, subject: Subject) -> None:
+    """Raises ConfigError where more tokens are asked for than the model has positions; defaults are always tried."""
+    asked = {"prompt_tokens", "new_tokens"} & request.model_fields_set
+    positions = getattr(subject.loaded.model.config, "max_position_embeddings", None)
+    tokens = request.prompt_tokens + (request.new_tokens if request.latency or request.generate else 0)
+    if asked and positions and tokens > positions:
+        told = " and ".join(f"--{name.replace('_', '-')} {getattr(request, name)}" for name in sorted(asked))
+        raise ConfigError(f"{told}: {subject.loaded.name} has no more than {positions} positions; give fewer tokens.")
 
 
 def _weighed(subject: Subject, request: EvaluateConfig) -> Side:

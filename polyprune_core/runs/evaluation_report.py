@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from polyprune_core.evaluation.latency import Load, Spread
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.evaluation.tasks import TaskScores
 from polyprune_core.report import PIPED_WIDTH, accuracy, number
+from polyprune_core.report.csvfile import written
 from polyprune_core.utils.numbers import finite
 from polyprune_core.version import __version__
 
@@ -192,11 +191,8 @@ def _csv(findings: Findings) -> str:
     """One line a number, by its path in the JSON form, with a column for each model."""
     record = findings.to_json()
     sides = [dict(_flat(record[name])) for name in ("model", "reference") if record[name]]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["measure", "model", "reference"][: 1 + len(sides)])
-    writer.writerows([path, *(side.get(path) for side in sides)] for path in sides[0])
-    return out.getvalue()
+    head = ["measure", "model", "reference"][: 1 + len(sides)]
+    return written([head, *([path, *(side.get(path) for side in sides)] for path in sides[0])])
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 
 from polyprune_core.config.requests import Export
-from polyprune_core.errors import ModelError
+from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.evaluation.text import load_text
 from polyprune_core.evaluation.windows import Cutter
 from polyprune_core.models.sources import LoadedModel, load_model
-from polyprune_core.plugins.contracts import check_exportable
+from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
+from polyprune_core.pruning.mask_file import HEADER, MaskFile
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.results.store import write_json
+from polyprune_core.runs.inputs import decision_place, model_place
 from polyprune_core.runs.stored_cell import FinishedCell, find_cell
 from polyprune_core.utils.environment import environment
-from polyprune_core.utils.files import RECORD, check_output, whole_folder
+from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__
 
@@ -76,24 +76,28 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
     """
     source = _source(request)
     exporter = registry.build("exporter", request.exporter)
-    output = check_output(output, overwrite)
-    if isinstance(source, FinishedCell):
-        base = _dense(request, source.model, source.revision, reporter)
-    else:
-        base = _dense(request, source.base_name, source.recipe.get("revision"), reporter)
-    check_exportable(exporter, base)
-    pruned = source.apply(base, registry) if isinstance(source, FinishedCell) else source.apply(base)
-    if request.model:
-        pruned = dataclasses.replace(pruned, recipe=pruned.recipe | {"revision": None})
-    with whole_folder(output) as folder:
+    name, revision = _of_dense(request, source)
+    read = {"what is exported,": decision_place(request.source)} | model_place(name, revision)
+    with new_folder(output, overwrite, read) as place:
+        base = _dense(request, name, revision, reporter)
+        check_exportable(exporter, base)
+        pruned = source.apply(base, registry) if isinstance(source, FinishedCell) else source.apply(base)
+        if request.model:
+            pruned = dataclasses.replace(pruned, recipe=pruned.recipe | {"revision": None})
+        return _exported(request, exporter, pruned, place)
+
+
+def _exported(request: Export, exporter: Exporter, pruned: PrunedModel, place: NewFolder) -> Exported:
+    with place.filled() as folder:
         report = exporter.export(pruned, folder)
         verification = None
         if request.verify:
-            device, trust = str(base.model.device), request.trust_remote_code
-            again = exporter.load(folder, dtype=_dtype(base), device=device, trust_remote_code=trust)
+            dense, trust = pruned.base, request.trust_remote_code
+            device = str(dense.model.device)
+            again = exporter.load(folder, dtype=_dtype(dense), device=device, trust_remote_code=trust)
             verification = verify(pruned, again)
-        exported = Exported(dataclasses.replace(report, path=output), verification)
-        write_json(folder / RECORD, exported.to_json())
+        exported = Exported(dataclasses.replace(report, path=place.path), verification)
+        write_record(folder, exported.to_json())
     return exported
 
 
@@ -128,19 +132,29 @@ def verify(pruned: PrunedModel, again: LoadedModel) -> Verification:
 
 
 def _source(request: Export) -> MaskFile | FinishedCell:
-    path = request.source
-    folder = path.parent if path.name in (HEADER, TENSORS) else path
-    if (folder / HEADER).is_file():
-        return MaskFile.read(folder)
-    return find_cell(path, request.cell)
+    place = decision_place(request.source)
+    if not (place / HEADER).is_file():
+        return find_cell(request.source, request.cell)
+    if request.cell is not None:
+        raise ConfigError(f"--cell {request.cell} is about a results store, and {place} holds masks; leave it out.")
+    return MaskFile.read(place)
+
+
+def _of_dense(request: Export, source: MaskFile | FinishedCell) -> tuple[str, str | None]:
+    """Returns name and revision of the dense model."""
+    if request.model:
+        return request.model, None
+    if isinstance(source, FinishedCell):
+        return source.model, source.revision
+    return source.base_name, source.recipe.get("revision")
 
 
 def _dense(request: Export, name: str, revision: str | None, reporter: Reporter) -> LoadedModel:
     return load_model(
-        request.model or name,
+        name,
         dtype=request.dtype,
         device=request.device,
-        revision=None if request.model else revision,
+        revision=revision,
         trust_remote_code=request.trust_remote_code,
         status=reporter.status,
     )

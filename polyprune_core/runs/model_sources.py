@@ -38,7 +38,7 @@ def open_subject(name: str, request: EvaluateConfig, reporter: Reporter, dense: 
     """
     path = Path(os.path.expanduser(name))
     folder = path.parent if path.name in (HEADER, TENSORS) else path
-    if name not in catalogue() and (folder / HEADER).is_file():
+    if name not in catalogue() and os.path.isfile(folder / HEADER):
         return _from_masks(name, folder, dense, request, reporter)
     if dense is not None:
         raise ConfigError(

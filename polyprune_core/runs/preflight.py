@@ -37,10 +37,10 @@ def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str,
         PluginError, ConfigError: a name, an option or a number of masks cannot be used.
     """
     parts: Sequence[str] = [part for name in config.granularity for part in name.split("+")]
-    searching = bool(config.estimators)
+    starts = config.initializers if config.estimators or "initializers" in config.model_fields_set else ()
     wanted = {
         "granularity": dict.fromkeys(parts),
-        "initializer": dict.fromkeys([*config.baselines, *(config.initializers if searching else ())]),
+        "initializer": dict.fromkeys([*config.baselines, *starts]),
         "policy": dict.fromkeys((config.policy,)),
         "estimator": dict.fromkeys(config.estimators),
         "repair": dict.fromkeys(config.repair),

@@ -11,20 +11,20 @@ from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import ConfigError, counted
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
-from polyprune_core.plugins.contracts import check_exportable
+from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.results.store import write_json
 from polyprune_core.runs.compare import open_harness
 from polyprune_core.runs.decision import Cost, Decider
+from polyprune_core.runs.inputs import inputs
 from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.utils.environment import environment
-from polyprune_core.utils.files import RECORD, check_output, whole_folder
+from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__
 
@@ -48,13 +48,14 @@ class Outcome:
         """Returns the outcome for people."""
         report, cost = self.report, self.cost
         perplexities = f"{self.reloaded.perplexity:.4f} read back from disk, {self.in_memory.perplexity:.4f} in memory"
+        backward = counted(cost.backward_passes, "backward pass", "backward passes")
         rows = {
             **self._budget_line(),
             "sparsity": f"{self.sparsity:.4f} of the prunable parameters removed",
             "parameters": f"{report.parameters:,} of {self.dense_parameters:,}",
             "on disk": f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB",
             "perplexity": f"{perplexities}; dense {self.dense.perplexity:.4f}",
-            "cost": f"{cost.forward_tokens:,} forward tokens, {cost.backward_passes} backward passes",
+            "cost": f"{cost.forward_tokens:,} forward tokens, {backward}",
         }
         lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows.items())]
         return [*lines, "", *report.reload.strip().replace("(DIR", f"({str(report.path)!r}").splitlines()]
@@ -78,7 +79,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     """Prunes, writes to `output` and returns the measurements; `output` appears whole or not at all.
 
     Raises:
-        ConfigError: the output folder exists and is not empty.
+        ConfigError: the output folder may not be written.
     """
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
     if masks:
@@ -86,10 +87,23 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     config = settled(request.as_comparison(), registry)
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
-    output = check_output(output, overwrite)
-    harness = open_harness(config, registry, reporter, budgets=masks is None)
-    check_exportable(exporter, harness.loaded)
-    decider = Decider(harness)
+    read = inputs(config) | ({"the masks": masks.folder} if masks else {})
+    with new_folder(output, overwrite, read) as place:
+        harness = open_harness(config, registry, reporter, budgets=masks is None)
+        check_exportable(exporter, harness.loaded)
+        return _pruned(request, config, masks, exporter, Decider(harness), place)
+
+
+def _pruned(
+    request: Pruning,
+    config: Comparison,
+    masks: MaskFile | None,
+    exporter: Exporter,
+    decider: Decider,
+    place: NewFolder,
+) -> Outcome:
+    harness = decider.harness
+    reporter = harness.reporter
     with harness.compactor:
         pruned, cost, terms = _apply(masks, request, decider) if masks else _decide(config, decider)
         budget = str(terms.target) if terms and terms.target.sparsity is None else None
@@ -97,7 +111,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
         in_memory = harness.evaluate("the model cut in memory", pruned)
         dense = harness.dense
     loaded = harness.loaded
-    with whole_folder(output) as folder:
+    with place.filled() as folder:
         with reporter.task("writing the model", 0):
             report = exporter.export(pruned, folder)
         with reporter.task("reading it back", 0):
@@ -108,7 +122,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
         with reporter.task("perplexity of the model read back", len(evaluator.batches)) as task:
             evaluation = evaluator.dense(reloaded.model, lambda done, total: task.update(done))
         outcome = Outcome(
-            report=dataclasses.replace(report, path=output),
+            report=dataclasses.replace(report, path=place.path),
             sparsity=pruned.selection.sparsity,
             budget=budget,
             budget_achieved=achieved,
@@ -119,7 +133,7 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
             dense_bytes=harness.stored_bytes,
             cost=cost,
         )
-        write_json(folder / RECORD, outcome.to_json())
+        write_record(folder, outcome.to_json())
     return outcome
 
 

@@ -78,6 +78,8 @@ def find_cell(path: Path, cell: str | None) -> FinishedCell:
         ConfigError: there is no such store or cell, more than one, or it holds no decision.
     """
     if path.suffix == ".json" and path.parent.name == "cells":
+        if cell and not path.stem.startswith(cell):
+            raise ConfigError(f"--cell {cell} is not the cell of {path}; give one of the two.")
         path, cell = path.parent.parent, path.stem
     if not (path / "cells").is_dir():
         raise ConfigError(f"{path} is no folder of masks and no results store; give one of the two, or a cell's file.")

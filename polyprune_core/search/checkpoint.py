@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import ConfigError, brief
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.progress import Reporter
 
@@ -23,7 +23,7 @@ SECONDS_BETWEEN = 2.0
 SHARE_OF_TIME = 0.01
 T = TypeVar("T")
 # What reading a file raises that is cut short, foreign, or written for another search.
-FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError, SafetensorError)
 
 
 class Checkpoint:
@@ -47,8 +47,9 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except FAULTS as error:
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            self.reporter.warn(f"{self.path} is not the checkpoint of a search ({reason}); its cell starts over")
+            self.reporter.warn(
+                f"{self.path} is not the checkpoint of a search ({brief(error, 160)}); its cell starts over"
+            )
             return None
 
     def keep(self, state: Callable[[], Any]) -> None:

@@ -42,7 +42,7 @@ def exceptions_are_allowed_and_have_reasons(plugin: Registered) -> None:
     excusable = sorted(check.name for check in CHECKS if check.kind in ("", plugin.kind) and check.excusable)
     for name, reason in plugin.provider.xfail.items():
         allowed = ", ".join(excusable) or "none"
-        require(name in excusable, f"xfail names {name!r}; the checks that a {plugin.kind} may fail are: {allowed}")
+        require(name in excusable, f"xfail names {name!r}; checks of kind {plugin.kind} that may fail are: {allowed}")
         require(isinstance(reason, str) and reason.strip(), f"xfail gives no reason for {name}")
 
 

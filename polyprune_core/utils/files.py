@@ -1,30 +1,50 @@
-"""Files and folders that appear whole or not at all."""
+"""Files that are written whole or not at all, and JSON that may have been written by anybody."""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from polyprune_core.errors import ConfigError, PolypruneError
+from polyprune_core.errors import ConfigError
+from polyprune_core.utils.numbers import finite
 
-RECORD = "polyprune.json"
+INTEGERS = 2**63
+LONGEST_NAME = 255
+
+
+def user_path(text: str) -> Path:
+    """Returns the path that a user wrote, with ~ for the home folder.
+
+    Raises:
+        ValueError: it is empty, or nothing can be called so.
+    """
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"{text!r} names no file or folder")
+    path = Path(os.path.expanduser(text))
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise ValueError(f"{text[:40]!r}… is too long for the name of a file or folder")
+    return path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all; text as UTF-8.
+    """Writes a file whole or not at all, unless it holds just that already; text as UTF-8.
 
     Raises:
         ConfigError: it cannot be written.
     """
+    content = content.encode() if isinstance(content, str) else content
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)
@@ -38,57 +58,37 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         ) from error
 
 
-def check_output(output: Path, overwrite: bool) -> Path:
-    """Returns `output` without links, if a new folder can take its place.
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with null for what is not finite."""
+    write_atomically(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file of ours holds.
 
     Raises:
-        ConfigError: it is a file, it is not empty and may not be replaced, or nothing can be written beside it. Only a
-            folder that holds a polyprune.json is ever replaced.
+        OSError: it cannot be read.
+        ValueError: it is no JSON that polyprune writes.
     """
-    output = output.resolve()
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is a file; give a folder as --output.")
-    if output.is_dir() and any(output.iterdir()):
-        if not overwrite:
-            raise ConfigError(f"{output} is not empty; give another --output, or --overwrite to replace it.")
-        if not (output / RECORD).is_file():
-            raise ConfigError(f"{output} holds no {RECORD}, so it is not ours to replace; give another --output.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output.parent).close()
-    except OSError as error:
-        raise ConfigError(f"cannot write beside {output}: {error.strerror}. Give another --output.") from error
-    return output
+    return parse_json(path.read_text("utf-8"))
 
 
-@contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `output` that takes its place when the block succeeds, else vanishes.
-
-    An error of the user that names it names `output` instead.
+def parse_json(text: str) -> Any:
+    """Returns what JSON of ours holds: no deep nesting, no number that is not finite, no integer above 64 bits.
 
     Raises:
-        ConfigError: the place cannot be taken.
+        ValueError: it is anything else.
     """
-    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        yield folder
-        for path in (folder, *folder.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        _replace(folder, output)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, PolypruneError) and str(folder) in str(error):
-            raise type(error)(str(error).replace(str(folder), str(output))) from error
-        raise
 
+    def integer(digits: str) -> int:
+        if len(digits) > 20 or not -INTEGERS <= int(digits) < INTEGERS:
+            raise ValueError(f"the integer {digits[:20]}… is too large")
+        return int(digits)
 
-def _replace(folder: Path, output: Path) -> None:
-    old = Path(f"{folder}.old")
+    def constant(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
     try:
-        if output.exists():
-            os.replace(output, old)
-        os.replace(folder, output)
-    except OSError as error:
-        raise ConfigError(f"cannot put the result at {output}: {error.strerror}. Give another --output.") from error
-    shutil.rmtree(old, ignore_errors=True)
+        return json.loads(text, parse_int=integer, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from commandline import Run, polyprune
@@ -190,3 +191,12 @@ def test_without_the_harness_tasks_name_the_extra(monkeypatch) -> None:
     monkeypatch.setattr(tasks_module, "find_spec", lambda name: None)
     for command in (("evaluate", "tiny", *TEXT), ("compare", "-m", "tiny", *TEXT, "--calibration", "learn.txt")):
         refused(polyprune(*command, "--tasks", "hellaswag"), "lm-evaluation-harness", "pip install 'polyprune[tasks]'")
+
+
+@pytest.mark.parametrize(
+    ("option", "part"), [("--prompt-tokens", "no more than 1024 positions"), ("--new-tokens", "1024 positions")]
+)
+def test_more_tokens_than_the_model_has_positions_are_refused_before_it_is_measured(option, part) -> None:
+    with mock.patch("polyprune_core.runs.evaluate.footprint", side_effect=AssertionError("it was measured")):
+        refused(polyprune("evaluate", "tiny", *TEXT, "--latency", option, 5000, "-q"), f"{option} 5000", part)
+    refused(polyprune("evaluate", "tiny", *TEXT, "--latency", option, 999999999, "-q"), option, "less than or equal")

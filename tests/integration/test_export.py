@@ -150,3 +150,27 @@ def test_a_decision_that_is_cut_short_is_refused(store, tmp_path) -> None:
         )
     finally:
         path.write_bytes(whole)
+
+
+def test_an_export_never_takes_the_place_of_what_it_reads(masks, store, tmp_path) -> None:
+    shutil.copytree(masks, tmp_path / "around" / "masks")
+    read = tmp_path / "around" / "masks"
+    before = {path: path.read_bytes() for path in read.iterdir()}
+    (tmp_path / "link").symlink_to(read)
+    for output, relation in (
+        (read, "is"),
+        (tmp_path / "link", "is"),
+        (read.parent, "holds"),
+        (read / "new", "lies in"),
+    ):
+        run = export(read, output, "--overwrite")
+        assert run.status == 2
+        assert f"{relation} what is exported, {read}, which is read" in run.err
+    assert {path: path.read_bytes() for path in read.iterdir()} == before
+    refused(export(store, store / "new", "--cell", wanda_cell(store)), store / "new", "lies in what is exported")
+
+
+def test_a_cell_is_asked_of_a_store_only(masks, store, tmp_path) -> None:
+    refused(export(masks, tmp_path / "new", "--cell", "abc"), tmp_path / "new", "--cell abc", "holds masks")
+    file = store / "cells" / f"{wanda_cell(store)}.json"
+    refused(export(file, tmp_path / "new", "--cell", "zzz"), tmp_path / "new", "--cell zzz", str(file))

@@ -445,6 +445,9 @@ DAMAGE = {
     "cut short": lambda folder: os.truncate(folder / "masks.safetensors", 300),
     "Invalid JSON": lambda folder: os.truncate(folder / "masks.json", 300),
     "is not a mask file": lambda folder: _edit_header(folder, format="another"),
+    "recipe: .*sparsity is 'x'": lambda folder: _edit_header(folder, recipe={"sparsity": "x"}),
+    "recipe: .*revision is 5": lambda folder: _edit_header(folder, recipe={"revision": 5}),
+    "masks.json is not a mask file": lambda folder: (folder / "masks.json").write_text("[" * 100_000),
     "groups: Input should": lambda folder: _edit_header(folder, groups="all"),
     "units, so": lambda folder: _edit_header(folder, groups=_groups(folder)[1:]),
     "differ in what is kept": lambda folder: (folder / "masks.json").write_text(
@@ -465,3 +468,15 @@ def test_masks_of_other_units_are_refused(llama: LoadedModel, masks: Path) -> No
     path.write_text(path.read_text().replace("layers.3.mlp", "layers.9.mlp"))
     with pytest.raises(ModelError, match="do not fit"):
         MaskFile.read(masks).apply(llama)
+
+
+def test_a_card_shows_foreign_text_as_text(llama: LoadedModel, tmp_path: Path) -> None:
+    foreign = "<img src=x onerror=alert(1)> [a](http://b) | c\n# d"
+    made = pruned(replace(llama, name=foreign), CASES["llama heads and channels"])
+    made = replace(made, recipe={**made.recipe, foreign: foreign})
+    HuggingFace().export(made, tmp_path)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "<img" not in card
+    assert "[a](" not in card
+    assert "\n# d" not in card
+    assert "&lt;img src=x onerror=alert(1)&gt; \\[a\\](http://b) \\| c # d" in card

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from polyprune_core import Provider
 from polyprune_core.errors import ModelError
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
+from polyprune_core.utils.outputs import write_record
 from polyprune_plugins.exporters.huggingface import HuggingFace
 
 TEXT = ("--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4", "--batch-size", "2")
@@ -191,6 +194,13 @@ def failing(method: str, error: BaseException, after: bool) -> Any:
     return mock.patch.object(HuggingFace, method, fail)
 
 
+def written_before(folder: Path) -> None:
+    """A folder as an earlier run would have left it."""
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "old").write_text("old")
+    write_record(folder, {"report": {"files": {}}})
+
+
 @pytest.mark.parametrize("overwrite", [False, True], ids=["a new folder", "in place of another"])
 @pytest.mark.parametrize(
     ("method", "after", "error", "status"),
@@ -204,9 +214,7 @@ def failing(method: str, error: BaseException, after: bool) -> Any:
 )
 def test_a_fault_midway_leaves_everything_as_it_was(tmp_path, method, after, error, status, overwrite) -> None:
     if overwrite:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine").write_text("kept")
-        (tmp_path / "out" / "polyprune.json").write_text("{}")
+        written_before(tmp_path / "out")
     before = contents(tmp_path)
     with failing(method, error, after):
         run = prune(tmp_path / "out", *["--overwrite"][: int(overwrite)])
@@ -236,9 +244,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path) -> None:
 
 
 def test_with_overwrite_the_folder_is_replaced_and_nothing_of_the_old_one_stays(exported, tmp_path) -> None:
-    (tmp_path / "out" / "sub").mkdir(parents=True)
-    (tmp_path / "out" / "sub" / "old").write_text("old")
-    (tmp_path / "out" / "polyprune.json").write_text("{}")
+    written_before(tmp_path / "out")
     (tmp_path / "beside").write_text("not ours")
     assert prune(tmp_path / "out", "--overwrite", "--sparsity", 0.3).status == 0
     folder, _ = exported("head+channel", "huggingface")
@@ -340,3 +346,61 @@ def test_none_is_no_estimator(tmp_path) -> None:
 def test_the_figures_have_the_perplexities_that_are_printed(exported) -> None:
     folder, run = exported("head+channel", "huggingface")
     assert f"{figures(folder)['reloaded']['perplexity']:.4f} read back" in run.out
+
+
+def test_a_pruned_folder_is_not_replaced_by_what_is_made_of_it(exported, tmp_path) -> None:
+    folder, _ = exported("head+channel", "huggingface")
+    before = contents(folder)
+    run = prune(folder, "--overwrite", "-m", folder, base=TEXT)
+    refused(run, f"{folder} is the model {folder}, which is read")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_midst_of_writing_leaves_nothing(tmp_path, number) -> None:
+    def kill(self: Any, *arguments: Any) -> None:
+        (arguments[1] / "half").write_text("a model")
+        os.kill(os.getpid(), number)
+
+    with mock.patch.object(HuggingFace, "export", kill):
+        run = prune(tmp_path / "out")
+    assert run.status == 128 + number
+    assert run.err.splitlines()[-1] == f"polyprune: stopped by {signal.Signals(number).name}."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verbose_shows_where_in_a_plugin_a_fault_was_and_all_that_it_said(tmp_path) -> None:
+    with failing("export", RuntimeError("long " * 100 + "end"), after=False):
+        quiet, verbose = prune(tmp_path / "out"), prune(tmp_path / "out", "-v")
+    assert "Traceback" not in quiet.err
+    assert "… (503 characters in all)" in quiet.err
+    assert "in fail" in verbose.err
+    assert "long end" in verbose.err
+    assert verbose.err.splitlines()[-1] == quiet.err.splitlines()[-1]
+
+
+def test_the_command_s_own_options_come_from_a_file_or_the_environment_too(tmp_path, monkeypatch) -> None:
+    (tmp_path / "set.toml").write_text(f'output = "{tmp_path}/file"\nexporter = "masks"\nquiet = true\n')
+    run = polyprune("prune", *TINY, "-C", tmp_path / "set.toml")
+    assert (run.status, run.err) == (0, "")
+    assert (tmp_path / "file" / "masks.json").is_file()
+    monkeypatch.setenv("POLYPRUNE_PRUNE_OUTPUT", str(tmp_path / "environment"))
+    assert polyprune("prune", *TINY, "-C", tmp_path / "set.toml").status == 0
+    assert (tmp_path / "environment" / "masks.json").is_file()
+    assert prune(tmp_path / "said", "-C", tmp_path / "set.toml").status == 0
+    assert (tmp_path / "said" / "masks.json").is_file()
+
+
+def test_every_path_may_start_at_home(short_texts, tmp_path, monkeypatch) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(short_texts, home)
+    monkeypatch.setenv("HOME", str(home))
+    (home / "set.toml").write_text('calibration = "~/learn.txt"\nevaluation = "~/test.txt"\n')
+    sizes = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
+    masks = polyprune("prune", *sizes, "-C", "~/set.toml", "--exporter", "masks", "-o", "~/masks")
+    assert masks.status == 0, masks.err
+    again = polyprune("prune", *sizes[2:], "-C", "~/set.toml", "--from-masks", "~/masks", "-o", "~/again")
+    assert again.status == 0, again.err
+    assert polyprune("export", "~/masks", "-o", "~/exported").status == 0
+    assert {"masks", "again", "exported"} <= set(os.listdir(home))
+    assert not (Path.cwd() / "~").exists()

@@ -68,7 +68,7 @@ IN_A_RUN = {
     "seeds": ("torch.manual_seed(1)", "global generator of torch"),
     "changes-weights": (
         "model.get_parameter('model.layers.0.mlp.up_proj.weight').data.mul_(-3)",
-        "changed 1 weights of the model, the first is model.layers.0.mlp.up_proj.weight",
+        "changed 1 weight of the model, the first is model.layers.0.mlp.up_proj.weight",
     ),
 }
 

@@ -125,6 +125,7 @@ def fill(
     """Writes a store; `details` False is one of before details were kept, `finished` False a broken-off run."""
     made, record = made or cells(), record or run()
     store = Store(folder)
+    store.make()
     for each, found in made:
         if details:
             beside = Details(found.window_nll, record, found.groups, found.keep, found.scores)

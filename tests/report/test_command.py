@@ -84,6 +84,14 @@ def test_a_file_that_cannot_be_written_is_a_fault_and_leaves_nothing(store, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["results.json", "cells/dense.json"])
+def test_a_report_never_takes_the_place_of_what_it_reads(store, place) -> None:
+    before = {path: path.read_bytes() for path in store.rglob("*.*")}
+    with pytest.raises(ConfigError, match="which is read"):
+        report(store, "--format", "csv", "--output", store / place)
+    assert {path: path.read_bytes() for path in store.rglob("*.*")} == before
+
+
 def test_the_json_is_valid_and_is_what_compare_wrote(store) -> None:
     record = json.loads(report(store, "--format", "json", "--sort", "none", "--group-by", "none").output)
     jsonschema.validate(record, json.loads(published()))

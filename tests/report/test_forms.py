@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from polyprune_core.errors import ConfigError
 from polyprune_core.report import Arrangement, label, latex, markdown, to_csv
 from polyprune_core.report.agreement import agreement_sheets
 from polyprune_core.report.cost import cost_sheet
+from polyprune_core.report.csvfile import written
 from polyprune_core.report.document import SHOWN, document
 from polyprune_core.report.kept import kept_sheets
 from polyprune_core.report.latex import escape, latex_table
@@ -278,3 +280,25 @@ def test_a_caption_explains_the_columns_that_are_there_and_no_others(loaded, res
     assert "Bold:" in few
     assert "Pareto:" not in few
     assert "over all 4 of them" in summary_sheet(results, Arrangement(keep={"sparsity": ("0.2",)})).caption
+
+
+FORMULA = '=HYPERLINK("http://x","y")'
+
+
+def test_no_text_of_a_csv_is_a_formula_and_every_number_stays_one(results) -> None:
+    first, *others = results.rows
+    row = dataclasses.replace(first, tasks={FORMULA: {"-cmd": -0.5}}, error="+1+cmd|x!A0")
+    head, line = list(csv.reader(io.StringIO(to_csv(dataclasses.replace(results, rows=[row, *others])))))[:2]
+    found = dict(zip(head, line, strict=True))
+    assert found["error"] == "'+1+cmd|x!A0"
+    assert found[f"'{FORMULA} -cmd"] == "-0.5"
+    assert written([["-0.5", "+1.2e-3 ±0.1", -3]]) == "-0.5,+1.2e-3 ±0.1,-3\n"
+
+
+def test_one_of_a_kind_is_told_in_the_singular(tmp_path) -> None:
+    dumped = [(made, made[0].to_json()) for made in cells((0.2,), (0, 1, 2))]
+    kept = [made for made, row in dumped if row["initializer"] in (None, "wanda") and row["kind"] != "baseline"]
+    one = [made for made in kept if made[0].to_json()["estimator"] in (None, "rloo")]
+    page = document(load([fill(tmp_path / "one", one)]), "html")
+    assert "1 search against its own start" in page
+    assert not re.search(r"\b1 (searches|sparsities|cells|criteria)\b|all 1 of them", page)

@@ -63,7 +63,7 @@ def test_cells_that_do_not_say_what_they_ran_on_are_left_out_with_a_line(tmp_pat
     fill(store, [made], details=False, finished=False)
     loaded = load([store])
     assert made[0].id not in ids(loaded.comparisons[0])
-    assert any("1 cells" in note and "left out" in note for note in loaded.notes)
+    assert any("1 cell in" in note and "left out" in note for note in loaded.notes)
 
 
 def test_stores_of_one_model_text_and_setting_are_one_comparison(tmp_path) -> None:
@@ -147,6 +147,15 @@ def test_what_controls_a_terminal_is_gone_from_every_text(tmp_path) -> None:
         ({"rows": [{"id": "../x", "kind": "dense"}]}, "id of a cell"),
         ({"rows": [{"id": "x", "kind": "baseline"}]}, "does not say"),
         ({"rows": [{"id": "x", "kind": "else"}]}, "does not say"),
+        ({"rows": [{"id": "x", "kind": "dense", "status": "fine"}]}, "status is 'fine'"),
+        ({"rows": [{"id": "x", "kind": "dense", "perplexity": -3.5, "nll": 1.0}]}, "perplexity is -3.5"),
+        ({"rows": [{"id": "x", "kind": "dense", "perplexity": 3.5, "nll": -1.0}]}, "nll is -1"),
+        ({"rows": [{"id": "x", "kind": "dense", "perplexity": 3.5, "nll": 1.0, "top1_agreement": 1.5}]}, "top1_agr"),
+        ({"rows": [{"id": "x", "kind": "dense", "perplexity": 3, "nll": 1, "budget": "gold=1"}]}, "'gold'"),
+        ({"rows": [{"id": "x", "kind": "dense", "forward_tokens": 10**400}]}, "too large"),
+        ({"rows": [[]]}, "results.json"),
+        ({"rows": "ab"}, "results.json"),
+        ({"config": {"sparsity": [], "budget": []}}, "nothing to remove"),
         ({"rows": 3}, "int"),
         ({"model": {"name": "tiny"}}, "model.dtype"),
         ({"texts": {}}, "calibration"),
@@ -162,7 +171,7 @@ def test_a_file_that_does_not_hold_results_is_refused_with_its_name_and_the_reas
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"rows"', '{"schema": 1, "rows": [], "polyprune": NaN}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"rows"', "[" * 100_000, '{"schema": 1, "rows": [], "polyprune": NaN}'])
 def test_what_is_not_json_of_ours_is_refused(tmp_path, content) -> None:
     file = tmp_path / "results.json"
     file.write_text(content)

@@ -267,7 +267,7 @@ def test_a_change_of_one_weight_or_of_their_order_is_noticed(act, dtype, compact
     model = tiny_model("qwen2").to(dtype)
     with Compactor(model, describe(model)) if compact else torch.no_grad():
         scored(lambda model: None, model)
-        with pytest.raises(WeightsChanged, match=r"initializer 'toy' of an-author 1\.0 changed 1 weights of the model"):
+        with pytest.raises(WeightsChanged, match=r"initializer 'toy' of an-author 1\.0 changed 1 weight of the model"):
             scored(act, model)
 
 

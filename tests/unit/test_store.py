@@ -26,7 +26,9 @@ STEP = StepRecord(1, (3.5, math.inf), 0.1, 0.2, 0.3, 1, 256, 0.01)
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "some" / "store")
+    store = Store(tmp_path / "some" / "store")
+    store.make()
+    return store
 
 
 def names(folder: Path) -> list[str]:

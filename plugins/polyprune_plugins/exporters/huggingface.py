@@ -7,6 +7,8 @@ trust. Weights are written in the number format that the dense model is stored i
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,17 +99,17 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
         "installed, `polyprune_core.register_models()` takes its place, and nothing has to be trusted.\n"
     )
     formats = origin["dtype"]
-    rows = {"base model": base["name"], "base weights, sha256": f"`{base['sha256']}`"}
+    rows = {"base model": base["name"], "base weights, sha256": base["sha256"]}
     rows |= {"weights": f"{formats['written']} (of the base: {formats['stored']})", "decided in": formats["computed"]}
     rows |= origin["recipe"]
     rows = {name: value for name, value in rows.items() if value is not None}
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    table = "\n".join(f"| {_text(name)} | {_text(value)} |" for name, value in rows.items())
     return CARD.format(
         front="\n".join(front),
-        name=base["name"].rsplit("/", 1)[-1],
-        base=base["name"],
+        name=_text(base["name"].rsplit("/", 1)[-1]),
+        base=_text(base["name"]),
         removed=f"{sparsity['achieved']:.2%}{asked}",
-        granularity=origin["granularity"],
+        granularity=_text(origin["granularity"]),
         parameters=f"{parameters:,} of the {origin['parameters']['dense']:,} parameters",
         layers=f"{len(origin['layers'])} of {pruned.layout.num_layers} layers",
         licence=f"the licence of the base model ({licence})" if licence else "the licence of the base model",
@@ -118,8 +120,10 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
     )
 
 
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _text(value: Any) -> str:
+    """Text that Markdown shows as it is, on one line: no tag, no link, no new cell."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
+    return html.escape(re.sub(r"([\\|`*\[\]!])", r"\\\1", line), quote=False)
 
 
 @hookimpl

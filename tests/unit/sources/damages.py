@@ -71,6 +71,59 @@ def broken_config_kind(folder: Path) -> str:
     return "no JSON object"
 
 
+def broken_config_depth(folder: Path) -> str:
+    (folder / "config.json").write_text("[" * 100_000)
+    return "config.json cannot be read"
+
+
+def broken_config_architectures(folder: Path) -> str:
+    edit_config(folder, architectures=5)
+    return "config.json: architectures is 5"
+
+
+def broken_config_names(folder: Path) -> str:
+    edit_config(folder, architectures=[["LlamaForCausalLM"]])
+    return "config.json: architectures is"
+
+
+def broken_config_code(folder: Path) -> str:
+    edit_config(folder, auto_map=["AutoConfig"])
+    return "config.json: auto_map is"
+
+
+def broken_config_type(folder: Path) -> str:
+    edit_config(folder, model_type={"name": "llama"})
+    return "config.json: model_type is"
+
+
+def broken_index_names(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3, "b": ["c"]}}')
+    return "index.json: its weight_map gives more than names"
+
+
+def broken_index_place(folder: Path) -> str:
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
+    return "index.json: its weight_map gives more than names"
+
+
+def broken_index_length(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "%s"}}' % ("n" * 300))
+    return "index.json: 1 of 1 file is missing"
+
+
+def broken_body(folder: Path) -> str:
+    edit_config(folder, architectures=["LlamaModel"])
+    return "is a LlamaModel, not a .*: it has no output layer; LlamaForCausalLM is the whole model"
+
+
+def broken_eyes(folder: Path) -> str:
+    edit_config(folder, architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3", vision_config={})
+    return "is a Mistral3ForConditionalGeneration, not a .*: it reads more than text"
+
+
 def broken_config_value(folder: Path) -> str:
     edit_config(folder, hidden_size="wide")
     return "the model in .* cannot be read"
