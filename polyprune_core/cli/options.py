@@ -169,8 +169,8 @@ SEARCH = [
     _option(
         "--probabilities",
         metavar="NAME",
-        shell_complete=words("sigmoid-norm", "min-max-norm", "const", "uniform"),
-        help="How a metric starts a policy: sigmoid-norm, min-max-norm, const or uniform.",
+        shell_complete=words("sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "const", "uniform"),
+        help="How a metric starts a policy: sigmoid-norm, sigmoid-norm-released, min-max-norm, const or uniform.",
     ),
     _option(
         "--start-scale",

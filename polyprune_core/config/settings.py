@@ -38,7 +38,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "initializer": "wanda",
     },
 }
-PRESETS["released"] = PRESETS["paper"] | {"precondition": "half-natural"}
+PRESETS["released"] = PRESETS["paper"] | {
+    "precondition": "half-natural",
+    "probabilities": "sigmoid-norm-released",
+}
 # How a policy steps unless told; the defaults are those of `gaussian`.
 STEP_OF_POLICY: dict[str, dict[str, Any]] = {
     policy: {"optimizer": "sgd", "learning_rate": 1e-3} for policy in ("probabilities", "logits", "hierarchical")
@@ -70,7 +73,7 @@ class Settings(BaseModel):
     policy: Literal["probabilities", "logits", "hierarchical", "gaussian"] = "gaussian"
     optimizer: Literal["sgd", "adam"] = "adam"
     precondition: Literal["none", "half-natural", "natural"] = "half-natural"
-    probabilities: Literal["sigmoid-norm", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
+    probabilities: Literal["sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
     start_scale: Literal["uniform", "raw", "zscore", "per-parameter"] = "zscore"
     sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -17,6 +17,10 @@ def _sigmoid_norm(values: Tensor, labels: Tensor, keep: float) -> Tensor:
     return _shift_to_mean(torch.sigmoid(zscore(values, labels)), labels, keep)
 
 
+def _sigmoid_norm_released(values: Tensor, labels: Tensor, keep: float) -> Tensor:
+    return _shift_to_mean(torch.sigmoid(zscore(values, labels, less=1)), labels, keep)
+
+
 def _min_max_norm(values: Tensor, labels: Tensor, keep: float) -> Tensor:
     probability = torch.empty_like(values)
     for label in labels.unique():
@@ -47,6 +51,7 @@ def _shift_to_mean(probability: Tensor, labels: Tensor, keep: float) -> Tensor:
 
 PROBABILITIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "sigmoid-norm": _sigmoid_norm,
+    "sigmoid-norm-released": _sigmoid_norm_released,
     "min-max-norm": _min_max_norm,
     "const": _const,
     "uniform": _uniform,
@@ -56,8 +61,9 @@ PROBABILITIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 def from_scores(scores: Scores, space: MaskSpace, sparsity: float, scope: str, how: str = "sigmoid-norm") -> Policy:
     """Returns the policy that a metric starts, projected onto the budget.
 
-    `sigmoid-norm` (arXiv 2406.10576, released initialiser): sigmoid of the z-score within each layer and kind, shifted
-    so that its mean is the keep rate. `min-max-norm`: min-max instead of the sigmoid. `const`: 0.9 for the units that
+    `sigmoid-norm` (arXiv 2406.10576): sigmoid of the z-score within each layer and kind, shifted so that its mean is
+    the keep rate. `sigmoid-norm-released`: the same with a variance that divides by n - 1, as in the released
+    initialiser. `min-max-norm`: min-max instead of the sigmoid. `const`: 0.9 for the units that
     the metric would keep in that layer, 0.1 for the others. `uniform`: the keep rate everywhere; the metric is unused.
     For scores that are comparable across layers it is the same within each pool of `scope`.
     """
