@@ -69,7 +69,8 @@ def dealt_out(values: Tensor, dim: int, heads: int, width: int) -> Tensor:
     Entries own equal parts of `dim`, one after the other. Where each owns one block, the order stays.
     """
     blocks = values.movedim(dim, 0).unflatten(0, (-1, heads, width))
-    return blocks.transpose(0, 1).flatten(0, 2).movedim(0, dim)
+    dealt: Tensor = blocks.transpose(0, 1).flatten(0, 2).movedim(0, dim)
+    return dealt
 
 
 @hookimpl
