@@ -207,7 +207,7 @@ SEARCH = [
     ),
     _option("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises. [0]"),
     _option("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged. [0]"),
-    _option("--min-keep", type=int, metavar="N", help="Units that every group keeps. [1]"),
+    _option("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps. [1]"),
 ]
 TRACKING = [
     _option(

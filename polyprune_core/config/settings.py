@@ -54,7 +54,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "initializer": "wanda",
     },
 }
-PRESETS["released"] = PRESETS["paper"] | {"precondition": "half-natural"}
+PRESETS["released"] = PRESETS["paper"] | {
+    "precondition": "half-natural",
+    "policy": "probabilities:start=sigmoid-norm-released",
+}
 
 
 class Settings(BaseModel):

@@ -28,7 +28,10 @@ SCOPES: dict[str, Callable[[MaskSpace], Tensor]] = {
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """What a selection has to meet: the `sparsity` of each pool of `scope`, and `min_keep` units of every group."""
+    """What a selection has to meet: the `sparsity` of each pool of `scope`, and `min_keep` units of every larger group.
+
+    A unit that is alone in its group has no floor.
+    """
 
     sparsity: float
     scope: str = "kind"

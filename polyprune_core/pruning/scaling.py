@@ -10,12 +10,15 @@ from torch import Tensor
 from polyprune_core.pruning.space import MaskSpace
 
 
-def zscore(values: Tensor, labels: Tensor) -> Tensor:
-    """Returns (U,): each value minus the mean of its label, over their standard deviation."""
+def zscore(values: Tensor, labels: Tensor, less: int = 0) -> Tensor:
+    """Returns (U,): each value minus the mean of its label, over their standard deviation.
+
+    Its variance divides by how many values a label has, `less` this many.
+    """
     count = torch.bincount(labels).double().clamp(min=1)
     mean = torch.bincount(labels, values.double()) / count
     centred = values.double() - mean[labels]
-    std = (torch.bincount(labels, centred.square()) / count).sqrt()
+    std = (torch.bincount(labels, centred.square()) / (count - less).clamp(min=1)).sqrt()
     return (centred / (std + 1e-8 * mean.abs() + 1e-300)[labels]).float()
 
 

@@ -94,7 +94,8 @@ class MaskSpace:
     def sum_weights(self, importance: Callable[[str], Tensor]) -> Tensor:
         """Returns (U,) float32: importance summed over every weight that a unit cuts.
 
-        `importance(parameter name)` returns a tensor shaped like the parameter.
+        `importance(parameter name)` returns a tensor shaped like the parameter, or of size 1 along the dimensions that
+        are not cut, where it holds their sums.
         """
 
         def entries(axis: Axis) -> Tensor:

@@ -19,6 +19,10 @@ def _sigmoid_norm(values: Tensor, labels: Tensor, keep: float) -> Tensor:
     return _shift_to_mean(torch.sigmoid(zscore(values, labels)), labels, keep)
 
 
+def _sigmoid_norm_released(values: Tensor, labels: Tensor, keep: float) -> Tensor:
+    return _shift_to_mean(torch.sigmoid(zscore(values, labels, less=1)), labels, keep)
+
+
 def _min_max_norm(values: Tensor, labels: Tensor, keep: float) -> Tensor:
     probability = torch.empty_like(values)
     for label in labels.unique():
@@ -49,6 +53,7 @@ def _shift_to_mean(probability: Tensor, labels: Tensor, keep: float) -> Tensor:
 
 PROBABILITIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "sigmoid-norm": _sigmoid_norm,
+    "sigmoid-norm-released": _sigmoid_norm_released,
     "min-max-norm": _min_max_norm,
     "const": _const,
     "uniform": _uniform,
@@ -66,10 +71,11 @@ class PolicyStart:
     def keep_prob(self, how: str = "sigmoid-norm") -> Tensor:
         """Returns (U,): the keep probabilities that the metric starts, within the budget.
 
-        `sigmoid-norm` (arXiv 2406.10576, released initialiser): sigmoid of the z-score within each layer and kind,
-        shifted so that its mean is the keep rate. `min-max-norm`: min-max instead of the sigmoid. `const`: 0.9 for the
-        units that the metric would keep in that layer, 0.1 for the others. `uniform`: the keep rate everywhere; the
-        metric is unused. For scores that are comparable across layers it is the same within each pool of the scope.
+        `sigmoid-norm` (arXiv 2406.10576): sigmoid of the z-score within each layer and kind, shifted so that its mean
+        is the keep rate. `sigmoid-norm-released`: the same with a variance that divides by n - 1, as in the released
+        initialiser. `min-max-norm`: min-max instead of the sigmoid. `const`: 0.9 for the units that the metric would
+        keep in that layer, 0.1 for the others. `uniform`: the keep rate everywhere; the metric is unused. For scores
+        that are comparable across layers it is the same within each pool of the scope.
 
         Raises:
             ConfigError: there is no such way.

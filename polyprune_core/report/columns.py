@@ -15,6 +15,7 @@ from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
 
 MARKS = {"better": "✓", "worse": "✗", "better before correction": "(✓)", "worse before correction": "(✗)"}
+ALIKE = "(=)"
 TELL_APART = ("granularity", "scope", "scale")
 
 
@@ -63,11 +64,13 @@ def _budget(summary: Summary) -> str:
 
 
 def perplexity(summary: Summary) -> str:
-    """Returns mean ± standard deviation over seeds."""
+    """Returns mean ± standard deviation over seeds, or that all seeds gave the same."""
     if summary.perplexity is None:
         return "failed"
-    spread = "" if summary.perplexity.sd is None else f" ± {number(summary.perplexity.sd, 1)}"
-    return number(summary.perplexity.mean) + spread
+    mean, sd = number(summary.perplexity.mean), summary.perplexity.sd
+    if summary.alike:
+        return f"{mean} {ALIKE}"
+    return mean if sd is None else f"{mean} ± {number(sd, 1) if sd >= 0.05 else f'{sd:.1g}'}"
 
 
 def versus(summary: Summary) -> str:
@@ -214,6 +217,8 @@ def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:
     compared = [summary.versus for summary in summaries if summary.versus]
     windows = sorted({found.evaluation.windows for found in compared if found.evaluation})
     said = [("perplexity", "Mean ± sd over n seeds.")]
+    if any(summary.alike for summary in summaries):
+        said.append(("perplexity", f"{ALIKE}: same for every seed, so that n of them are one measurement."))
     if any(summary.best for summary in summaries):
         said.append(("perplexity", "Bold: better than every other row at its sparsity, beyond the noise."))
     if compared:

@@ -54,6 +54,11 @@ class Summary:
         """The seeds that were measured."""
         return tuple(row.cell.seed for row in self.rows if row.cell.seed is not None)
 
+    @property
+    def alike(self) -> bool:
+        """Whether several seeds gave one and the same loss: what was measured draws nothing, and n confirms nothing."""
+        return len(self.rows) > 1 and len({row.nll for row in self.rows}) == 1
+
     def to_json(self) -> dict[str, Any]:
         """Returns the summary as JSON values."""
         row, perplexity = self.row, self.perplexity

@@ -129,6 +129,18 @@ def test_the_page_has_the_numbers_of_the_table_the_costs_and_every_cell(store, t
         assert fact in text
 
 
+def test_a_criterion_that_draws_nothing_is_said_to_be_the_same_for_every_seed(tmp_path, text) -> None:
+    made = cells(sparsities=(0.2,))
+    found = [
+        (dataclasses.replace(row, nll=4.0, perplexity=math.exp(4)) if row.initializer == "random" else row, details)
+        for row, details in made
+    ]
+    shown = page(load([fill(tmp_path / "store", found)]), AS_SHOWN)
+    assert "54.60 (=)" in shown
+    assert "(=): same for every seed" in shown
+    assert "(=)" not in text
+
+
 def test_what_comes_first_says_which_row_is_lowest_and_whether_that_means_anything(store) -> None:
     results = load([store]).comparisons[0].results
     first, *_, last = findings(results)

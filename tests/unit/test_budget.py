@@ -15,6 +15,8 @@ from scipy.optimize import minimize
 from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.errors import BudgetError
 from polyprune_core.pruning.budget import EPS, SCOPES, SelectionRule, pools, project, select
+from polyprune_plugins.granularities.channel import Channel
+from polyprune_plugins.granularities.head import Head
 
 scopes = pytest.mark.parametrize("scope", sorted(SCOPES))
 
@@ -311,6 +313,19 @@ def test_the_floor_is_the_best_of_each_group(make_space, scope) -> None:
     chosen = select(scores, space, 0.5, scope, min_keep=2)
     assert chosen.keep[torch.tensor([8, 9, 18, 19, 28, 29])].all()
     assert int(chosen.keep.sum()) == 15
+
+
+@scopes
+@pytest.mark.parametrize("min_keep", [0, 1, 8])
+def test_the_one_head_of_multi_query_attention_may_go_whatever_the_floor(tiny, space_of, scope, min_keep) -> None:
+    space = space_of(tiny("llama", num_key_value_heads=1), Head(), Channel())
+    heads = space.kind == space.kinds.index("head")
+    scores = torch.where(heads, space.layer.float() - 1, 0.5)  # the head of the first layer is the worst of all units
+    kept = select(scores, space, 0.4, scope, min_keep).keep
+    assert int(heads.sum()) == space.layout.num_layers == 3
+    assert kept[heads].tolist()[0] is False
+    channels = [kept[where] for where, group in zip(space.slices(), space.groups, strict=True) if group.count > 1]
+    assert all(int(part.sum()) >= min_keep for part in channels)
 
 
 def test_a_floor_larger_than_a_group_keeps_the_group(make_space) -> None:

@@ -9,6 +9,7 @@ import torch
 from all_metrics import TAYLOR, Magnitude, calibration_for, choices, scores, unit_weights
 from torch import nn
 
+from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.utils.rng import generator
@@ -55,6 +56,35 @@ def test_wanda_is_the_mean_weight_of_a_reader_column_times_the_norm_of_its_input
                 norm = x.square().mean(dim=0).sqrt()
                 expected[unit] += (weight.abs().mean(dim=0) * norm)[span].sum()
     torch.testing.assert_close(scores(Wanda(), model, space, ids).double(), expected, **ROUNDING)
+
+
+def test_wanda_one_layer_after_the_other_measures_what_the_layers_before_have_left(model, space_of, ids) -> None:
+    """Against copies of the model in which what was removed from earlier layers is zero."""
+    space = space_of(model, Head(), Channel(block=3))
+    cut, expected = copy.deepcopy(model), torch.zeros(len(space))
+    for layer in range(space.layout.num_layers):
+        whole = scores(Wanda(), cut, space, ids)
+        for where, group in zip(space.slices(), space.groups, strict=True):
+            if group.layer != layer:
+                continue
+            expected[where] = whole[where]
+            worst = whole[where].argsort(stable=True)[: int(0.4 * group.count)].tolist()
+            assert worst
+            for name, dim, span in (part for unit in worst for part in unit_weights(space, where.start + unit)):
+                cut.get_parameter(name).data.transpose(0, dim)[span] = 0
+    calibration = calibration_for(model, ids)
+    found = Wanda(sequential=0.4).score(model, space, calibration)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert calibration.forward_tokens == space.layout.num_layers * ids.numel()
+    assert not torch.allclose(found, scores(Wanda(), model, space, ids), rtol=1e-3)
+    torch.testing.assert_close(Wanda().score(model, space, calibration), scores(Wanda(), model, space, ids))
+
+
+def test_wanda_refuses_shares_that_mean_nothing(llama, space_of, ids) -> None:
+    with pytest.raises(ConfigError, match="sequential=1 is no share"):
+        Wanda(sequential=1.0)
+    with pytest.raises(ConfigError, match="none that are parts of one"):
+        scores(Wanda(sequential=0.5), llama, space_of(llama, Mlp()), ids)
 
 
 def outputs_of_units(model: nn.Module, space: MaskSpace, ids: torch.Tensor, group: int) -> torch.Tensor:
@@ -122,8 +152,8 @@ def test_magnitude_is_the_sum_of_the_absolute_weights_to_a_power(model, space_of
     torch.testing.assert_close(found, summed_over_units(space, values), **ROUNDING)
 
 
-def taylor_by_hand(model: nn.Module, space: MaskSpace, ids: torch.Tensor, taylor: str) -> torch.Tensor:
-    """Returns LLM-Pruner's scores from transformers' own loss and back-propagation, window by window."""
+def taylor_values(model: nn.Module, ids: torch.Tensor, taylor: str) -> dict[str, torch.Tensor]:
+    """Returns an estimate for every weight, from transformers' own loss and back-propagation, window by window."""
     model = copy.deepcopy(model).requires_grad_(True)
     gradient = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     square = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -142,7 +172,24 @@ def taylor_by_hand(model: nn.Module, space: MaskSpace, ids: torch.Tensor, taylor
             "element2": w.square() * f,
             "mix": (w * g - w.square() * f / 2).abs(),
         }[taylor]
-    return summed_over_units(space, values).abs()
+    return values
+
+
+def taylor_by_hand(model: nn.Module, space: MaskSpace, ids: torch.Tensor, taylor: str) -> torch.Tensor:
+    """Returns LLM-Pruner's scores: for `vector`, the size of the sum over each row or column that a unit owns."""
+    values = taylor_values(model, ids, taylor)
+    if taylor != "vector":
+        return summed_over_units(space, values)
+    return torch.stack(
+        [
+            sum(
+                part.sum().abs()
+                for name, dim, span in unit_weights(space, unit)
+                for part in values[name].double().transpose(0, dim)[span]
+            )
+            for unit in range(len(space))
+        ]
+    )
 
 
 @choices
@@ -156,24 +203,46 @@ def test_llm_pruner_is_the_taylor_estimate_from_back_propagation(model, space_of
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
 
 
-def test_the_first_order_estimate_predicts_what_removing_a_channel_costs(llama, space_of, ids) -> None:
-    """The signed Taylor sum is the derivative of the loss along the unit's weights: checked by a finite difference."""
+def test_the_first_order_estimate_predicts_what_removing_each_row_of_a_channel_costs(llama, space_of, ids) -> None:
+    """A row's signed Taylor sum is the derivative of the loss along its weights: checked by a finite difference."""
     space = space_of(llama, Channel())
     found = scores(LLMPruner("vector"), llama, space, ids)
     model = copy.deepcopy(llama).double()
 
-    def loss(factor: float, unit: int) -> float:
+    def loss(factor: float, name: str, dim: int, span: slice) -> float:
         scaled = copy.deepcopy(model)
-        for name, dim, span in unit_weights(space, unit):
-            scaled.get_parameter(name).data.transpose(0, dim)[span] *= factor
+        scaled.get_parameter(name).data.transpose(0, dim)[span] *= factor
         with torch.no_grad():  # transformers' own loss is computed in float32: too coarse for a difference
             log_p = torch.log_softmax(scaled(input_ids=ids).logits[:, :-1], dim=-1)
         return -float(log_p.gather(2, ids[:, 1:, None]).mean())
 
     for unit in found.topk(3).indices.tolist():
-        slope = (loss(1.01, unit) - loss(0.99, unit)) / 0.02
+        slopes = [(loss(1.01, *part) - loss(0.99, *part)) / 0.02 for part in unit_weights(space, unit)]
+        assert len(slopes) == 3
         # Norms are computed in float32 whatever the model: a wide step, and its error.
-        assert float(found[unit]) == pytest.approx(abs(slope), rel=5e-3)
+        assert float(found[unit]) == pytest.approx(sum(map(abs, slopes)), rel=5e-3)
+
+
+@pytest.mark.parametrize("taylor", TAYLOR)
+def test_llm_pruner_as_released_counts_query_head_j_for_kv_head_j_modulo_their_number(
+    model, space_of, ids, taylor
+) -> None:
+    space = space_of(model, Head(), Channel())
+    found = scores(LLMPruner(taylor, queries="modulo"), model, space, ids)
+    own = scores(LLMPruner(taylor), model, space, ids)
+    values = taylor_values(model, ids, taylor)
+    kv, width = model.config.num_key_value_heads, model.model.layers[0].self_attn.head_dim
+    assert model.config.num_attention_heads > kv > 1
+    for where, group in zip(space.slices(), space.groups, strict=True):
+        if group.kind != "head":
+            assert torch.equal(found[where], own[where])
+            continue
+        expected = torch.zeros(kv, dtype=torch.float64)
+        for cut in space.layout.axis[group.spans[0][0]].cuts:
+            for place, row in enumerate(values[cut.parameter].double().transpose(0, cut.dim)):
+                expected[place // width % kv] += row.sum().abs()
+        torch.testing.assert_close(found[where].double(), expected, rtol=1e-4, atol=2e-5 * float(own.max()))
+        assert not torch.allclose(found[where], own[where], rtol=1e-3)
 
 
 def test_random_scores_come_from_the_metrics_own_generator_alone(llama, space_of, ids) -> None:

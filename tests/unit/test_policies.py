@@ -224,7 +224,9 @@ def test_an_estimator_for_independent_units_is_refused_where_they_are_not() -> N
 def test_a_preset_sets_what_is_not_given_and_is_no_part_of_a_cells_identity() -> None:
     paper = parse(Comparison, {"preset": "paper"})
     assert (paper.policy, paper.precondition, paper.learning_rate) == ("probabilities", "none", 2e-3)
-    assert parse(Comparison, {"preset": "released"}).precondition == "half-natural"
+    released = parse(Comparison, {"preset": "released"})
+    assert (released.precondition, released.probabilities) == ("half-natural", "sigmoid-norm-released")
+    assert paper.probabilities == parse(Comparison, {}).probabilities == "sigmoid-norm"
     assert parse(Comparison, {"preset": "paper", "learning_rate": 0.5}).learning_rate == 0.5
     assert parse(Pruning, {"preset": "paper"}).as_comparison().precondition == "none"
     assert (paper.initializers, parse(Pruning, {"preset": "paper"}).initializer) == (("wanda",), "wanda")

@@ -46,7 +46,7 @@ def peers(space) -> list[torch.Tensor]:
     return [(space.peers == label).nonzero().flatten() for label in space.peers.unique().tolist()]
 
 
-@pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm", "uniform"])
+@pytest.mark.parametrize("how", ["sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "uniform"])
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
 def test_the_mean_of_every_layer_and_kind_is_the_keep_rate(space, scores, how, keep) -> None:
     probability = PROBABILITIES[how](scores, space.peers, keep)
@@ -54,11 +54,12 @@ def test_the_mean_of_every_layer_and_kind_is_the_keep_rate(space, scores, how, k
         assert float(probability[where].double().mean()) == pytest.approx(keep, abs=1e-6)  # float32 values
 
 
-def test_sigmoid_norm_is_the_shifted_sigmoid_of_the_z_score(space, scores) -> None:
-    found = PROBABILITIES["sigmoid-norm"](scores, space.peers, 0.7)
+@pytest.mark.parametrize(("how", "correction"), [("sigmoid-norm", 0), ("sigmoid-norm-released", 1)])
+def test_sigmoid_norm_is_the_shifted_sigmoid_of_the_z_score(space, scores, how, correction) -> None:
+    found = PROBABILITIES[how](scores, space.peers, 0.7)
     for where in peers(space):
         x = scores[where].double()
-        p = torch.sigmoid((x - x.mean()) / x.std(correction=0))
+        p = torch.sigmoid((x - x.mean()) / x.std(correction=correction))
         torch.testing.assert_close(found[where].double(), p + 0.7 - p.mean(), rtol=0, atol=1e-6)
 
 
@@ -90,7 +91,7 @@ def test_uniform_ignores_the_metric(space, scores) -> None:
     assert torch.equal(PROBABILITIES["uniform"](scores, space.peers, 0.3), torch.full((len(space),), 0.3))
 
 
-@pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm", "const"])
+@pytest.mark.parametrize("how", ["sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "const"])
 def test_within_a_layer_a_better_score_never_gets_a_lower_probability(space, scores, how) -> None:
     found = started(scores, space, 0.5, "kind", how).keep_prob
     for where in peers(space):
@@ -98,7 +99,7 @@ def test_within_a_layer_a_better_score_never_gets_a_lower_probability(space, sco
         assert (ranked.diff() >= -1e-7).all()
 
 
-@pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm", "const"])
+@pytest.mark.parametrize("how", ["sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "const"])
 @pytest.mark.parametrize("factor", [1e-20, 1e-12, 1e-6, 1e6, 1e12])
 def test_the_unit_in_which_a_metric_is_measured_does_not_matter(space, scores, how, factor) -> None:
     """A second-order Taylor score is a squared weight times a squared gradient: 1e-10 is a common size."""
@@ -107,7 +108,7 @@ def test_the_unit_in_which_a_metric_is_measured_does_not_matter(space, scores, h
     torch.testing.assert_close(scaled, plain, rtol=0, atol=1e-4)  # float32 scores of 100 with a spread of 1
 
 
-@pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm"])
+@pytest.mark.parametrize("how", ["sigmoid-norm", "sigmoid-norm-released", "min-max-norm"])
 @pytest.mark.parametrize("value", [0.0, 1e-9, 0.1, 3.7, 1e9])
 def test_a_metric_that_says_nothing_gives_the_keep_rate_everywhere(space, how, value) -> None:
     found = started(torch.full((len(space),), value), space, 0.3, "kind", how).keep_prob
@@ -133,7 +134,7 @@ def test_a_policy_is_the_projection_of_its_probabilities(space, scores, how) -> 
     torch.testing.assert_close(started(scores, space, 0.4, "kind", how).keep_prob, expected, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("how", ["sigmoid-norm", "min-max-norm", "const"])
+@pytest.mark.parametrize("how", ["sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "const"])
 @pytest.mark.parametrize("scope", ["kind", "global"])
 def test_scores_that_compare_layers_start_a_policy_that_does(space, scores, how, scope) -> None:
     first = (space.layer == 0) & (space.kind == 0)

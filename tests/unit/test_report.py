@@ -314,6 +314,33 @@ def with_scores(seed: int, accuracy: float) -> Row:
     return dataclasses.replace(row("baseline", seed=seed), tasks=scores)
 
 
+@pytest.mark.parametrize("form", ["table", "markdown", "latex"])
+def test_a_criterion_that_draws_nothing_says_that_it_is_the_same_for_every_seed(form: str) -> None:
+    alike = [row("baseline", "magnitude", seed, nll=3.5, perplexity=math.exp(3.5)) for seed in range(3)]
+    drawn = [row("baseline", "random", seed) for seed in range(3)]
+    console = Console(file=io.StringIO(), width=160, highlight=False)
+    report.write(results(*alike, *drawn), form, console)
+    text = console.file.getvalue()
+    assert "33.12 (=)" in text
+    assert "(=): same for every seed" in " ".join(text.split())
+    assert "(=)" not in printed(results(*drawn), 160)
+    assert "(=)" not in printed(results(alike[0]), 160)
+
+
+def test_csv_and_json_keep_every_seed_of_a_criterion_that_draws_nothing() -> None:
+    found = results(*(row("baseline", "magnitude", seed, nll=3.5, perplexity=math.exp(3.5)) for seed in range(3)))
+    assert len(list(csv.DictReader(io.StringIO(report.to_csv(found))))) == 3
+    console = Console(file=io.StringIO())
+    report.write(found, "json", console)
+    (summary,) = json.loads(console.file.getvalue())["summary"]
+    assert (summary["n"], summary["perplexity_sd"]) == (3, 0.0)
+
+
+def test_noise_that_is_there_is_never_shown_as_none() -> None:
+    rows = [row("baseline", seed=seed, perplexity=30 + seed / 50, nll=math.log(30 + seed / 50)) for seed in (0, 1)]
+    assert "30.01 ± 0.01" in printed(results(*rows), 160)
+
+
 def test_a_task_is_a_column_with_the_mean_over_seeds_and_the_error_over_items() -> None:
     found = results(row("dense"), with_scores(0, 0.5), with_scores(1, 0.6))
     text = report.markdown(found)

@@ -99,11 +99,37 @@ def test_sleb_refuses_more_units_than_it_could_run(llama, make_space, ids) -> No
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"until": 0.0}, "until=0"), ({"until": 1.5}, "until=1.5"), ({"windows": 0}, "windows=0")],
+    [
+        ({"until": 0.0}, "until=0"),
+        ({"until": 1.5}, "until=1.5"),
+        ({"windows": 0}, "windows=0"),
+        ({"barriers": -1}, "barriers=-1"),
+    ],
 )
 def test_sleb_refuses_options_that_mean_nothing(options, named) -> None:
     with pytest.raises(ConfigError, match=named):
         Sleb(**options)
+
+
+def test_sleb_with_barriers_never_tries_the_layers_at_either_end(tiny, deep, space_of, ids) -> None:
+    space = space_of(deep, Layer())
+    calibration = calibration_for(deep, ids)
+    found = Sleb(barriers=1).score(deep, space, calibration)
+    order: list[int] = []
+    while len(order) < 3:
+        left = {1, 2, 3} - set(order)
+        order.append(min(left, key=lambda unit: loss_without(tiny, deep, space, ids, {*order, unit})))
+    assert found[[0, 4]].tolist() == [5, 5]
+    assert found[order].tolist() == [0, 1, 2]
+    assert calibration.forward_passes == 3 + 2
+    sublayers = Sleb(barriers=2).score(deep, space_of(deep, Attention(), Mlp()), calibration_for(deep, ids))
+    assert sorted(sublayers.tolist()) == [0, 1, *[10] * 8]
+    assert sublayers[[2, 7]].max() == 1
+
+
+def test_sleb_refuses_barriers_that_leave_nothing_to_remove(deep, space_of, ids) -> None:
+    with pytest.raises(ConfigError, match="barriers=3 at either end leave none of 5 layers to remove; give 2 or less"):
+        Sleb(barriers=3).score(deep, space_of(deep, Layer()), calibration_for(deep, ids))
 
 
 def states(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
@@ -146,6 +172,25 @@ def test_block_influence_is_one_minus_the_cosine_across_what_the_unit_removes(
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-4, atol=1e-6)
     assert found.dtype == torch.float32
     assert calibration.forward_tokens == ids.numel()
+
+
+@choices
+def test_block_influence_as_released_takes_the_last_state_after_the_final_norm(tiny, space_of, ids, choice) -> None:
+    model = tiny("llama")
+    model.model.norm.weight.data.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    space, seen = space_of(model, *choice), states(model, ids)
+    plain = BlockInfluence().score(model, space, calibration_for(model, ids, 2))
+    normed = BlockInfluence(last="normed").score(model, space, calibration_for(model, ids, 2))
+    for unit, group in enumerate(space.groups):
+        if group.layer == 2 and group.kind != "attention":
+            with torch.no_grad():
+                after = model.model.norm(seen[-1].float()).double()
+            before = seen[2 * 2 + (group.kind == "mlp")]
+            expected = 1 - torch.nn.functional.cosine_similarity(before, after, dim=-1).mean()
+            assert float(normed[unit]) == pytest.approx(float(expected), rel=1e-4)
+            assert float(normed[unit]) != pytest.approx(float(plain[unit]), rel=1e-2)
+        else:
+            assert normed[unit] == plain[unit]
 
 
 def test_block_influence_of_a_layer_that_adds_nothing_is_zero(tiny, space_of, ids) -> None:

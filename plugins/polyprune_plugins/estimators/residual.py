@@ -2,7 +2,8 @@
 
 g = 1/K sum_k (L_k - L_ref - delta) score_k, then delta <- (1 - 1/T) delta + (1/T) mean(L - L_ref). What a batch adds to
 every loss cancels, without a second mask to compare with (the tracker of loss residuals of MaskPro, arXiv 2506.12876).
-The reference costs one forward pass a step. At the first step the residuals are centred on each other's mean.
+The reference costs one forward pass a step. At the first step the residuals are centred on each other's mean; a lone
+mask only starts the average.
 """
 
 from __future__ import annotations

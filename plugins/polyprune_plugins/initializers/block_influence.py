@@ -1,8 +1,8 @@
 """Block Influence: how much a layer turns the hidden state that passes through it.
 
 ShortGPT (arXiv 2403.03853): 1 - mean over tokens of the cosine between a layer's input and output. For a whole
-attention or MLP sublayer the same across its residual connection (arXiv 2406.15786). The statistics are
-those of the whole model.
+attention or MLP sublayer the same across its residual connection (arXiv 2406.15786). The statistics are those of the
+whole model. The released code takes what leaves the last layer after the model's final norm: `last=normed`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from polyprune_core import ConfigError, Initializer, Provider, hookimpl
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockInfluence:
+    """`last`: what leaves the last layer as the residual stream holds it, or normed by the model's final norm."""
+
+    last: Literal["residual", "normed"] = "residual"
+
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
         from torch.nn.functional import cosine_similarity
@@ -41,7 +45,7 @@ class BlockInfluence:
         def add(_sublayer: nn.Module, _inputs: Any, output: Any) -> None:
             states.append(states[-1] + (output[0] if isinstance(output, tuple) else output))
 
-        def leave(index: int) -> Callable[..., None]:
+        def tally(index: int) -> Callable[..., None]:
             places = {axis.name: place for place, axis in enumerate(a for a in layout.axes if a.layer == index)}
             units = [
                 (unit, min(places[axis] for axis, _ in group.spans), max(places[axis] for axis, _ in group.spans) + 1)
@@ -49,22 +53,27 @@ class BlockInfluence:
                 if group.layer == index
             ]
 
-            def hook(*_: Any) -> None:
+            def compare(*_: Any) -> None:
                 for unit, before, after in units:
                     cosines = cosine_similarity(states[before], states[after], dim=-1)
                     alike[unit] += cosines.sum(dtype=torch.float64).cpu()
 
-            return hook
+            return compare
 
+        tallies = [tally(index) for index in range(layout.num_layers)]
         with torch.no_grad(), ExitStack() as undo:
             for index in range(layout.num_layers):
                 layer = model.get_submodule(f"{layout.layers}.{index}")
                 undo.enter_context(layer.register_forward_pre_hook(enter))
-                undo.enter_context(layer.register_forward_hook(leave(index)))
+                if index < layout.num_layers - 1:
+                    undo.enter_context(layer.register_forward_hook(tallies[index]))
             for axis in layout.axes:
                 undo.enter_context(model.get_submodule(axis.module).register_forward_hook(add))
             for ids in calibration.batches():
-                body(input_ids=ids, use_cache=False)
+                output = body(input_ids=ids, use_cache=False).last_hidden_state
+                if self.last == "normed":
+                    states[-1] = output.float()
+                tallies[-1]()
         return (1 - alike / calibration.windows.numel()).float()
 
 

@@ -2,7 +2,7 @@
 
 arXiv 2402.09025, algorithm 1, with the loss on the calibration text as its metric. A unit's score is the order of its
 removal; with U units it takes U + (U - 1) + … runs of the text, so it is for whole layers and sublayers. Forward passes
-alone, and none on the unpruned model.
+alone, and none on the unpruned model. The released code never removes the first and the last block: `barriers=1`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,22 @@ MOST_UNITS = 512
 
 @dataclass(frozen=True)
 class Sleb:
-    """`windows` of calibration text; `until`: share of units to remove, the loss without each ranks the others."""
+    """`windows` of calibration text; `until`: share of units to remove, the loss without each ranks the others.
+
+    `barriers`: layers at either end that are not tried, and go when nothing else is left.
+    """
 
     windows: int = 16
     until: float = 1.0
+    barriers: int = 0
 
     def __post_init__(self) -> None:
         if self.windows < 1:
             raise ConfigError(f"sleb: windows={self.windows} is no number of windows; give 1 or more.")
         if not 0 < self.until <= 1:
             raise ConfigError(f"sleb: until={self.until:g} is no share of the units; give more than 0, at most 1.")
+        if self.barriers < 0:
+            raise ConfigError(f"sleb: barriers={self.barriers} is no number of layers; give 0 or more.")
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
@@ -45,17 +51,29 @@ class Sleb:
                 "mlp or attention+mlp, or another metric."
             )
         removed: list[int] = []
-        left = list(range(len(space)))
+        left = self._candidates(space)
+        scores = torch.full((len(space),), float(len(space)))
         # The last unit has nothing to be compared with; 0.07 of 100 is 7, whatever floating point makes of it.
-        rounds = min(ceil(self.until * len(space) - 1e-9), len(space) - 1)
+        rounds = min(ceil(self.until * len(space) - 1e-9), len(left) - 1)
         for done in range(rounds):
             losses = self._losses(removed, left, space, calibration)
             first, *left = [left[place] for place in torch.argsort(losses, stable=True).tolist()]
             removed.append(first)
             calibration.progress(done + 1, rounds)
-        scores = torch.empty(len(space))
-        scores[[*removed, *left]] = torch.arange(len(space), dtype=scores.dtype)
+        order = [*removed, *left]
+        scores[order] = torch.arange(len(order), dtype=scores.dtype)
         return scores
+
+    def _candidates(self, space: MaskSpace) -> list[int]:
+        """Returns the units between the barriers; raises ConfigError where that leaves none."""
+        last = space.layout.num_layers - self.barriers
+        found = [unit for unit, layer in enumerate(space.layer.tolist()) if self.barriers <= layer < last]
+        if not found:
+            raise ConfigError(
+                f"sleb: barriers={self.barriers} at either end leave none of {space.layout.num_layers} layers to "
+                f"remove; give {(space.layout.num_layers - 1) // 2} or less."
+            )
+        return found
 
     def _losses(self, removed: list[int], left: list[int], space: MaskSpace, calibration: Calibration) -> Tensor:
         """Returns (len(left),) losses in nats without what is removed and, one at a time, each unit that is left."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """`start`: how the metric's scores become probabilities, sigmoid-norm, min-max-norm, const or uniform."""
+    """`start`: how the metric's scores become probabilities; the ways are those of `PolicyStart.keep_prob`."""
 
     start: str = "sigmoid-norm"
     independent_units = True
