@@ -53,7 +53,8 @@ def sparsity(summary: Summary) -> str:
     return achieved if row.cell.sparsity is None else f"{row.cell.sparsity:g} → {achieved}"
 
 
-def _budget(summary: Summary) -> str:
+def budget(summary: Summary) -> str:
+    """Returns the budget asked for, unless it was a sparsity, and what was achieved of it."""
     row = summary.row
     if row.cell.budget is None or row.cell.target is None:
         return ""
@@ -106,7 +107,7 @@ def _seconds(summary: Summary) -> str:
 
 
 COLUMNS = (
-    Column("budget asked → got", _budget),
+    Column("budget asked → got", budget),
     Column("sparsity asked → got", sparsity),
     Column("perplexity", perplexity),
     Column("against its start", versus),
@@ -177,6 +178,11 @@ def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
     return plain(f"{name} ({', '.join(notes)})" if notes else name)
 
 
+def section(row: Row) -> str:
+    """Returns what rows that can be held against each other share: a granularity and a budget."""
+    return f"{row.cell.granularity}, {row.cell.asked}"
+
+
 def varied(results: Results) -> frozenset[str]:
     """Returns the settings that rows of one table differ in."""
     return frozenset(key for key in TELL_APART if len({getattr(row.cell, key) for row in results.rows} - {None}) > 1)
@@ -205,7 +211,8 @@ def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:
     windows = sorted({found.evaluation.windows for found in compared if found.evaluation})
     said = [("perplexity", "Mean ± sd over n seeds.")]
     if any(summary.best for summary in summaries):
-        said.append(("perplexity", "Bold: better than every other row at its sparsity, beyond the noise."))
+        at = "budget" if any(summary.row.cell.budget for summary in summaries) else "sparsity"
+        said.append(("perplexity", f"Bold: better than every other row at its {at}, beyond the noise."))
     if compared:
         text = (
             "Against its start: perplexity ratio to the same metric without search, paired by seed, with the wider "
