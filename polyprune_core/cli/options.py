@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,18 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
         except ValueError:
             kind = "whole numbers" if self.item is int else "numbers"
             self.fail(f"{value!r} is not a comma-separated list of {kind}.", param, ctx)
+
+
+class NameOf(click.Choice):  # type: ignore[type-arg]
+    """One of `names()`, which are looked up where they are needed: in a value, a help text or a completion."""
+
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self.names, self.case_sensitive = names, True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names."""
+        return tuple(self.names())
 
 
 def completed(names: Callable[[], dict[str, str]]) -> Callable[..., list[CompletionItem]]:

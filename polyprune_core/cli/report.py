@@ -3,66 +3,66 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import rich_click as click
 
-from polyprune_core.cli.options import CommaList, UserPath
+from polyprune_core.cli.options import CommaList, NameOf, UserPath
 from polyprune_core.errors import ConfigError
 
-FORMATS = ("table", "markdown", "csv", "latex", "json", "html")
-SHOWN = ("results", "cost", "kept", "agreement")
-SORTS = (
-    "perplexity",
-    "cost",
-    "sparsity",
-    "ratio",
-    "kl",
-    "agreement",
-    "parameters",
-    "seconds",
-    "memory",
-    "criterion",
-    "none",
-)
-GROUPS = (
-    "sparsity",
-    "budget",
-    "granularity",
-    "kind",
-    "initializer",
-    "estimator",
-    "repair",
-    "scope",
-    "scale",
-    "none",
-)
+
+def _forms() -> Iterable[str]:
+    from polyprune_core.report.document import FORMS
+
+    return FORMS
+
+
+def _shown() -> Iterable[str]:
+    from polyprune_core.report.document import SHOWN
+
+    return SHOWN
+
+
+def _sorts() -> Iterable[str]:
+    from polyprune_core.report.arrange import SORTS
+
+    return (*SORTS, "none")
+
+
+def _groups() -> Iterable[str]:
+    from polyprune_core.report.arrange import KEYS
+
+    return (*KEYS, "none")
 
 
 @click.command()
 @click.argument("stores", nargs=-1, type=UserPath(), metavar="STORE...")
-@click.option(
-    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="What is written."
-)
+@click.option("--format", "form", type=NameOf(_forms), default="table", show_default=True, help="What is written.")
 @click.option("--output", "-o", type=UserPath(), metavar="FILE", help="Where to. [stdout]")
 @click.option(
     "--show",
-    type=click.Choice(SHOWN),
+    type=NameOf(_shown),
     default="results",
     show_default=True,
     help="Which table; html has all of them.",
 )
-@click.option("--sort", type=click.Choice(SORTS), default="perplexity", show_default=True, help="Order of the rows.")
+@click.option("--sort", type=NameOf(_sorts), default="perplexity", show_default=True, help="Order of the rows.")
 @click.option("--reverse", is_flag=True, help="The other way round.")
 @click.option(
-    "--group-by", type=click.Choice(GROUPS), default="sparsity", show_default=True, help="Rows that stand together."
+    "--group-by",
+    type=NameOf(_groups),
+    default="sparsity",
+    show_default=True,
+    help="Rows that stand together; sparsity and budget are one.",
 )
 @click.option(
     "--filter",
     "filters",
     multiple=True,
     metavar="KEY=VALUE[,VALUE]",
-    help="Rows to show: sparsity, granularity, kind, initializer, estimator, scope, scale, seed or status.",
+    help="Rows to show: kind, granularity, initializer, estimator, sparsity, budget (as budget=bytes=0.9), repair, "
+    "seed, scope, scale or status.",
 )
 @click.option(
     "--columns", type=CommaList(), metavar="LIST", help="Columns of the results, such as perplexity,n,q. [what fits]"

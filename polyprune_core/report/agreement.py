@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import label, varied
+from polyprune_core.report.columns import label, section, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet
 from polyprune_core.results.cell_file import Details
 from polyprune_core.results.results import Results
@@ -22,21 +22,21 @@ Measure = Callable[[Details, Details], float | None]
 
 
 def agreement_sheets(results: Results, arrangement: Arrangement = AS_RUN) -> list[Sheet]:
-    """Returns for each granularity and sparsity a matrix of tau for each kind of unit, and one of the Jaccard index.
+    """Returns for each granularity and budget a matrix of tau for each kind of unit, and one of the Jaccard index.
 
     Entries are means over the seeds that two rows share; the diagonal compares the seeds of one row with each other.
     Rows without stored scores are left out.
     """
-    sections: dict[tuple[str | None, float | None], list[Summary]] = {}
+    sections: dict[str, list[Summary]] = {}
     for _, group in arrangement.groups(results):
         for summary in group:
             if any(_scored(results.details.get(row.id)) for row in summary.rows):
-                sections.setdefault((summary.row.cell.granularity, summary.row.cell.sparsity), []).append(summary)
+                sections.setdefault(section(summary.row), []).append(summary)
     return [
         sheet
-        for (granularity, sparsity), summaries in sections.items()
+        for where, summaries in sections.items()
         if len(summaries) > 1
-        for sheet in _matrices(results, summaries, f"{granularity}, sparsity {sparsity:g}")
+        for sheet in _matrices(results, summaries, where)
     ]
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import COORDINATES
-from polyprune_core.errors import ConfigError, plain, unknown_name
+from polyprune_core.errors import BudgetError, ConfigError, plain, unknown_name
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
@@ -24,10 +26,24 @@ def value_of(row: Row, key: str) -> Any:
     return getattr(row.cell if key in COORDINATES else row, key)
 
 
+def removed(row: Row) -> float | None:
+    """Returns the fraction of the prunable parameters that was asked for, or what a budget came to."""
+    return row.sparsity_achieved if row.cell.sparsity is None else row.cell.sparsity
+
+
+def mildest_first(target: BudgetSpec | None) -> tuple[Any, ...]:
+    """Sorts targets: none, the sparsities, then each currency's fractions and its amounts."""
+    if target is None:
+        return (0,)
+    if target.sparsity is not None:
+        return (1, target.sparsity)
+    return (2, target.currency, not target.relative, -target.amount)
+
+
 SORTS: dict[str, Callable[[Summary], Any]] = {
     "perplexity": lambda summary: summary.perplexity and summary.perplexity.mean,
     "cost": lambda summary: (summary.row.forward_tokens, summary.row.backward_passes),
-    "sparsity": _of("sparsity"),
+    "sparsity": lambda summary: removed(summary.row),
     "ratio": lambda summary: summary.versus and summary.versus.ratio,
     "kl": _of("kl_to_dense"),
     "agreement": lambda summary: -(summary.row.top1_agreement or 0),
@@ -37,6 +53,8 @@ SORTS: dict[str, Callable[[Summary], Any]] = {
     "criterion": lambda summary: (summary.row.cell.initializer or "", summary.row.cell.estimator or ""),
 }
 KEYS = tuple(name for name in COORDINATES if name != "seed")
+# One target in two columns: rows grouped by either stand together where the same was asked of them.
+TARGET = ("sparsity", "budget")
 FILTERS = (*COORDINATES, "status")
 
 
@@ -64,7 +82,7 @@ class Arrangement:
         seeds = self.keep.get("seed")
         if seeds is None:
             return results
-        rows = [row for row in results.rows if row.cell.seed is None or _matches(row.cell.seed, seeds)]
+        rows = [row for row in results.rows if row.cell.seed is None or _matches(row, "seed", seeds)]
         return dataclasses.replace(results, rows=rows)
 
     def rows(self, results: Results) -> list[Row]:
@@ -83,10 +101,12 @@ class Arrangement:
             alike = itertools.groupby(shown, lambda s: None if self.sort else _asked(s.row))
             return [("", list(group)) for _, group in alike]
         groups: dict[Any, list[Summary]] = {}
+        if self.group_by in TARGET:
+            for summary in sorted(shown, key=lambda s: mildest_first(s.row.cell.target)):
+                groups.setdefault(summary.row.cell.target and summary.row.cell.asked, []).append(summary)
+            return [(title or "", group) for title, group in groups.items()]
         for summary in shown:
             groups.setdefault(value_of(summary.row, self.group_by), []).append(summary)
-        if self.group_by == "sparsity":
-            groups = dict(sorted(groups.items(), key=lambda item: item[0] or 0.0))
         return [("" if value is None else plain(f"{self.group_by} {value}"), group) for value, group in groups.items()]
 
     def _sorted(self, summaries: list[Summary]) -> list[Summary]:
@@ -104,7 +124,7 @@ class Arrangement:
     def _shows(self, row: Row) -> bool:
         if row.cell.kind == "dense" and "kind" not in self.keep:
             return True
-        return all(_matches(value_of(row, key), values) for key, values in self.keep.items() if key != "seed")
+        return all(_matches(row, key, values) for key, values in self.keep.items() if key != "seed")
 
 
 AS_RUN = Arrangement()
@@ -114,11 +134,15 @@ def _asked(row: Row) -> tuple[Any, ...]:
     return (row.cell.granularity, row.cell.target)
 
 
-def _matches(value: Any, allowed: Sequence[str]) -> bool:
-    return any(_same(value, text) for text in allowed)
+def _matches(row: Row, key: str, allowed: Sequence[str]) -> bool:
+    return any(_has(row, key, text) for text in allowed)
 
 
-def _same(value: Any, text: str) -> bool:
+def _has(row: Row, key: str, text: str) -> bool:
+    value = value_of(row, key)
+    if key == "budget":
+        with suppress(BudgetError):
+            return str(row.cell.target) == str(BudgetSpec.parse(text))
     if isinstance(value, (int, float)):
         try:
             return float(text) == value
@@ -130,7 +154,7 @@ def _same(value: Any, text: str) -> bool:
 def _check(key: str, values: Sequence[str], rows: Sequence[Row]) -> None:
     if key not in FILTERS:
         raise ConfigError(unknown_name("filter", key, FILTERS))
-    there = {value_of(row, key) for row in rows}
     for text in values:
-        if not any(_same(value, text) for value in there):
+        if not any(_has(row, key, text) for row in rows):
+            there = dict.fromkeys(value_of(row, key) for row in rows)
             raise ConfigError(unknown_name(f"{key} in these results", text, [plain(str(value)) for value in there]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.errors import counted
+from polyprune_core.report.arrange import mildest_first, removed
 from polyprune_core.report.columns import label, number, perplexity, short, varied
 from polyprune_core.report.curves import Curve
 from polyprune_core.report.sheet import Band, Cell, Sheet
@@ -77,7 +79,10 @@ class Chart:
 
 
 def trade_offs(results: Results, summaries: Sequence[Summary], styles: dict[str, int]) -> list[Chart]:
-    """Returns perplexity against sparsity, one chart a granularity; intervals are t intervals of log-perplexity."""
+    """Returns perplexity against sparsity, one chart a granularity; intervals are t intervals of log-perplexity.
+
+    A row of a budget stands at the sparsity that it came to; one that does not say which is left out.
+    """
     differs = varied(results)
     done = [s for s in summaries if s.log_perplexity and math.isfinite(s.log_perplexity.mean)]
     dense = next((s for s in done if s.row.cell.kind == "dense"), None)
@@ -85,9 +90,10 @@ def trade_offs(results: Results, summaries: Sequence[Summary], styles: dict[str,
     for granularity in dict.fromkeys(s.row.cell.granularity for s in done if s.row.cell.granularity):
         lines: dict[str, list[Summary]] = {}
         for summary in done:
-            if summary.row.cell.granularity == granularity:
+            if summary.row.cell.granularity == granularity and removed(summary.row) is not None:
                 lines.setdefault(label(summary.row, differs), []).append(summary)
-        charts.append(_trade_off(granularity, lines, dense, styles))
+        if lines:
+            charts.append(_trade_off(granularity, lines, dense, styles))
     return charts
 
 
@@ -96,22 +102,28 @@ def _trade_off(
 ) -> Chart:
     shown = [summary for line in lines.values() for summary in line]
     logs = [_log(s) for s in [*shown, *([dense] if dense else [])]]
-    asked = sorted({s.row.cell.sparsity or 0.0 for s in shown})
-    edge = (asked[-1] - asked[0]) * 0.12 or 0.05
-    x = _scale(asked[0] - edge, asked[-1] + edge, LEFT, WIDTH - RIGHT)
+    asked = {s.row.cell.target: s.row.cell.asked for s in sorted(shown, key=lambda s: mildest_first(s.row.cell.target))}
+    budgets = {s.row.cell.budget for s in shown} - {None}
+    places = sorted({_sparsity(s) for s in shown})
+    edge = (places[-1] - places[0]) * 0.12 or 0.05
+    first, last = places[0] - edge, places[-1] + edge
+    x = _scale(first, last, LEFT, WIDTH - RIGHT)
     low, high = _padded(min(logs), max(logs))
     y = _scale(low, high, HEIGHT - BOTTOM, TOP)
     series = []
     for index, (name, line) in enumerate(lines.items()):
         shift = (index - (len(lines) - 1) / 2) * DODGE
-        marks = tuple(_mark(s, x(_sparsity(s)) + shift, y) for s in sorted(line, key=_sparsity))
-        series.append(Series(name, styles[name], _path([(m.x, m.y) for m in marks]), marks))
+        marks: dict[str, list[Mark]] = {}
+        for s in sorted(line, key=_sparsity):
+            marks.setdefault(_currency(s), []).append(_mark(s, x(_sparsity(s)) + shift, y))
+        path = "".join(_path([(mark.x, mark.y) for mark in joined]) for joined in marks.values())
+        series.append(Series(name, styles[name], path, tuple(mark for joined in marks.values() for mark in joined)))
     return Chart(
         title=f"Perplexity against sparsity, {granularity}",
-        about=f"{counted(len(series), 'criterion', 'criteria')} at {counted(len(asked), 'sparsity', 'sparsities')}.",
+        about=_about(len(series), len(asked), len(budgets)),
         x_title="sparsity (fraction of prunable parameters removed)",
         y_title="perplexity (log scale)",
-        x_ticks=tuple(Tick(x(value), f"{value:g}") for value in asked),
+        x_ticks=tuple(Tick(x(value), f"{value:g}") for value in (ticks(max(first, 0), last) if budgets else places)),
         y_ticks=tuple(Tick(y(math.log(value)), _power(value)) for value in log_ticks(low, high)),
         series=tuple(series),
         numbers=_trade_off_numbers(lines, asked),
@@ -119,12 +131,24 @@ def _trade_off(
     )
 
 
-def _trade_off_numbers(lines: dict[str, list[Summary]], asked: Sequence[float]) -> Sheet:
+def _about(criteria: int, targets: int, budgets: int) -> str:
+    criterion = counted(criteria, "criterion", "criteria")
+    if not budgets:
+        return f"{criterion} at {counted(targets, 'sparsity', 'sparsities')}."
+    sparsities = [counted(targets - budgets, "sparsity", "sparsities")] if targets > budgets else []
+    at = [*sparsities, counted(budgets, "budget")]
+    return (
+        f"{criterion} at {' and '.join(at)}. A budget stands at the sparsity that it came to; "
+        "a line joins points of one currency."
+    )
+
+
+def _trade_off_numbers(lines: dict[str, list[Summary]], asked: Mapping[BudgetSpec | None, str]) -> Sheet:
     rows = []
     for name, line in lines.items():
-        at = {summary.row.cell.sparsity: summary for summary in line}
-        rows.append((Cell(name), *(Cell(perplexity(at[value]) if value in at else "") for value in asked)))
-    head = ("criterion", *(f"sparsity {value:g}" for value in asked))
+        at = {summary.row.cell.target: summary for summary in line}
+        rows.append((Cell(name), *(Cell(perplexity(at[target]) if target in at else "") for target in asked)))
+    head = ("criterion", *asked.values())
     return Sheet("mean ± sd over seeds", head, (Band("", tuple(rows)),), "")
 
 
@@ -133,7 +157,8 @@ def _mark(summary: Summary, x: float, y: Callable[[float], float]) -> Mark:
     interval = found.ci95 if found else None
     low, high = (min(max(y(end), TOP), HEIGHT - BOTTOM) for end in interval) if interval else (None, None)
     mean = summary.perplexity.mean if summary.perplexity else math.nan
-    text = f"{label(summary.row)}: {number(mean)} at sparsity {summary.row.cell.sparsity:g}, n {len(summary.rows)}"
+    came_to = f" (sparsity {_sparsity(summary):.3f})" if summary.row.cell.budget else ""
+    text = f"{label(summary.row)}: {number(mean)} at {summary.row.cell.asked}{came_to}, n {len(summary.rows)}"
     return Mark(round(x, 1), round(y(_log(summary)), 1), low, high, text)
 
 
@@ -195,7 +220,11 @@ def _log(summary: Summary) -> float:
 
 
 def _sparsity(summary: Summary) -> float:
-    return summary.row.cell.sparsity or 0.0
+    return removed(summary.row) or 0.0
+
+
+def _currency(summary: Summary) -> str:
+    return summary.row.cell.target.currency if summary.row.cell.target else ""
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

@@ -55,7 +55,8 @@ def sparsity(summary: Summary) -> str:
     return achieved if row.cell.sparsity is None else f"{row.cell.sparsity:g} → {achieved}"
 
 
-def _budget(summary: Summary) -> str:
+def budget(summary: Summary) -> str:
+    """Returns the budget asked for, unless it was a sparsity, and what was achieved of it."""
     row = summary.row
     if row.cell.budget is None or row.cell.target is None:
         return ""
@@ -110,7 +111,7 @@ def _seconds(summary: Summary) -> str:
 
 
 COLUMNS = (
-    Column("budget asked → got", _budget),
+    Column("budget asked → got", budget),
     Column("sparsity asked → got", sparsity),
     Column("perplexity", perplexity),
     Column("against its start", versus),
@@ -181,6 +182,11 @@ def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
     return plain(f"{name} ({', '.join(notes)})" if notes else name)
 
 
+def section(row: Row) -> str:
+    """Returns what rows that can be held against each other share: a granularity and a budget."""
+    return f"{row.cell.granularity}, {row.cell.asked}"
+
+
 def varied(results: Results) -> frozenset[str]:
     """Returns the settings that rows of one table differ in."""
     return frozenset(key for key in TELL_APART if len({getattr(row.cell, key) for row in results.rows} - {None}) > 1)
@@ -220,7 +226,8 @@ def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:
     if any(summary.alike for summary in summaries):
         said.append(("perplexity", f"{ALIKE}: same for every seed, so that n of them are one measurement."))
     if any(summary.best for summary in summaries):
-        said.append(("perplexity", "Bold: better than every other row at its sparsity, beyond the noise."))
+        at = "budget" if any(summary.row.cell.budget for summary in summaries) else "sparsity"
+        said.append(("perplexity", f"Bold: better than every other row at its {at}, beyond the noise."))
     if compared:
         all_of_them = f" over all {len(compared)} of them" if len(compared) > 1 else ""
         text = (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from polyprune_core.report.arrange import AS_RUN, Arrangement
+from polyprune_core.report.arrange import AS_RUN, TARGET, Arrangement
 from polyprune_core.report.columns import label, number, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet, heading
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
 
 COSTS: dict[str, Callable[[Summary], str]] = {
+    "budget": lambda s: s.row.cell.budget or "",
     "sparsity": lambda s: "" if s.row.cell.sparsity is None else f"{s.row.cell.sparsity:g}",
     "n": lambda s: str(len(s.rows)),
     "forward passes": lambda s: f"{s.row.forward_passes:,}",
@@ -25,9 +26,11 @@ COSTS: dict[str, Callable[[Summary], str]] = {
 def cost_sheet(results: Results, arrangement: Arrangement = AS_RUN) -> Sheet:
     """Returns passes, tokens, time and memory of deciding what to remove; evaluation is not counted."""
     differs = varied(results)
+    groups = arrangement.groups(results)
+    summaries = [summary for _, group in groups for summary in group]
     bands = tuple(
         Band(title, tuple((Cell(label(s.row, differs)), *(Cell(text(s)) for text in COSTS.values())) for s in group))
-        for title, group in arrangement.groups(results)
+        for title, group in groups
     )
     where = results.environment
     processor = where.get("gpu") or where.get("cpu") or "an unknown processor"
@@ -35,4 +38,5 @@ def cost_sheet(results: Results, arrangement: Arrangement = AS_RUN) -> Sheet:
         "Passes, tokens and non-finite losses of one seed; seconds are means over seeds, memory the highest. "
         f"A search's passes include its metric's. On {processor}, {where.get('threads', '?')} threads."
     )
-    return Sheet(f"Cost, {heading(results)}", ("criterion", *COSTS), bands, note)
+    sheet = Sheet(f"Cost, {heading(results)}", ("criterion", *COSTS), bands, note)
+    return sheet.without([title for title in TARGET if not any(map(COSTS[title], summaries))])

@@ -33,11 +33,16 @@ def to_csv(results: Results, arrangement: Arrangement = AS_RUN) -> str:
     )
 
 
-def csv_table(sheet: Sheet) -> str:
-    """Returns a sheet as shown, without its note; the title of a group comes first in each of its lines."""
-    return written(
-        [["group", *sheet.head], *([band.title, *(c.text for c in row)] for band in sheet.bands for row in band.rows)]
-    )
+def csv_table(sheet: Sheet, titled: bool = False) -> str:
+    """Returns a sheet as shown, without its note; the title of a group comes first in each of its lines.
+
+    `titled`: where a group has none, that of the sheet.
+    """
+    lines = [["group", *sheet.head]]
+    for band in sheet.bands:
+        title = band.title or (sheet.title if titled else "")
+        lines += [[title, *(cell.text for cell in row)] for row in band.rows]
+    return written(lines)
 
 
 def written(rows: Iterable[Iterable[Any]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polyprune_core.report.columns import label, varied
+from polyprune_core.report.columns import label, section, varied
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
 from polyprune_core.utils.files import parse_json
@@ -29,7 +29,7 @@ class Curve:
 
 
 def curves(results: Results, summaries: Iterable[Summary], folders: Sequence[Path]) -> dict[str, list[Curve]]:
-    """Returns the curves by what searches have in common: granularity, sparsity and starting metric.
+    """Returns the curves by what searches have in common: granularity, budget and starting metric.
 
     A loss is the mean over a step's masks, smoothed by a running mean over a tenth of the steps.
     """
@@ -41,8 +41,7 @@ def curves(results: Results, summaries: Iterable[Summary], folders: Sequence[Pat
             continue
         length = min(map(len, seeds))
         mean = [(seeds[0][i][0], sum(s[i][1] for s in seeds) / len(seeds)) for i in range(length)]
-        cell = summary.row.cell
-        title = f"{cell.granularity}, {cell.asked}, from {cell.initializer}"
+        title = f"{section(summary.row)}, from {summary.row.cell.initializer}"
         curve = Curve(label(summary.row, differs), _thinned(mean), tuple(map(_thinned, seeds)))
         found.setdefault(title, []).append(curve)
     return found

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import label, number, varied
+from polyprune_core.report.columns import label, number, section, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
@@ -15,7 +15,7 @@ Layers = dict[str, dict[int, list[tuple[int, int]]]]
 
 
 def kept_sheets(results: Results, arrangement: Arrangement = AS_RUN) -> list[Sheet]:
-    """Returns for each granularity, sparsity and kind the units kept by criterion (rows) and layer (columns).
+    """Returns for each granularity, budget and kind the units kept by criterion (rows) and layer (columns).
 
     Counts are means over seeds; `shade` runs from the smallest fraction of the table to the largest. Rows without
     stored choices are left out.
@@ -26,7 +26,7 @@ def kept_sheets(results: Results, arrangement: Arrangement = AS_RUN) -> list[She
     shown = itertools.chain.from_iterable(group for _, group in arrangement.groups(results))
     for summary in shown:
         for kind, counts in _kept(results, summary).items():
-            title = f"Units kept, {kind}, {summary.row.cell.granularity}, {summary.row.cell.asked}"
+            title = f"Units kept, {kind}, {section(summary.row)}"
             layers.setdefault(title, {}).update({layer: pairs[0][1] for layer, pairs in counts.items()})
             cells = (_cell(pairs) for _, pairs in sorted(counts.items()))
             bands.setdefault(title, []).append((Cell(label(summary.row, differs)), *cells))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -12,7 +11,7 @@ from polyprune_core.report import charts
 from polyprune_core.report.agreement import agreement_sheets
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.charts import Chart
-from polyprune_core.report.columns import MARKS, label, number, varied
+from polyprune_core.report.columns import MARKS, label, number, section, varied
 from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.cost import cost_sheet
 from polyprune_core.report.curves import curves
@@ -32,7 +31,7 @@ class Source:
     """How one row is made again."""
 
     name: str
-    sparsity: str
+    asked: str
     command: str
     cells: tuple[tuple[str, str], ...]
     plugins: tuple[str, ...]
@@ -73,21 +72,20 @@ def page(loaded: Loaded, arrangement: Arrangement = AS_RUN) -> str:
 
 
 def findings(results: Results, arrangement: Arrangement = AS_RUN) -> list[str]:
-    """Returns for each granularity and sparsity which row has the lowest perplexity, and what that is worth."""
+    """Returns for each granularity and budget which row has the lowest perplexity, and what that is worth."""
     differs = varied(results)
-    sections: dict[tuple[Any, Any], list[Summary]] = {}
+    sections: dict[str, list[Summary]] = {}
     for _, group in arrangement.groups(results):
         for summary in group:
             if summary.perplexity and summary.row.cell.kind != "dense":
-                sections.setdefault((summary.row.cell.granularity, summary.row.cell.sparsity), []).append(summary)
+                sections.setdefault(section(summary.row), []).append(summary)
     said = []
-    for (granularity, sparsity), summaries in sections.items():
+    for where, summaries in sections.items():
         first = min(summaries, key=lambda s: s.perplexity.mean if s.perplexity else 0.0)
         worth = "better than every other row beyond the noise" if first.best else "not set apart from all others"
         mean = number(first.perplexity.mean if first.perplexity else None)
         said.append(
-            f"{granularity}, sparsity {sparsity:g}: lowest mean perplexity {mean} by "
-            f"{label(first.row, differs)} (n {len(first.rows)}), {worth}."
+            f"{where}: lowest mean perplexity {mean} by {label(first.row, differs)} (n {len(first.rows)}), {worth}."
         )
     compared = [s.versus.verdict for section in sections.values() for s in section if s.versus]
     if compared:
@@ -125,7 +123,7 @@ def _source(summary: Summary, results: Results, differs: frozenset[str]) -> Sour
     row = summary.row
     return Source(
         name=label(row, differs),
-        sparsity="" if row.cell.sparsity is None else f"{row.cell.sparsity:g}",
+        asked=row.cell.asked if row.cell.target else "",
         command=command_of(summary, results.config),
         cells=tuple((r.id, "" if r.cell.seed is None else f"seed {r.cell.seed}") for r in summary.rows),
         plugins=tuple(f"{role}: {source}" for role, source in row.plugins.items()),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyprune_core.errors import plain
-from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import Column, columns, conditions, how_to_read, label, sparsity, varied
+from polyprune_core.report.arrange import AS_RUN, TARGET, Arrangement
+from polyprune_core.report.columns import Column, budget, columns, conditions, how_to_read, label, sparsity, varied
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
 
@@ -71,8 +71,8 @@ def summary_sheet(results: Results, arrangement: Arrangement = AS_RUN, titles: S
     bands = (Band(title, tuple(_row(s, differs, chosen) for s in group)) for title, group in groups)
     head = ("criterion", *(column.title for column in chosen))
     optional = tuple(column.title for column in chosen if column.optional)
-    if arrangement.group_by == "sparsity":
-        optional += tuple(column.title for column in chosen if column.text is sparsity)
+    if arrangement.group_by in TARGET:
+        optional += tuple(column.title for column in chosen if column.text in (budget, sparsity))
     about = tuple(how_to_read(arrangement.of_seeds(results).summaries()))
     return Sheet(heading(results), head, tuple(bands), conditions(results), optional, about=about)
 

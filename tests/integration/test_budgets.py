@@ -9,6 +9,7 @@ from commandline import polyprune
 
 from polyprune_core.evaluation.latency import Seconds
 from polyprune_core.models.sources import load_model
+from polyprune_core.report.document import FORMS, SHOWN
 from polyprune_core.runs import harness
 
 SMALL = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
@@ -45,6 +46,11 @@ def test_every_row_of_a_budget_meets_it_whatever_decided(tmp_path) -> None:
     assert "sparsity None" not in run.err
     summary = json.loads(run.out)["summary"]
     assert [one["versus"] is not None for one in summary if one["kind"] == "search"] == [True, True]
+    for form in FORMS:
+        for show in SHOWN if form != "json" else ("results",):
+            told = polyprune("report", tmp_path, "--format", form, "--show", show)
+            assert (told.status, told.err) == (0, "")
+            assert "wanda" in told.out
 
 
 def test_a_budget_in_parameters_reads_the_cells_of_the_sparsity_it_is(tmp_path) -> None:

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import click
 import jsonschema
 import pytest
 from click.testing import CliRunner
+from kinds import fill_with_every_kind
 from stores import fill, run
 
 from polyprune_core.cli import cli
-from polyprune_core.cli.report import FORMATS, GROUPS
-from polyprune_core.cli.report import SHOWN as OFFERED_SHOWN
-from polyprune_core.cli.report import SORTS as OFFERED_SORTS
 from polyprune_core.config.settings import Comparison, parse
 from polyprune_core.errors import ConfigError
-from polyprune_core.report.arrange import KEYS, SORTS
+from polyprune_core.report.arrange import FILTERS, KEYS, SORTS
 from polyprune_core.report.commands import command, command_of
-from polyprune_core.report.document import SHOWN
+from polyprune_core.report.document import FORMS, SHOWN
 from polyprune_core.report.load import load
 from polyprune_core.results.schema import published
 
@@ -70,7 +69,7 @@ def test_a_fault_is_one_line_and_status_2(tmp_path) -> None:
     assert run.stderr.splitlines()[1:] == ["[] 2"]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_file_gets_what_stdout_would(store, tmp_path, form) -> None:
     shown = report(store, "--format", form)
     written = report(store, "--format", form, "-o", tmp_path / "file")
@@ -120,10 +119,32 @@ def test_old_cells_are_told_of_on_stderr(tmp_path) -> None:
     assert "hold no window losses" not in run.stdout
 
 
-def test_the_choices_offered_are_those_there_are() -> None:
-    assert set(OFFERED_SORTS) == {*SORTS, "none"}
-    assert set(GROUPS) == {*KEYS, "none"}
-    assert OFFERED_SHOWN == SHOWN
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [
+        ("--format", FORMS),
+        ("--show", SHOWN),
+        ("--sort", (*SORTS, "none")),
+        ("--group-by", (*KEYS, "none")),
+        ("--filter", FILTERS),
+    ],
+)
+def test_the_help_names_all_there_is_to_choose_from(option, names) -> None:
+    text = CliRunner().invoke(cli, ["report", "--help"], env={"COLUMNS": "300"}).output
+    line = next(line for line in text.splitlines() if line.startswith(f"│ {option} "))
+    assert [name for name in names if name not in line] == []
+
+
+def test_a_name_that_is_not_to_choose_from_is_refused_with_those_that_are(store) -> None:
+    for option in ("--format", "--show", "--sort", "--group-by"):
+        with pytest.raises(click.BadParameter, match=r"'colour' is not one of '\w+', '\w+'"):
+            cli.main(["report", str(store), option, "colour"], standalone_mode=False)
+
+
+def test_the_names_to_choose_from_are_looked_up_where_they_are_needed_only() -> None:
+    program = "import sys, polyprune_core.cli; print({'pydantic', 'polyprune_core.report'} & sys.modules.keys())"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout == "set()\n"
 
 
 # Commands that make a number again
@@ -177,3 +198,12 @@ def test_the_command_of_a_row_asks_for_its_cells(store) -> None:
         if row.cell.kind == "search":
             assert request.estimators == (row.cell.estimator,)
         assert request.model == run()["config"]["model"]
+
+
+def test_the_command_of_a_row_asks_for_its_budget_and_its_repair(tmp_path) -> None:
+    results = load([fill_with_every_kind(tmp_path)]).comparisons[0].results
+    for summary in results.summaries():
+        text, cell = command_of(summary, results.config), summary.row.cell
+        assert ("--repair bias" in text) == (cell.repair == "bias")
+        if cell.kind != "dense":
+            assert asked(text.replace(" --repair bias", "")).targets == (cell.target,)

@@ -197,6 +197,19 @@ def test_a_cell_without_scores_has_no_row_in_the_matrix(loaded, tmp_path) -> Non
         document(load([tmp_path / "old"]), "table", "agreement")
 
 
+def test_where_nothing_is_left_to_show_the_reason_is_not_that_the_cells_are_old(loaded) -> None:
+    alone = Arrangement(keep={"initializer": ("random",)})
+    with pytest.raises(ConfigError, match="agreement two of one granularity and budget"):
+        document(loaded, "table", "agreement", alone)
+    assert "random" in document(loaded, "table", "kept", alone)
+
+
+def test_each_line_of_csv_says_which_of_several_tables_it_is_of(loaded) -> None:
+    lines = [line for line in csv.reader(io.StringIO(document(loaded, "csv", "kept"))) if line]
+    titles = [sheet.title for sheet in kept_sheets(loaded.comparisons[0].results)]
+    assert [line[0] for line in lines if line[1] == "wanda"] == titles
+
+
 def test_units_kept_add_up_to_the_choice(results) -> None:
     sheets = kept_sheets(results)
     assert len(sheets) == 2 * 2
@@ -279,6 +292,7 @@ def test_a_caption_explains_the_columns_that_are_there_and_no_others(loaded, res
     few = document(loaded, "markdown", columns=("perplexity", "n"))
     assert "Bold:" in few
     assert "Pareto:" not in few
+    assert "Bold: better than every other row at its sparsity," in whole
     assert "over all 4 of them" in summary_sheet(results, Arrangement(keep={"sparsity": ("0.2",)})).caption
 
 

@@ -6,16 +6,18 @@ import dataclasses
 import json
 import math
 import re
+from collections import defaultdict
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kinds import BUDGETS, fill_with_every_kind, kinds
 from stores import cells, edited, fill, run
 
 from polyprune_core.report import Arrangement
-from polyprune_core.report.charts import log_ticks, ticks
+from polyprune_core.report.charts import Chart, log_ticks, ticks, trade_offs
 from polyprune_core.report.load import load
 from polyprune_core.report.page import findings, page
 from polyprune_core.results.cell_file import Details, Group
@@ -152,6 +154,59 @@ def test_what_comes_first_says_which_row_is_lowest_and_whether_that_means_anythi
     assert last.startswith("4 searches against their own starts: 2 better")
     one = dataclasses.replace(results, rows=[row for row in results.rows if row.cell.seed in (None, 0)])
     assert "not set apart from all others" in findings(one)[0]
+
+
+def chart_of(store: Path) -> Chart:
+    """The one trade-off of a store; styles do not matter."""
+    results = load([store]).comparisons[0].results
+    (chart,) = trade_offs(results, results.summaries(), defaultdict(int))
+    return chart
+
+
+def test_a_row_of_a_budget_stands_at_the_sparsity_it_came_to_and_is_joined_to_its_currency_only(tmp_path) -> None:
+    chart = chart_of(fill_with_every_kind(tmp_path))
+    wanda = next(series for series in chart.series if series.name == "wanda")
+    at = {mark.text.split(" at ")[1].split(", n ")[0]: mark.x for mark in wanda.marks}
+    assert sorted(at, key=at.__getitem__) == [
+        "budget kv-cache=0.7 (sparsity 0.090)",
+        "budget bytes=0.9 (sparsity 0.125)",
+        "budget parameters=900k (sparsity 0.128)",
+        "sparsity 0.2",
+        "budget latency=0.8 (sparsity 0.250)",
+    ]
+    joined = [len(line.split("L")) for line in wanda.line.split("M")[1:]]
+    assert sorted(joined) == [1, 1, 1, 2]  # the sparsity and the budget in parameters are one currency
+    assert re.match(r"5 criteria at 1 sparsit\w+ and 4 budgets\. A budget stands at", chart.about)
+
+
+def test_a_chart_says_in_numbers_what_each_budget_cost(tmp_path) -> None:
+    chart, every = chart_of(fill_with_every_kind(tmp_path)), kinds()
+    line = next(row for row in chart.numbers.rows if row[0].text == "wanda")
+    said = dict(zip(chart.numbers.head, (cell.text for cell in line), strict=True))
+    for name in ("metric", *BUDGETS):
+        assert said[every[name].row.cell.asked] == every[name].perplexity
+    assert all(0 < tick.at < 480 for tick in chart.x_ticks)
+
+
+def test_a_chart_of_sparsities_has_a_tick_at_each_and_one_line_a_criterion(store) -> None:
+    chart = chart_of(store)
+    assert [tick.text for tick in chart.x_ticks] == ["0.2", "0.3"]
+    assert {series.line.count("M") for series in chart.series} == {1}
+    assert chart.about == "5 criteria at 2 sparsities."
+
+
+def test_what_comes_first_says_which_row_is_lowest_at_every_budget(tmp_path) -> None:
+    every, said = kinds(), findings(load([fill_with_every_kind(tmp_path)]).comparisons[0].results)
+    for name in BUDGETS:
+        (line,) = [each for each in said if each.startswith(f"head+channel, {every[name].row.cell.asked}: ")]
+        assert f"lowest mean perplexity {every[name].perplexity} by wanda (n 1)" in line
+
+
+def test_a_row_alone_is_named_with_what_was_asked_of_it(tmp_path) -> None:
+    text = page(load([fill_with_every_kind(tmp_path)]), AS_SHOWN)
+    commands = dict(re.findall(r"<h4>([^<]*)</h4>\n<pre><code>(polyprune compare[^<]*)", text))
+    assert "--budget bytes=0.9" in commands["wanda, budget bytes=0.9"]
+    assert "--repair bias" in commands["wanda + bias, sparsity 0.2"]
 
 
 HOSTILE = "<script>alert(1)</script>\"'&<b>\x1b[31m\u202e"

@@ -64,7 +64,7 @@ def layer_by_layer(model: nn.Module, space: MaskSpace, calibration: Calibration,
             norms |= input_norms(model, part, calibration)
             for name, kept in part.axis_keep(without_worst(part.sum_columns(model, column), part, share)).items():
                 axis = space.layout.axis[name]
-                reader = model.get_submodule(axis.reader)
+                reader = model.get_submodule(axis.reader_module)
                 undo.enter_context(reader.register_forward_pre_hook(only(kept.repeat_interleave(axis.reader_width))))
     return space.sum_columns(model, column)
 
@@ -85,7 +85,7 @@ def input_norms(model: nn.Module, space: MaskSpace, calibration: Calibration) ->
     body = cast(Any, model).base_model
     with torch.inference_mode(), ExitStack() as undo:
         for name in space.axes:
-            reader = model.get_submodule(space.layout.axis[name].reader)
+            reader = model.get_submodule(space.layout.axis[name].reader_module)
             undo.enter_context(reader.register_forward_pre_hook(watch(name)))
         for ids in calibration.batches():
             body(input_ids=ids, use_cache=False)
