@@ -26,8 +26,9 @@ from polyprune_core.pruning.budget import SCOPES, SelectionRule
 from polyprune_core.pruning.mask_header import Base, Header, described, read_header
 from polyprune_core.pruning.pricing import PricedBudget
 from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.shapes import ANY_SHAPE
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import Policy, Scores, Selection, UnitGroup
+from polyprune_core.pruning.types import LegalShapes, Policy, Scores, Selection, UnitGroup
 
 HEADER, TENSORS = "masks.json", "masks.safetensors"
 UPDATE = "update "
