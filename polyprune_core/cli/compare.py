@@ -39,32 +39,30 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("estimator"),
-        help="Searches: reinforce, rloo, antithetic, … [none]",
+        help="Searches: reinforce, rloo, antithetic, …",
     ),
     _option(
         "--initializers",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
-        help="Metrics that searches start from. [thinet]",
+        help="Metrics that searches start from.",
     ),
     _option(
         "--baselines",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
-        help="Metrics shown alone. [random,magnitude,wanda,thinet]",
+        help="Metrics shown alone.",
     ),
     _option(
         "--granularity",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("granularity"),
-        help="What a unit is; + joins kinds in one space. [head+channel]",
+        help="What a unit is; + joins kinds in one space.",
     ),
-    _option(
-        "--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed. [0.2]"
-    ),
+    _option("--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed."),
     _option(
         "--budget",
         type=CommaList(),
@@ -76,28 +74,29 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("repair"),
-        help="What happens to the weights that stay: none, bias, … [none]",
+        help="What happens to the weights that stay: none, bias, …",
     ),
-    _option("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks. [0]"),
+    _option("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks."),
     _option(
         "--scope",
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer. [kind; for searches the policy's]",
+        help="Who shares a budget: kind, global or layer.",
+        unless="kind; for searches the policy's",
     ),
     _option(
         "--scale",
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("raw", "zscore", "per-parameter"),
-        help="Scores compared across layers: raw, zscore or per-parameter. [zscore]",
+        help="Scores compared across layers: raw, zscore or per-parameter.",
     ),
 ]
 
 
 @click.command()
-@options(GRID, MODEL, TEXT, TASKS, SEARCH, TRACKING, OUTPUT)
+@options(("Comparison",), GRID, MODEL, TEXT, TASKS, SEARCH, TRACKING, OUTPUT)
 @click.option(
     "--output",
     "-o",

@@ -10,29 +10,31 @@ import rich_click as click
 from polyprune_core.cli.options import CUTTING, LOADING, OUTPUT, TASKS, CommaList, _option, given, options
 
 WHAT = [
-    _option("--model", "-m", metavar="NAME", help="Dense model of a mask file. [the one it names]"),
-    _option("--reference", metavar="NAME", help="Model to compare with; none for none. [the dense model, if known]"),
+    _option("--model", "-m", metavar="NAME", help="Dense model of a mask file.", unless="the one it names"),
+    _option(
+        "--reference", metavar="NAME", help="Model to compare with; none for none.", unless="the dense model, if known"
+    ),
 ]
 TEXT = [
-    _option("--evaluation", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset. [builtin:pydocs]"),
+    _option("--evaluation", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset."),
     *CUTTING,
-    _option("--eval-seq-len", type=CommaList(int), metavar="LIST", help="Tokens of an evaluation window. [128]"),
-    _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced. [all]"),
-    _option("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks. [8]"),
+    _option("--eval-seq-len", type=CommaList(int), metavar="LIST", help="Tokens of an evaluation window."),
+    _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced.", unless="all"),
+    _option("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks."),
 ]
 MORE = [
     click.option("--generate", multiple=True, metavar="PROMPT", help="Show what follows this text; can be repeated."),
-    _option("--new-tokens", type=int, metavar="N", help="Tokens written by --generate and --latency. [32]"),
+    _option("--new-tokens", type=int, metavar="N", help="Tokens written by --generate and --latency."),
     _option("--latency", is_flag=True, help="Time reading a prompt and writing tokens, beside the reference."),
-    _option("--latency-batch-sizes", type=CommaList(int), metavar="LIST", help="Prompts at a time. [1,8]"),
-    _option("--prompt-tokens", type=int, metavar="N", help="Tokens of a prompt; also for MACs and peak memory. [128]"),
-    _option("--turns", type=int, metavar="N", help="Timed turns of each model. [5]"),
+    _option("--latency-batch-sizes", type=CommaList(int), metavar="LIST", help="Prompts at a time."),
+    _option("--prompt-tokens", type=int, metavar="N", help="Tokens of a prompt; also for MACs and peak memory."),
+    _option("--turns", type=int, metavar="N", help="Timed turns of each model."),
 ]
 
 
 @click.command()
 @click.argument("target")
-@options(WHAT, LOADING, TEXT, TASKS, MORE, OUTPUT)
+@options(("EvaluateConfig",), WHAT, LOADING, TEXT, TASKS, MORE, OUTPUT)
 @click.option(
     "--format",
     "form",

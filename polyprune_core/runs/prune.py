@@ -19,9 +19,9 @@ from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.runs.compare import open_harness
 from polyprune_core.runs.decision import Cost, Decider
 from polyprune_core.runs.inputs import inputs
+from polyprune_core.runs.opening import open_harness
 from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
@@ -91,7 +91,8 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     with new_folder(output, overwrite, read) as place:
         harness = open_harness(config, registry, reporter, budgets=masks is None)
         check_exportable(exporter, harness.loaded)
-        return _pruned(request, config, masks, exporter, Decider(harness), place)
+        decider = Decider(harness, exporter.legal_shapes(harness.layout))
+        return _pruned(request, config, masks, exporter, decider, place)
 
 
 def _pruned(
@@ -155,7 +156,7 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
         terms = price_budget(
             BudgetSpec.parse(request.budget), masks.space(harness.loaded), rule.scope, rule.min_keep, harness
         )
-    pruned = masks.apply(harness.loaded, request.sparsity, terms)
+    pruned = masks.apply(harness.loaded, request.sparsity, terms, decider.shapes)
     asked = "repair" in request.model_fields_set
     if not asked and request.sparsity is None and terms is None:
         return pruned, Cost(), None
