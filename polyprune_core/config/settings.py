@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +29,7 @@ Bos = Literal["auto", "always", "never"]
 Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 # The empty list, as which the command line reads "none", is the plugin of that name.
 OrNone = AfterValidator(lambda specs: specs or (NO_REPAIR,))
-ManyOrOne = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
+ManyOrOne = BeforeValidator(lambda value: _many(value))
 
 
 # Settings of a search by name. Rates and sizes are those of the paper's released scripts, in both; the step is the
@@ -263,6 +264,12 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
         allowed = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
         return f"--{name}: " + unknown_name(name, str(fault["input"]), allowed)
     return f"--{name}: {fault['input']!r} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+
+
+def _many(value: Any) -> tuple[Any, ...]:
+    """Returns the items of a list, a range and the like; anything else is one item."""
+    single = isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
+    return (value,) if single else tuple(value)
 
 
 def _normal(spec: str) -> str:

@@ -14,6 +14,7 @@ from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.text import load_text
 from polyprune_core.evaluation.windows import Cutter
 from polyprune_core.models.sources import LoadedModel, load_model
+from polyprune_core.plugins.contracts import Exporter
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
 from polyprune_core.pruning.pruned_model import PrunedModel
@@ -82,11 +83,21 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
     else:
         base = _dense(request, source.base_name, source.recipe.get("revision"), reporter)
         pruned = source.apply(base)
+    return write_out(pruned, exporter, output, request.verify)
+
+
+def write_out(pruned: PrunedModel, exporter: Exporter, output: Path, verified: bool) -> Exported:
+    """Writes a pruned model to `output`, as `check_output` gave it; with `verified` it is read back and compared.
+
+    Raises:
+        PolypruneError: the folder cannot be written, or what is read back from it is not the model that was written.
+    """
+    dense = pruned.base
     with whole_folder(output) as folder:
         report = exporter.export(pruned, folder)
         verification = None
-        if request.verify:
-            again = exporter.load(folder, dtype=_dtype(base), device=str(base.model.device))
+        if verified:
+            again = exporter.load(folder, dtype=_dtype(dense), device=str(dense.model.device))
             verification = verify(pruned, again)
         exported = Exported(dataclasses.replace(report, path=output), verification)
         write_json(folder / RECORD, exported.to_json())
