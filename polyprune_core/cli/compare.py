@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from polyprune_core.config.settings import Comparison
     from polyprune_core.plugins.registry import Registry
     from polyprune_core.results.results import Results
-    from polyprune_core.results.row import Row
     from polyprune_core.results.store import Store
 
 GRID = [
@@ -165,26 +164,15 @@ def _run(
     """Runs the grid below a live view on a terminal, with a line a cell elsewhere."""
     from polyprune_core.cli.live import GridView, PlainView
     from polyprune_core.runs.cost_estimate import evaluation_tokens, work_of
-    from polyprune_core.runs.loggers import Tracking
+    from polyprune_core.runs.grid import run_grid
     from polyprune_core.runs.preflight import check_plugins
 
     check_plugins(request, registry)
     work = work_of(request, registry, evaluation_tokens(request) or 1, ())
     shown = GridView if console.is_terminal and not quiet else PlainView
-    with (
-        shown(console, work, _varied(request), quiet=quiet, verbose=verbose) as view,
-        Tracking(request, registry, store.folder, view) as tracking,
-    ):
-        view.status("loading torch and transformers")
-
-        from polyprune_core.runs.compare import compare as run
-
-        def on_row(row: Row) -> None:
-            view.row(row)
-            tracking.row(row)
-
+    with shown(console, work, _varied(request), quiet=quiet, verbose=verbose) as view:
         try:
-            return run(request, registry, store, tracking, on_row)
+            return run_grid(request, registry, store, view, view.row)
         except KeyboardInterrupt:
             raise click.Abort("finished cells are kept, and the same command goes on from there") from None
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from polyprune_core.cli.options import CUTTING, LOADING, OUTPUT, TASKS, CommaList, _option, given, options
+
+if TYPE_CHECKING:
+    from polyprune_core.runs.evaluation_report import Findings
 
 WHAT = [
     _option("--model", "-m", metavar="NAME", help="Dense model of a mask file.", unless="the one it names"),
@@ -58,7 +62,27 @@ def evaluate(target: str, config: Path | None, form: str, quiet: bool, verbose: 
     reporter = TerminalReporter(stderr(), quiet, verbose)
     reporter.status("loading torch and transformers")
 
-    from polyprune_core.runs import evaluation_report as findings
     from polyprune_core.runs.evaluate import examine
 
-    findings.write(examine(request, reporter), form, request.generate)
+    _print(examine(request, reporter), form, request.generate)
+
+
+def _print(findings: Findings, form: str, prompts: tuple[str, ...]) -> None:
+    """Prints what was found; a table in a pipe is not cut to 80 columns."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from polyprune_core.report import PIPED_WIDTH
+    from polyprune_core.runs.evaluation_report import below, table, to_csv, to_markdown
+
+    console = Console(highlight=False)
+    if form == "table":
+        if not console.is_terminal:
+            console = Console(file=console.file, width=PIPED_WIDTH, highlight=False)
+        console.print(table(findings))
+        for line in below(findings, prompts):
+            console.print(escape(line), soft_wrap=True)
+    elif form == "json":
+        console.file.write(json.dumps(findings.to_json(), indent=1, allow_nan=False) + "\n")
+    else:
+        console.file.write(to_csv(findings) if form == "csv" else to_markdown(findings, prompts))

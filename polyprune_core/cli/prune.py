@@ -101,5 +101,6 @@ def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbo
 
     from polyprune_core.runs.prune import prune as run
 
-    outcome = run(request, registry, output, overwrite, reporter)
-    click.echo("\n".join(outcome.lines()))
+    written = run(request, registry, output, overwrite, reporter).written
+    assert written is not None
+    click.echo("\n".join(written.lines()))
