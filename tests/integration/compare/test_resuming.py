@@ -53,7 +53,7 @@ def test_a_change_of_the_search_runs_searches_again_and_nothing_else(copy, cells
         ("--evaluation", "learn.txt", {"dense", "random", "thinet → no search", "thinet → rloo"}),
         ("--calibration", "test.txt", {"random", "thinet → no search", "thinet → rloo"}),
         ("--calibration-samples", 3, {"random", "thinet → no search", "thinet → rloo"}),
-        ("--probabilities", "const", {"thinet → no search", "thinet → rloo"}),
+        ("--policy", "probabilities:start=const", {"thinet → no search", "thinet → rloo"}),
     ],
 )
 def test_whatever_decides_a_result_makes_its_cell_run_again_and_no_other(copy, cells_run, option, value, again) -> None:
