@@ -115,7 +115,7 @@ BY_BOTH: dict[str, tuple[str, tuple[str, ...]]] = {
     "no learning rate": ("--learning-rate 0", ("--learning-rate", "greater than 0")),
     "a learning rate that is no number": ("--learning-rate nan", ("--learning-rate", "nan")),
     "an unknown preconditioner": ("--precondition full", ("--precondition", "'full'", "half-natural")),
-    "unknown start": ("--policy probabilities:start=flat --estimators rloo", ("start", "'flat'", "const")),
+    "unknown start": ("--policy probabilities:start=flat", ("start", "'flat'", "const")),
     "a missing configuration": ("-C nothere.toml", ("nothere.toml",)),
     "a folder as configuration": ("-C no-config", ("no-config",)),
     "a configuration that is not TOML": ("-C no-toml.toml", ("no-toml.toml", "line 1")),

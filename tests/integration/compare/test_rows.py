@@ -65,7 +65,7 @@ def test_the_json_has_every_field_that_is_promised(record) -> None:
         "granularity head",
         "granularity channel",
         "initializer",
-        "policy probabilities",
+        "policy",
         "estimator",
         "repair",
     }
