@@ -30,8 +30,8 @@ from polyprune_core.evaluation.windows import sample_windows
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Selection
-from polyprune_core.runs.compare import open_harness
 from polyprune_core.runs.harness import Harness
+from polyprune_core.runs.opening import open_harness
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.progress import Reporter

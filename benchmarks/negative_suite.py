@@ -26,8 +26,8 @@ from polyprune_core.config.grid import cells  # noqa: E402
 from polyprune_core.config.settings import Comparison  # noqa: E402
 from polyprune_core.errors import PolypruneError, plain  # noqa: E402
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry  # noqa: E402
-from polyprune_core.runs.compare import open_harness  # noqa: E402
 from polyprune_core.runs.harness import Harness  # noqa: E402
+from polyprune_core.runs.opening import open_harness  # noqa: E402
 from polyprune_core.runs.preflight import check_plugins  # noqa: E402
 from polyprune_core.testing import run_checks  # noqa: E402
 from polyprune_core.utils.files import write_json  # noqa: E402

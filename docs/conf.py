@@ -32,7 +32,8 @@ default_role = "code"
 nitpicky = True
 # Types that are documented elsewhere, or are no part of the interface.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|transformers|pluggy|collections|pathlib|types|typing)\..*"),
+    (r"py:.*", r"(torch|transformers|pandas|pluggy|collections|pathlib|types|typing)\..*|Axes"),
+    (r"py:class", r"polyprune_core\.config\.cell\.\w+|polyprune_core\.runs\.evaluation_report\.Side|Paired"),
     (r"py:class", r"nn\.Module|Tensor|Generator|Path|Sequence|Mapping|Callable|Iterable|Iterator|Any|ModuleType"),
     (r"py:.*", r"PreTrained\w+|(dict|Mapping)\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
     (r"py:class", r"polyprune_core\.pruning\.(mask_header\.Base|pricing\.PricedBudget)"),

@@ -1,6 +1,7 @@
 """polyprune: structural pruning criteria for language models through one harness.
 
-The names below are what plugins may import. Those that need torch are loaded when first used.
+The names below are what notebooks, scripts and plugins may import. Those that need torch or
+NumPy are loaded when first used.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.errors import ConfigError, PluginError, PolypruneError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 from polyprune_core.plugins.contracts import (
     BoundPolicy,
@@ -28,6 +29,8 @@ from polyprune_core.pruning.types import ExportReport, LegalShapes, MaskBatch, P
 from polyprune_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from polyprune_core.api.calls import compare, evaluate, load_results, prune
+    from polyprune_core.api.comparison import ComparisonResults
     from polyprune_core.evaluation.calibration import Calibration
     from polyprune_core.models.remote_code import register_models
     from polyprune_core.models.sources import LoadedModel, load_model
@@ -38,23 +41,32 @@ if TYPE_CHECKING:
     from polyprune_core.pruning.space import MaskSpace
     from polyprune_core.pruning.starting import PolicyStart
     from polyprune_core.pruning.writable import check_writable, write_model
+    from polyprune_core.runs.evaluation_report import Findings
+    from polyprune_core.runs.prune import PruningResult
     from polyprune_core.search.fixed_size import ExactSize
 
 _LAZY = {
-    "MaskFile": "polyprune_core.pruning.mask_file",
-    "write_masks": "polyprune_core.pruning.mask_file",
-    "check_writable": "polyprune_core.pruning.writable",
-    "write_model": "polyprune_core.pruning.writable",
     "Calibration": "polyprune_core.evaluation.calibration",
+    "ComparisonResults": "polyprune_core.api.comparison",
     "ExactSize": "polyprune_core.search.fixed_size",
+    "Findings": "polyprune_core.runs.evaluation_report",
     "LoadedModel": "polyprune_core.models.sources",
+    "MaskFile": "polyprune_core.pruning.mask_file",
     "MaskSpace": "polyprune_core.pruning.space",
     "PolicyStart": "polyprune_core.pruning.starting",
     "PrunedModel": "polyprune_core.pruning.pruned_model",
+    "PruningResult": "polyprune_core.runs.prune",
+    "SelectionRule": "polyprune_core.pruning.budget",
+    "check_writable": "polyprune_core.pruning.writable",
+    "compare": "polyprune_core.api.calls",
+    "evaluate": "polyprune_core.api.calls",
     "export_report": "polyprune_core.pruning.provenance",
     "load_model": "polyprune_core.models.sources",
-    "SelectionRule": "polyprune_core.pruning.budget",
+    "load_results": "polyprune_core.api.calls",
+    "prune": "polyprune_core.api.calls",
     "register_models": "polyprune_core.models.remote_code",
+    "write_masks": "polyprune_core.pruning.mask_file",
+    "write_model": "polyprune_core.pruning.writable",
 }
 
 __all__ = [
@@ -62,11 +74,13 @@ __all__ = [
     "Axis",
     "BoundPolicy",
     "Calibration",
+    "ComparisonResults",
     "ConfigError",
     "Cut",
     "ExactSize",
     "ExportReport",
     "Exporter",
+    "Findings",
     "GradientEstimator",
     "Granularity",
     "Initializer",
@@ -80,8 +94,10 @@ __all__ = [
     "PluginError",
     "Policy",
     "PolicyStart",
+    "PolypruneError",
     "Provider",
     "PrunedModel",
+    "PruningResult",
     "Repair",
     "Scores",
     "SearchPolicy",
@@ -90,11 +106,15 @@ __all__ = [
     "State",
     "UnitGroup",
     "check_writable",
+    "compare",
     "deprecated",
+    "evaluate",
     "export_report",
     "hookimpl",
     "initializer",
     "load_model",
+    "load_results",
+    "prune",
     "register_models",
     "write_masks",
     "write_model",
@@ -105,3 +125,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from polyprune_core.config.settings import Comparison
     from polyprune_core.plugins.registry import Registry
     from polyprune_core.results.results import Results
-    from polyprune_core.results.row import Row
     from polyprune_core.results.store import Store
 
 GRID = [
@@ -39,32 +38,30 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("estimator"),
-        help="Searches: reinforce, rloo, antithetic, … [none]",
+        help="Searches: reinforce, rloo, antithetic, …",
     ),
     _option(
         "--initializers",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
-        help="Metrics that searches start from. [thinet]",
+        help="Metrics that searches start from.",
     ),
     _option(
         "--baselines",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
-        help="Metrics shown alone. [random,magnitude,wanda,thinet]",
+        help="Metrics shown alone.",
     ),
     _option(
         "--granularity",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("granularity"),
-        help="What a unit is; + joins kinds in one space. [head+channel]",
+        help="What a unit is; + joins kinds in one space.",
     ),
-    _option(
-        "--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed. [0.2]"
-    ),
+    _option("--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed."),
     _option(
         "--budget",
         type=CommaList(),
@@ -76,28 +73,29 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("repair"),
-        help="What happens to the weights that stay: none, bias, … [none]",
+        help="What happens to the weights that stay: none, bias, …",
     ),
-    _option("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks. [0]"),
+    _option("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks."),
     _option(
         "--scope",
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer. [kind; for searches the policy's]",
+        help="Who shares a budget: kind, global or layer.",
+        unless="kind; for searches the policy's",
     ),
     _option(
         "--scale",
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("raw", "zscore", "per-parameter"),
-        help="Scores compared across layers: raw, zscore or per-parameter. [zscore]",
+        help="Scores compared across layers: raw, zscore or per-parameter.",
     ),
 ]
 
 
 @click.command()
-@options(GRID, MODEL, TEXT, TASKS, SEARCH, TRACKING, OUTPUT)
+@options(("Comparison",), GRID, MODEL, TEXT, TASKS, SEARCH, TRACKING, OUTPUT)
 @click.option(
     "--output",
     "-o",
@@ -166,26 +164,15 @@ def _run(
     """Runs the grid below a live view on a terminal, with a line a cell elsewhere."""
     from polyprune_core.cli.live import GridView, PlainView
     from polyprune_core.runs.cost_estimate import evaluation_tokens, work_of
-    from polyprune_core.runs.loggers import Tracking
+    from polyprune_core.runs.grid import run_grid
     from polyprune_core.runs.preflight import check_plugins
 
     check_plugins(request, registry)
     work = work_of(request, registry, evaluation_tokens(request) or 1, ())
     shown = GridView if console.is_terminal and not quiet else PlainView
-    with (
-        shown(console, work, _varied(request), quiet=quiet, verbose=verbose) as view,
-        Tracking(request, registry, store.folder, view) as tracking,
-    ):
-        view.status("loading torch and transformers")
-
-        from polyprune_core.runs.compare import compare as run
-
-        def on_row(row: Row) -> None:
-            view.row(row)
-            tracking.row(row)
-
+    with shown(console, work, _varied(request), quiet=quiet, verbose=verbose) as view:
         try:
-            return run(request, registry, store, tracking, on_row)
+            return run_grid(request, registry, store, view, view.row)
         except KeyboardInterrupt:
             raise click.Abort("finished cells are kept, and the same command goes on from there") from None
 

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from polyprune_core.cli.options import CUTTING, LOADING, OUTPUT, TASKS, CommaList, _option, given, options
 
+if TYPE_CHECKING:
+    from polyprune_core.runs.evaluation_report import Findings
+
 WHAT = [
-    _option("--model", "-m", metavar="NAME", help="Dense model of a mask file. [the one it names]"),
-    _option("--reference", metavar="NAME", help="Model to compare with; none for none. [the dense model, if known]"),
+    _option("--model", "-m", metavar="NAME", help="Dense model of a mask file.", unless="the one it names"),
+    _option(
+        "--reference", metavar="NAME", help="Model to compare with; none for none.", unless="the dense model, if known"
+    ),
 ]
 TEXT = [
-    _option("--evaluation", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset. [builtin:pydocs]"),
+    _option("--evaluation", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset."),
     *CUTTING,
-    _option("--eval-seq-len", type=CommaList(int), metavar="LIST", help="Tokens of an evaluation window. [128]"),
-    _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced. [all]"),
-    _option("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks. [8]"),
+    _option("--eval-seq-len", type=CommaList(int), metavar="LIST", help="Tokens of an evaluation window."),
+    _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced.", unless="all"),
+    _option("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks."),
 ]
 MORE = [
     click.option("--generate", multiple=True, metavar="PROMPT", help="Show what follows this text; can be repeated."),
-    _option("--new-tokens", type=int, metavar="N", help="Tokens written by --generate and --latency. [32]"),
+    _option("--new-tokens", type=int, metavar="N", help="Tokens written by --generate and --latency."),
     _option("--latency", is_flag=True, help="Time reading a prompt and writing tokens, beside the reference."),
-    _option("--latency-batch-sizes", type=CommaList(int), metavar="LIST", help="Prompts at a time. [1,8]"),
-    _option("--prompt-tokens", type=int, metavar="N", help="Tokens of a prompt; also for MACs and peak memory. [128]"),
-    _option("--turns", type=int, metavar="N", help="Timed turns of each model. [5]"),
+    _option("--latency-batch-sizes", type=CommaList(int), metavar="LIST", help="Prompts at a time."),
+    _option("--prompt-tokens", type=int, metavar="N", help="Tokens of a prompt; also for MACs and peak memory."),
+    _option("--turns", type=int, metavar="N", help="Timed turns of each model."),
 ]
 
 
 @click.command()
 @click.argument("target")
-@options(WHAT, LOADING, TEXT, TASKS, MORE, OUTPUT)
+@options(("EvaluateConfig",), WHAT, LOADING, TEXT, TASKS, MORE, OUTPUT)
 @click.option(
     "--format",
     "form",
@@ -56,7 +62,27 @@ def evaluate(target: str, config: Path | None, form: str, quiet: bool, verbose: 
     reporter = TerminalReporter(stderr(), quiet, verbose)
     reporter.status("loading torch and transformers")
 
-    from polyprune_core.runs import evaluation_report as findings
     from polyprune_core.runs.evaluate import examine
 
-    findings.write(examine(request, reporter), form, request.generate)
+    _print(examine(request, reporter), form, request.generate)
+
+
+def _print(findings: Findings, form: str, prompts: tuple[str, ...]) -> None:
+    """Prints what was found; a table in a pipe is not cut to 80 columns."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from polyprune_core.report import PIPED_WIDTH
+    from polyprune_core.runs.evaluation_report import below, table, to_csv, to_markdown
+
+    console = Console(highlight=False)
+    if form == "table":
+        if not console.is_terminal:
+            console = Console(file=console.file, width=PIPED_WIDTH, highlight=False)
+        console.print(table(findings))
+        for line in below(findings, prompts):
+            console.print(escape(line), soft_wrap=True)
+    elif form == "json":
+        console.file.write(json.dumps(findings.to_json(), indent=1, allow_nan=False) + "\n")
+    else:
+        console.file.write(to_csv(findings) if form == "csv" else to_markdown(findings, prompts))

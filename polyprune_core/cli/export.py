@@ -11,16 +11,16 @@ import rich_click as click
 from polyprune_core.cli.options import LOADING_LOCAL, OUTPUT, UserPath, _option, given, options
 
 WHAT = [
-    _option("--exporter", metavar="NAME", help="What to write: an exporter of plugins list. [huggingface]"),
+    _option("--exporter", metavar="NAME", help="What to write: an exporter of plugins list."),
     _option("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do."),
     _option("--verify", is_flag=True, help="Read it back and compare its logits with the model in memory."),
-    _option("--model", "-m", metavar="NAME", help="Dense model. [the one that the masks or the store name]"),
+    _option("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the masks or the store name"),
 ]
 
 
 @click.command()
 @click.argument("source", type=UserPath())
-@options(WHAT, LOADING_LOCAL, OUTPUT)
+@options(("Export",), WHAT, LOADING_LOCAL, OUTPUT)
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 @click.option(

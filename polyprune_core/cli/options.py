@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -114,21 +115,59 @@ def complete_text(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [CompletionItem(builtin) if builtin.startswith(incomplete) else CompletionItem(incomplete, type="file")]
 
 
-def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    return click.option(*names, default=None, **settings)
+class Setting(click.Option):
+    """An option whose default stands in the settings of its command; its help tells it in brackets.
+
+    `unless`: what happens where it is not given and the settings have no default.
+    """
+
+    settings: tuple[str, ...] = ()
+
+    def __init__(self, *names: Any, unless: str = "", **how: Any) -> None:
+        self.unless = unless
+        super().__init__(*names, **how)
+
+    @property
+    def help(self) -> str | None:
+        """What the option is for, and its default."""
+        default = "" if self.is_flag else self._default()
+        return f"{self._told} [{default}]" if default else self._told
+
+    @help.setter
+    def help(self, told: str | None) -> None:
+        self._told = told
+
+    def _default(self) -> str:
+        for name in self.settings:
+            module = import_module(f"polyprune_core.config.{'settings' if name in GRIDS else 'requests'}")
+            field = getattr(module, name).model_fields.get(self.name)
+            value = None if field is None else field.default
+            if isinstance(value, tuple) and (value or not self.unless):
+                return ",".join(map(str, value)) or "none"
+            if value is not None and not isinstance(value, tuple) and not repr(value).startswith("Pydantic"):
+                return f"{value:g}" if isinstance(value, float) else str(value)
+        return self.unless
+
+
+GRIDS = ("Comparison", "Pruning")
+
+
+def _option(*names: str, **how: Any) -> Callable[[Any], Any]:
+    return click.option(*names, default=None, cls=Setting, **how)
 
 
 CUTTING = [
     _option(
         "--text-column",
         metavar="NAME",
-        help="Column of a dataset, .jsonl, .json or .parquet text. [text]",
+        help="Column of a dataset, .jsonl, .json or .parquet text.",
+        unless="text",
     ),
     _option(
         "--bos",
         metavar="NAME",
         shell_complete=words("auto", "always", "never"),
-        help="Whether every window begins with the tokenizer's BOS; auto: as the tokenizer begins a text. [auto]",
+        help="Whether every window begins with the tokenizer's BOS; auto: as the tokenizer begins a text.",
     ),
 ]
 LOADING_LOCAL = [
@@ -137,11 +176,9 @@ LOADING_LOCAL = [
         "--dtype",
         metavar="NAME",
         shell_complete=words("auto", "float32", "bfloat16", "float16"),
-        help="Compute in auto (the model's own), float32, bfloat16 or float16. [auto]",
+        help="Compute in auto (the model's own), float32, bfloat16 or float16.",
     ),
-    _option(
-        "--device", metavar="NAME", shell_complete=words("auto", "cpu", "cuda"), help="auto, cpu or cuda[:i]. [auto]"
-    ),
+    _option("--device", metavar="NAME", shell_complete=words("auto", "cpu", "cuda"), help="auto, cpu or cuda[:i]."),
 ]
 LOADING = [
     _option("--revision", metavar="REV", help="Revision of a hub id."),
@@ -153,44 +190,46 @@ MODEL = [
         "-m",
         metavar="NAME",
         shell_complete=complete_model,
-        help="Catalogue name, hub id, folder or .gguf file. [smollm2-135m]",
+        help="Catalogue name, hub id, folder or .gguf file.",
     ),
     *LOADING,
 ]
 TASKS = [
-    _option("--tasks", "-t", type=CommaList(), metavar="LIST", help="Tasks of lm-evaluation-harness. [none]"),
+    _option("--tasks", "-t", type=CommaList(), metavar="LIST", help="Tasks of lm-evaluation-harness."),
     _option(
         "--include-path",
         type=UserPath(),
         metavar="DIR",
         help="Folder of task files of your own, where paths in them start.",
     ),
-    _option("--num-fewshot", "-f", type=int, metavar="N", help="Solved items before each one. [as the task says]"),
-    _option("--tasks-limit", type=int, metavar="N", help="Items of each task. [all]"),
+    _option(
+        "--num-fewshot", "-f", type=int, metavar="N", help="Solved items before each one.", unless="as the task says"
+    ),
+    _option("--tasks-limit", type=int, metavar="N", help="Items of each task.", unless="all"),
 ]
 TEXT = [
     _option(
         "--calibration",
         metavar="TEXT",
         shell_complete=complete_text,
-        help="builtin:pydocs, a file, a hub dataset, or A+B of these in equal shares. [builtin:pydocs]",
+        help="builtin:pydocs, a file, a hub dataset, or A+B of these in equal shares.",
     ),
     _option(
         "--evaluation",
         metavar="TEXT",
         shell_complete=complete_text,
-        help="As above, but one text, and never the calibration text. [builtin:pydocs]",
+        help="As above, but one text, and never the calibration text.",
     ),
     *CUTTING,
-    _option("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at. [64]"),
-    _option("--seq-len", type=int, metavar="T", help="Tokens of a calibration window. [128]"),
-    _option("--eval-seq-len", type=int, metavar="T", help="Tokens of an evaluation window. [128]"),
-    _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced. [all]"),
+    _option("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at."),
+    _option("--seq-len", type=int, metavar="T", help="Tokens of a calibration window."),
+    _option("--eval-seq-len", type=int, metavar="T", help="Tokens of an evaluation window."),
+    _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced.", unless="all"),
 ]
 SEARCH = [
-    _option("--steps", type=int, metavar="N", help="Search steps. [50]"),
-    _option("--masks-per-step", type=int, metavar="K", help="Masks a step. [8]"),
-    _option("--batch-size", "-b", type=int, metavar="B", help="Sequences of a batch. [2]"),
+    _option("--steps", type=int, metavar="N", help="Search steps."),
+    _option("--masks-per-step", type=int, metavar="K", help="Masks a step."),
+    _option("--batch-size", "-b", type=int, metavar="B", help="Sequences of a batch."),
     _option("--forward-tokens", type=int, metavar="N", help="Tokens a search may spend, instead of --steps."),
     _option(
         "--preset",
@@ -202,24 +241,25 @@ SEARCH = [
         "--policy",
         metavar="NAME",
         shell_complete=plugin_names("policy"),
-        help="What a search moves: gaussian, probabilities, … with its options, as gaussian:sigma=0.1. [gaussian]",
+        help="What a search moves: gaussian, probabilities, … with its options, as gaussian:sigma=0.1.",
     ),
     _option(
         "--optimizer",
         metavar="NAME",
         shell_complete=words("sgd", "adam"),
-        help="sgd or adam. [the policy's]",
+        help="sgd or adam.",
+        unless="the policy's",
     ),
-    _option("--learning-rate", type=float, metavar="X", help="Initial step size. [the policy's]"),
+    _option("--learning-rate", type=float, metavar="X", help="Initial step size.", unless="the policy's"),
     _option(
         "--precondition",
         metavar="NAME",
         shell_complete=words("none", "half-natural", "natural"),
-        help="none, half-natural or natural. [half-natural]",
+        help="none, half-natural or natural.",
     ),
-    _option("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises. [0]"),
-    _option("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged. [0]"),
-    _option("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps. [1]"),
+    _option("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises."),
+    _option("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged."),
+    _option("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps."),
 ]
 TRACKING = [
     _option(
@@ -227,7 +267,7 @@ TRACKING = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("none", "tensorboard", "wandb", "trackio"),
-        help="Loggers of losses and rows: tensorboard, wandb, trackio; a run a cell. [none]",
+        help="Loggers of losses and rows: tensorboard, wandb, trackio; a run a cell.",
     ),
 ]
 
@@ -278,12 +318,18 @@ OUTPUT = [
 ]
 
 
-def options(*groups: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    """Returns a decorator that adds the options of the groups in their order."""
+def options(settings: tuple[str, ...], *groups: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Returns a decorator that adds the options of the groups in their order.
+
+    `settings` names the classes that their defaults are read from; the first that has one is taken.
+    """
 
     def decorate(command: Any) -> Any:
         for option in reversed([option for group in groups for option in group]):
             command = option(command)
+        for option in command.__click_params__:
+            if isinstance(option, Setting):
+                option.settings = settings
         return command
 
     return decorate

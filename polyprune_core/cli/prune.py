@@ -25,21 +25,22 @@ ONE = [
         "--initializer",
         metavar="NAME",
         shell_complete=plugin_names("initializer"),
-        help="Metric, or where a search starts. [thinet]",
+        help="Metric, or where a search starts.",
     ),
     _option(
         "--estimator",
         metavar="NAME",
         shell_complete=plugin_names("estimator"),
-        help="Search with this gradient estimator; none: the metric alone. [none]",
+        help="Search with this gradient estimator; none: the metric alone.",
+        unless="none",
     ),
     _option(
         "--granularity",
         metavar="NAME",
         shell_complete=plugin_names("granularity"),
-        help="What a unit is. [head+channel]",
+        help="What a unit is.",
     ),
-    _option("--sparsity", "-s", type=float, metavar="X", help="Fraction of prunable parameters removed. [0.2]"),
+    _option("--sparsity", "-s", type=float, metavar="X", help="Fraction of prunable parameters removed.", unless="0.2"),
     _option(
         "--budget",
         metavar="X",
@@ -49,26 +50,27 @@ ONE = [
         "--repair",
         metavar="NAME",
         shell_complete=plugin_names("repair"),
-        help="What happens to the weights that stay: none, bias, … [none]",
+        help="What happens to the weights that stay: none, bias, …",
     ),
-    _option("--seed", type=int, metavar="N", help="Calibration sample and masks. [0]"),
+    _option("--seed", type=int, metavar="N", help="Calibration sample and masks."),
     _option(
         "--scope",
         metavar="NAME",
         shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer. [kind; for searches the policy's]",
+        help="Who shares a budget: kind, global or layer.",
+        unless="kind; for searches the policy's",
     ),
     _option(
         "--scale",
         metavar="NAME",
         shell_complete=words("raw", "zscore", "per-parameter"),
-        help="Scores compared across layers: raw, zscore or per-parameter. [zscore]",
+        help="Scores compared across layers: raw, zscore or per-parameter.",
     ),
     _option(
         "--exporter",
         metavar="NAME",
         shell_complete=plugin_names("exporter"),
-        help="What to write: huggingface, masks, … [huggingface]",
+        help="What to write: huggingface, masks, …",
     ),
     _option(
         "--from-masks",
@@ -80,7 +82,7 @@ ONE = [
 
 
 @click.command()
-@options(ONE, MODEL, TEXT, SEARCH, OUTPUT)
+@options(("Pruning", "Comparison"), ONE, MODEL, TEXT, SEARCH, OUTPUT)
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbose: bool, **values: Any) -> None:
@@ -99,5 +101,6 @@ def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbo
 
     from polyprune_core.runs.prune import prune as run
 
-    outcome = run(request, registry, output, overwrite, reporter)
-    click.echo("\n".join(outcome.lines()))
+    written = run(request, registry, output, overwrite, reporter).written
+    assert written is not None
+    click.echo("\n".join(written.lines()))

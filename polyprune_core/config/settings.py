@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,7 @@ Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 # The empty list, as which the command line reads "none", is the plugin of that name.
 OrNone = AfterValidator(lambda specs: specs or (NO_REPAIR,))
 Place = Annotated[Path, BeforeValidator(lambda value: user_path(value) if isinstance(value, str) else value)]
-ManyOrOne = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
+ManyOrOne = BeforeValidator(lambda value: _many(value))
 
 
 # Settings of a search by name. Rates and sizes are those of the paper's released scripts, in both; the step is the
@@ -277,6 +278,12 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
     given = repr(fault["input"])
     given = given if len(given) <= 80 else f"{given[:80]}…"
     return f"--{name}: {given} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+
+
+def _many(value: Any) -> tuple[Any, ...]:
+    """Returns the items of a list, a range and the like; anything else is one item."""
+    single = isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
+    return (value,) if single else tuple(value)
 
 
 def _normal(spec: str) -> str:

@@ -8,7 +8,7 @@ fraction of the price of all units to remove: of parameters, unless the space is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,8 +16,9 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from polyprune_core.errors import BudgetError
+from polyprune_core.pruning.shapes import ANY_SHAPE, least_counts, legal_counts
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import EPS, Selection
+from polyprune_core.pruning.types import EPS, LegalShapes, Selection
 
 SCOPES: dict[str, Callable[[MaskSpace], Tensor]] = {
     "kind": lambda space: space.kind,
@@ -36,10 +37,11 @@ class SelectionRule:
     sparsity: float
     scope: str = "kind"
     min_keep: int = 1
+    shapes: LegalShapes = ANY_SHAPE
 
     def select(self, scores: Tensor, space: MaskSpace) -> Selection:
         """Returns the units that scores (U,) keep under the budget, as `select` does; raises BudgetError."""
-        return select(scores, space, self.sparsity, self.scope, self.min_keep)
+        return select(scores, space, self.sparsity, self.scope, self.min_keep, self.shapes)
 
     def project(self, values: Tensor, space: MaskSpace) -> Tensor:
         """Returns (U,): the nearest keep probabilities within the budget, as `project` does."""
@@ -134,18 +136,26 @@ def _shift_of_pool(logits: Tensor, price: Tensor, budget: float, eps: float) -> 
     return (brentq(excess, 0.0, top, xtol=1e-12) if excess(top) < 0 else top) * price
 
 
-def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_keep: int = 1) -> Selection:
+def select(
+    scores: Tensor,
+    space: MaskSpace,
+    sparsity: float,
+    scope: str,
+    min_keep: int = 1,
+    shapes: LegalShapes = ANY_SHAPE,
+) -> Selection:
     """Returns the best units that fit the budget: never more than asked for, whatever the ties.
 
     Units are taken by descending score (U,), ties in unit order, as long as they fit. Each group of more than one
     unit first keeps its best `min_keep`. In scope `layer` every pool gets its whole units first; what is left over
-    goes to the best-scored units waiting, one a pool before any pool gets a second.
+    goes to the best-scored units waiting, one a pool before any pool gets a second. What is kept of a group is then
+    rounded down to a number that `shapes` allow.
 
     Raises:
-        BudgetError: the floor alone costs more than the budget.
+        BudgetError: the floor alone costs more than the budget, or a group has no number of units that is allowed.
     """
     order = torch.argsort(scores.double(), descending=True, stable=True)
-    floor = _floor(order, space, min_keep)
+    floor = _floor(order, space, min_keep, shapes)
     keep = floor.clone()
     labels = SCOPES["kind" if scope == "layer" else scope](space)
     prices = torch.bincount(labels, space.price).tolist()
@@ -159,6 +169,8 @@ def select(scores: Tensor, space: MaskSpace, sparsity: float, scope: str, min_ke
         if scope == "layer":
             own = _layers_first(own, floor, space, sparsity)
         keep[_fitting(own, space.price, budget - held[label])] = True
+    if shapes is not ANY_SHAPE:
+        keep = _best(order, space, legal_counts([int(keep[units].sum()) for units in space.slices()], space, shapes))
     return Selection(keep, int(space.cost[keep].sum()), space.total_cost)
 
 
@@ -167,15 +179,20 @@ def _distinct(labels: Tensor) -> list[int]:
     return torch.bincount(labels).nonzero().flatten().tolist()
 
 
-def _floor(order: Tensor, space: MaskSpace, min_keep: int) -> Tensor:
-    floor = torch.zeros(len(space), dtype=torch.bool)
+def _floor(order: Tensor, space: MaskSpace, min_keep: int, shapes: LegalShapes = ANY_SHAPE) -> Tensor:
+    counts = [min(min_keep, group.count) if group.count > 1 else 0 for group in space.groups]
+    return _best(order, space, least_counts(counts, space, shapes))
+
+
+def _best(order: Tensor, space: MaskSpace, counts: Sequence[int]) -> Tensor:
+    """Returns (U,) bool: as many units of each group as its count says, the first in `order`."""
+    best = torch.zeros(len(space), dtype=torch.bool)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    for units in space.slices():
-        count = units.stop - units.start
-        if count > 1:
-            floor[units.start + place[units].topk(min(min_keep, count), largest=False).indices] = True
-    return floor
+    for units, count in zip(space.slices(), counts, strict=True):
+        if count:
+            best[units.start + place[units].topk(count, largest=False).indices] = True
+    return best
 
 
 def _layers_first(waiting: Tensor, floor: Tensor, space: MaskSpace, sparsity: float) -> Tensor:

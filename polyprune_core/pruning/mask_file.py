@@ -26,8 +26,9 @@ from polyprune_core.pruning.budget import SCOPES, SelectionRule
 from polyprune_core.pruning.mask_header import Base, Header, described, read_header
 from polyprune_core.pruning.pricing import PricedBudget
 from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.shapes import ANY_SHAPE
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import Policy, Scores, Selection, UnitGroup
+from polyprune_core.pruning.types import LegalShapes, Policy, Scores, Selection, UnitGroup
 
 HEADER, TENSORS = "masks.json", "masks.safetensors"
 UPDATE = "update "
@@ -88,10 +89,17 @@ class MaskFile:
             return str((self.folder / self.base.folder).resolve())
         return self.base.name
 
-    def apply(self, base: LoadedModel, sparsity: float | None = None, terms: PricedBudget | None = None) -> PrunedModel:
+    def apply(
+        self,
+        base: LoadedModel,
+        sparsity: float | None = None,
+        terms: PricedBudget | None = None,
+        shapes: LegalShapes = ANY_SHAPE,
+    ) -> PrunedModel:
         """Returns the pruned model: as stored, or selected from the stored scores at another sparsity or budget.
 
-        What a repair made of the stored selection fits no other one: then the weights stay as they are.
+        What a repair made of the stored selection fits no other one: then the weights stay as they are. `shapes`: what
+        another selection has to fit.
 
         Raises:
             ModelError: `base` is not the model that the masks are for.
@@ -102,7 +110,7 @@ class MaskFile:
             selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
             return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe, self.updates)
         priced, share = (terms.space, terms.sparsity) if terms else (space, check_sparsity(sparsity or 0.0))
-        selection = replace(self.rule(), sparsity=share).select(self.scores.values, priced)
+        selection = replace(self.rule(), sparsity=share, shapes=shapes).select(self.scores.values, priced)
         asked = {"sparsity": sparsity, "budget": str(terms.target) if terms else None, "repair": NO_REPAIR}
         return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe | asked)
 

@@ -142,7 +142,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class LegalShapes:
-    """What a format or a runtime can hold, known before anything is selected.
+    """What a format or a runtime can hold, known before anything is selected; every selection and every mask obeys it.
 
     Attributes:
         multiple_of: kind of unit to the number that units of that kind are kept in multiples of in every layer.

@@ -8,8 +8,8 @@ from polyprune_core.report.csvfile import to_csv
 from polyprune_core.report.latex import latex
 from polyprune_core.report.markdown import markdown
 from polyprune_core.report.sheet import summary_sheet
-from polyprune_core.report.terminal import line, table
-from polyprune_core.report.write import FORMATS, PIPED_WIDTH, write
+from polyprune_core.report.terminal import PIPED_WIDTH, line, table
+from polyprune_core.report.write import FORMATS, write
 
 __all__ = [
     "AS_RUN",

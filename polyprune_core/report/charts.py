@@ -83,18 +83,25 @@ def trade_offs(results: Results, summaries: Sequence[Summary], styles: dict[str,
 
     A row of a budget stands at the sparsity that it came to; one that does not say which is left out.
     """
+    dense = next((s for s in measured(summaries) if s.row.cell.kind == "dense"), None)
+    lines = criteria(results, summaries)
+    return [_trade_off(granularity, found, dense, styles) for granularity, found in lines.items()]
+
+
+def measured(summaries: Sequence[Summary]) -> list[Summary]:
+    """Returns those whose mean perplexity is finite."""
+    return [s for s in summaries if s.log_perplexity and math.isfinite(s.log_perplexity.mean)]
+
+
+def criteria(results: Results, summaries: Sequence[Summary]) -> dict[str, dict[str, list[Summary]]]:
+    """Returns of each granularity what a chart has a line for: the measured summaries of each criterion."""
     differs = varied(results)
-    done = [s for s in summaries if s.log_perplexity and math.isfinite(s.log_perplexity.mean)]
-    dense = next((s for s in done if s.row.cell.kind == "dense"), None)
-    charts = []
-    for granularity in dict.fromkeys(s.row.cell.granularity for s in done if s.row.cell.granularity):
-        lines: dict[str, list[Summary]] = {}
-        for summary in done:
-            if summary.row.cell.granularity == granularity and removed(summary.row) is not None:
-                lines.setdefault(label(summary.row, differs), []).append(summary)
-        if lines:
-            charts.append(_trade_off(granularity, lines, dense, styles))
-    return charts
+    found: dict[str, dict[str, list[Summary]]] = {}
+    for summary in measured(summaries):
+        granularity = summary.row.cell.granularity
+        if granularity and removed(summary.row) is not None:
+            found.setdefault(granularity, {}).setdefault(label(summary.row, differs), []).append(summary)
+    return found
 
 
 def _trade_off(

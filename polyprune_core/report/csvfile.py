@@ -17,20 +17,24 @@ FORMULA, NUMBER = re.compile(r"\s*[=+@-]"), re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)
 
 
 def to_csv(results: Results, arrangement: Arrangement = AS_RUN) -> str:
-    """Returns one line a measured row: the results schema but the plugins, and every metric of every task."""
+    """Returns one line a measured row, in the columns of `flat`."""
+    head, lines = flat(results, arrangement)
+    return written([head, *lines])
+
+
+def flat(results: Results, arrangement: Arrangement = AS_RUN) -> tuple[list[str], list[list[Any]]]:
+    """Returns the columns and a line for each measured row.
+
+    The columns are the results schema but the plugins, and every metric of every task.
+    """
     names = [name for name in columns_of_row() if name not in ("plugins", "tasks")]
     rows = arrangement.rows(results)
-    records = [row.to_json() for row in rows]
     scores = dict.fromkeys((task, metric) for row in rows for task in row.tasks for metric in row.tasks[task])
-    return written(
-        [
-            [*names, *(f"{task} {metric}" for task, metric in scores)],
-            *(
-                [*(record[name] for name in names), *(record["tasks"].get(t, {}).get(metric) for t, metric in scores)]
-                for record in records
-            ),
-        ]
-    )
+    lines = [
+        [*(record[name] for name in names), *(record["tasks"].get(task, {}).get(metric) for task, metric in scores)]
+        for record in (row.to_json() for row in rows)
+    ]
+    return [*names, *(f"{task} {metric}" for task, metric in scores)], lines
 
 
 def csv_table(sheet: Sheet, titled: bool = False) -> str:

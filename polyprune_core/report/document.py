@@ -24,8 +24,8 @@ from polyprune_core.report.latex import latex_table
 from polyprune_core.report.load import Loaded
 from polyprune_core.report.markdown import markdown_table
 from polyprune_core.report.sheet import Sheet, heading, summary_sheet
-from polyprune_core.report.terminal import tables
-from polyprune_core.report.write import PIPED_WIDTH, to_json
+from polyprune_core.report.terminal import PIPED_WIDTH, tables
+from polyprune_core.report.write import to_json
 from polyprune_core.results.results import Results
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from polyprune_core.errors import counted
 from polyprune_core.report import charts
 from polyprune_core.report.agreement import agreement_sheets
@@ -15,6 +13,7 @@ from polyprune_core.report.columns import MARKS, label, number, section, varied
 from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.cost import cost_sheet
 from polyprune_core.report.curves import curves
+from polyprune_core.report.html import rendered
 from polyprune_core.report.kept import kept_sheets
 from polyprune_core.report.load import Loaded, MergedResults
 from polyprune_core.report.sheet import Sheet, heading, summary_sheet
@@ -57,18 +56,8 @@ class Part:
 
 def page(loaded: Loaded, arrangement: Arrangement = AS_RUN) -> str:
     """Returns the page of all comparisons."""
-    environment = Environment(
-        loader=PackageLoader("polyprune_core.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     parts = [_part(comparison, arrangement) for comparison in loaded.comparisons]
-    text: str = environment.get_template("page.html").render(
-        parts=parts, notes=loaded.notes, version=__version__, chart=charts
-    )
-    return text
+    return rendered("page.html", parts=parts, notes=loaded.notes, version=__version__, chart=charts)
 
 
 def findings(results: Results, arrangement: Arrangement = AS_RUN) -> list[str]:

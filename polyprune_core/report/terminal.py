@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import shutil
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,6 +20,7 @@ from polyprune_core.report.sheet import Sheet, summary_sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
 
+PIPED_WIDTH = 160
 WIDE = Console(width=10_000)
 
 
@@ -33,6 +36,18 @@ def line(row: Row) -> str:
 def table(results: Results, width: int, arrangement: Arrangement = AS_RUN) -> Table:
     """Returns the summary as a rich table that fits `width` columns."""
     return fitted(dataclasses.replace(summary_sheet(results, arrangement), title=""), width)
+
+
+def drawn(grid: Table, width: int) -> str:
+    """Returns a rich table as plain text of at most `width` columns, in a notebook too."""
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False, force_terminal=False, force_jupyter=False).print(grid)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+
+def shown_width() -> int:
+    """Returns the columns of the terminal, or where there is none `PIPED_WIDTH`."""
+    return shutil.get_terminal_size((PIPED_WIDTH, 24)).columns
 
 
 def tables(sheet: Sheet, width: int) -> list[Table]:

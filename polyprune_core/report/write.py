@@ -12,12 +12,11 @@ from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.csvfile import to_csv
 from polyprune_core.report.latex import latex
 from polyprune_core.report.markdown import markdown
-from polyprune_core.report.terminal import table
+from polyprune_core.report.terminal import PIPED_WIDTH, table
 from polyprune_core.results.results import Results
 from polyprune_core.utils.numbers import finite
 
 FORMATS = ("table", "json", "csv", "markdown", "latex")
-PIPED_WIDTH = 160
 
 
 def write(results: Results, form: str, console: Console | None = None, arrangement: Arrangement = AS_RUN) -> None:

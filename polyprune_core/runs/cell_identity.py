@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config.cell import Cell
+from polyprune_core.config.cell import Cell, Search, Start
 from polyprune_core.config.settings import Comparison
 from polyprune_core.models.checkpoint import settings_sha256
 from polyprune_core.version import __version__
@@ -49,8 +49,8 @@ def used_plugins(cell: Cell, sources: Sources) -> dict[str, str]:
             used[f"granularity {part}"] = sources["granularity"][part]
     if cell.initializer:
         used["initializer"] = sources["initializer"][cell.initializer]
-    if cell.kind in ("start", "search"):
-        used |= {f"policy {spec}": source for spec, source in sources["policy"].items()}
+    if isinstance(cell, Start | Search):
+        (used["policy"],) = sources["policy"].values()
     if cell.estimator:
         used["estimator"] = sources["estimator"][cell.estimator]
     if cell.repair:

@@ -18,9 +18,10 @@ from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pricing import PricedBudget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.scaling import scale
+from polyprune_core.pruning.shapes import ANY_SHAPE
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.starting import PolicyStart
-from polyprune_core.pruning.types import Scores, Selection
+from polyprune_core.pruning.types import LegalShapes, Scores, Selection
 from polyprune_core.runs.harness import Harness
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
@@ -69,7 +70,9 @@ class Decision:
 class Decider:
     """Decides about cells; scores, and decisions that only a repair tells apart, are made once."""
 
-    def __init__(self, harness: Harness) -> None:
+    def __init__(self, harness: Harness, shapes: LegalShapes = ANY_SHAPE) -> None:
+        """`shapes`: what the selections have to fit."""
+        self.shapes = shapes
         self.harness, self.settings, self.registry = harness, harness.settings, harness.registry
         self._scores: dict[tuple[str, str, int, SelectionRule | None], tuple[Scores, Cost]] = {}
         self._chosen: dict[Pruned, Decision] = {}
@@ -97,7 +100,7 @@ class Decider:
 
     def _choose(self, cell: Pruned, checkpoint: Checkpoint | None) -> Decision:
         terms = self.harness.terms(cell)
-        space, rule = terms.space, SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep)
+        space, rule = terms.space, SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes)
         one_budget = self.registry.for_one_budget(cell.initializer)
         scores, cost = self.scores(space, cell.initializer, cell.seed, rule if one_budget else None)
         if isinstance(cell, Metric):

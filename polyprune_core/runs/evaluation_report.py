@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,8 +15,11 @@ from polyprune_core.evaluation.footprint import Footprint
 from polyprune_core.evaluation.latency import Load, Spread
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.evaluation.tasks import TaskScores
-from polyprune_core.report import PIPED_WIDTH, accuracy, number
+from polyprune_core.report import accuracy, number
 from polyprune_core.report.csvfile import written
+from polyprune_core.report.html import table_html
+from polyprune_core.report.sheet import Band, Cell, Sheet
+from polyprune_core.report.terminal import drawn, shown_width
 from polyprune_core.utils.numbers import finite
 from polyprune_core.version import __version__
 
@@ -48,9 +49,9 @@ class Side:
     latency: dict[int, Timing] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Findings:
-    """A model, its reference if there is one, and the conditions that both share.
+    """A model, its reference if there is one, and the conditions that both share; shown as a table.
 
     `ratios` are the model's times as a multiple of the reference's, turn by turn, by batch size.
     """
@@ -66,6 +67,14 @@ class Findings:
     def sides(self) -> list[Side]:
         """The model, then the reference."""
         return [self.model, *([self.reference] if self.reference else [])]
+
+    def __repr__(self) -> str:
+        return "\n".join([drawn(table(self), shown_width()), *below(self)])
+
+    def _repr_html_(self) -> str:
+        facts = tuple((Cell(what), *map(Cell, values)) for what, values in self.facts())
+        names = tuple(side.name for side in self.sides)
+        return table_html(Sheet(" beside ".join(names), ("", *names), (Band("", facts),), " ".join(self.notes())))
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values; a number that is not finite becomes null."""
@@ -148,21 +157,8 @@ def _milliseconds(spread: Spread) -> str:
     return f"{spread.median * 1e3:.4g} ({low * 1e3:.4g} to {high * 1e3:.4g})"
 
 
-def write(findings: Findings, form: str, prompts: tuple[str, ...]) -> None:
-    """Prints the findings to stdout as a table, Markdown, CSV or JSON; a table in a pipe is not cut to 80 columns."""
-    console = Console(highlight=False)
-    if form == "table":
-        if not console.is_terminal:
-            console = Console(file=console.file, width=PIPED_WIDTH, highlight=False)
-        console.print(_table(findings))
-        for line in _below(findings, prompts):
-            console.print(escape(line), soft_wrap=True)
-        return
-    texts = {"json": _json, "csv": _csv, "markdown": lambda found: _markdown(found, prompts)}
-    console.file.write(texts[form](findings))
-
-
-def _table(findings: Findings) -> Table:
+def table(findings: Findings) -> Table:
+    """Returns the facts as a rich table, a column a model."""
     grid = Table(header_style="bold", pad_edge=False, box=SIMPLE_HEAD)
     grid.add_column("", no_wrap=True)
     for side in findings.sides:
@@ -172,7 +168,8 @@ def _table(findings: Findings) -> Table:
     return grid
 
 
-def _below(findings: Findings, prompts: tuple[str, ...]) -> list[str]:
+def below(findings: Findings, prompts: tuple[str, ...] = ()) -> list[str]:
+    """Returns the lines below a table: the conditions, and what each model wrote after each prompt."""
     lines = findings.notes()
     for index, prompt in enumerate(prompts):
         lines += ["", f"> {prompt}"]
@@ -180,15 +177,16 @@ def _below(findings: Findings, prompts: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _markdown(findings: Findings, prompts: tuple[str, ...]) -> str:
+def to_markdown(findings: Findings, prompts: tuple[str, ...] = ()) -> str:
+    """Returns the facts as a Markdown table, and the lines below it."""
     names = [side.name for side in findings.sides]
     lines = ["| | " + " | ".join(names) + " |", "|---" + "|---:" * len(names) + "|"]
     lines += [f"| {what} | {' | '.join(values)} |" for what, values in findings.facts()]
-    return "\n".join([*lines, "", "\n\n".join(_below(findings, prompts))]) + "\n"
+    return "\n".join([*lines, "", "\n\n".join(below(findings, prompts))]) + "\n"
 
 
-def _csv(findings: Findings) -> str:
-    """One line a number, by its path in the JSON form, with a column for each model."""
+def to_csv(findings: Findings) -> str:
+    """Returns one line a number, by its path in the JSON form, with a column for each model."""
     record = findings.to_json()
     sides = [dict(_flat(record[name])) for name in ("model", "reference") if record[name]]
     head = ["measure", "model", "reference"][: 1 + len(sides)]
@@ -203,7 +201,3 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(dict(enumerate(value)), path)
     else:
         yield path, value
-
-
-def _json(findings: Findings) -> str:
-    return json.dumps(findings.to_json(), indent=1, allow_nan=False) + "\n"

@@ -84,17 +84,24 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
         pruned = source.apply(base, registry) if isinstance(source, FinishedCell) else source.apply(base)
         if request.model:
             pruned = dataclasses.replace(pruned, recipe=pruned.recipe | {"revision": None})
-        return _exported(request, exporter, pruned, place)
+        return write_out(pruned, exporter, place, request.verify, request.trust_remote_code)
 
 
-def _exported(request: Export, exporter: Exporter, pruned: PrunedModel, place: NewFolder) -> Exported:
+def write_out(
+    pruned: PrunedModel, exporter: Exporter, place: NewFolder, verified: bool, trust_remote_code: bool = False
+) -> Exported:
+    """Writes a pruned model to a place that is held; with `verified` it is read back and compared.
+
+    Raises:
+        PolypruneError: the folder cannot be written, or what is read back from it is not the model that was written.
+    """
+    dense = pruned.base
     with place.filled() as folder:
         report = exporter.export(pruned, folder)
         verification = None
-        if request.verify:
-            dense, trust = pruned.base, request.trust_remote_code
+        if verified:
             device = str(dense.model.device)
-            again = exporter.load(folder, dtype=_dtype(dense), device=device, trust_remote_code=trust)
+            again = exporter.load(folder, dtype=_dtype(dense), device=device, trust_remote_code=trust_remote_code)
             verification = verify(pruned, again)
         exported = Exported(dataclasses.replace(report, path=place.path), verification)
         write_record(folder, exported.to_json())

@@ -1,11 +1,12 @@
-"""One model, cut for good: decided, exported, read back from disk, measured."""
+"""One model, cut for good: decided and measured in memory, and where asked exported, read back and measured again."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Pruned
@@ -14,19 +15,24 @@ from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError, counted
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
 from polyprune_core.plugins.contracts import Exporter, check_exportable
-from polyprune_core.plugins.registry import Registry
+from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.runs.compare import open_harness
 from polyprune_core.runs.decision import Cost, Decider
+from polyprune_core.runs.export import write_out
+from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.inputs import inputs
+from polyprune_core.runs.opening import open_harness
 from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,83 @@ class Outcome:
         return {"polyprune": __version__, "environment": environment(), **record}
 
 
-def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, reporter: Reporter) -> Outcome:
-    """Prunes, writes to `output` and returns the measurements; `output` appears whole or not at all.
+@dataclass(frozen=True, repr=False)
+class PruningResult:
+    """A pruned model in memory, and what it scores there.
+
+    Attributes:
+        pruned: the decision, and the dense model that it is about.
+        evaluation: perplexity and agreement with the dense model, of the smaller model in memory.
+        dense: the dense model on the same windows, where it was measured.
+        cost: what the decision cost.
+        budget: what was asked, where that is no sparsity.
+        budget_achieved: of that budget, in its own terms.
+        written: what was written to disk and read back; None where nothing was.
+    """
+
+    pruned: PrunedModel
+    evaluation: Evaluation
+    dense: Evaluation | None
+    cost: Cost
+    budget: str | None = None
+    budget_achieved: float | None = None
+    written: Outcome | None = None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The smaller model: eval mode, device and dtype of the dense one, made when first asked for.
+
+        What nothing was cut from shares its memory with `pruned.base.model`.
+        """
+        return self.pruned.build()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The dense model's tokenizer."""
+        return self.pruned.base.tokenizer
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the prunable parameters that was removed."""
+        return self.pruned.selection.sparsity
+
+    def export(
+        self, exporter: str, output: str | Path, *, overwrite: bool = False, verify: bool = False
+    ) -> ExportReport:
+        """Writes the model to the new folder `output`, which appears whole or not at all.
+
+        Args:
+            exporter: NAME or NAME:option=value, as `--exporter`.
+            overwrite: replace a folder that polyprune wrote.
+            verify: read it back and compare its logits with those of the model in memory.
+
+        Raises:
+            PolypruneError: no such exporter, a folder that cannot be written, or a model that reads back as another.
+        """
+        writer = load_registry().build("exporter", exporter)
+        dense = self.pruned.base
+        check_exportable(writer, dense)
+        read = {"the model": dense.path} if dense.path else {}
+        with new_folder(Path(output).expanduser(), overwrite, read) as place:
+            return write_out(self.pruned, writer, place, verify).report
+
+    def __repr__(self) -> str:
+        kept, total, recipe = self.pruned.parameters, self.pruned.layout.total_parameters, self.pruned.recipe
+        criterion = " → ".join(str(recipe[name]) for name in ("initializer", "estimator") if recipe.get(name))
+        dense = f", dense {self.dense.perplexity:.4f}" if self.dense else ""
+        return (
+            f"{self.pruned.base.name} pruned by {criterion}: sparsity {self.sparsity:.4f}, {kept:,} of {total:,} "
+            f"parameters, perplexity {self.evaluation.perplexity:.4f}{dense}"
+        )
+
+
+def prune(
+    request: Pruning, registry: Registry, output: Path | None, overwrite: bool, reporter: Reporter
+) -> PruningResult:
+    """Prunes and measures in memory; what is written to `output` appears whole or not at all, and is read back.
 
     Raises:
-        ConfigError: the output folder may not be written.
+        PolypruneError: anything asked for cannot be had, or the output folder may not be written.
     """
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
     if masks:
@@ -87,51 +165,54 @@ def prune(request: Pruning, registry: Registry, output: Path, overwrite: bool, r
     config = settled(request.as_comparison(), registry)
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
+    if output is None:
+        harness = open_harness(config, registry, reporter, budgets=masks is None)
+        return _measured(request, config, masks, Decider(harness))
     read = inputs(config) | ({"the masks": masks.folder} if masks else {})
     with new_folder(output, overwrite, read) as place:
         harness = open_harness(config, registry, reporter, budgets=masks is None)
         check_exportable(exporter, harness.loaded)
-        return _pruned(request, config, masks, exporter, Decider(harness), place)
+        result = _measured(request, config, masks, Decider(harness, exporter.legal_shapes(harness.layout)))
+        trust = request.trust_remote_code
+        return dataclasses.replace(result, written=_written(result, exporter, place, harness, trust))
 
 
-def _pruned(
-    request: Pruning,
-    config: Comparison,
-    masks: MaskFile | None,
-    exporter: Exporter,
-    decider: Decider,
-    place: NewFolder,
-) -> Outcome:
+def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, decider: Decider) -> PruningResult:
     harness = decider.harness
-    reporter = harness.reporter
     with harness.compactor:
         pruned, cost, terms = _apply(masks, request, decider) if masks else _decide(config, decider)
         budget = str(terms.target) if terms and terms.target.sparsity is None else None
         achieved = terms.spent(pruned.selection) if terms and budget else None
         in_memory = harness.evaluate("the model cut in memory", pruned)
         dense = harness.dense
-    loaded = harness.loaded
+    return PruningResult(pruned, in_memory, dense, cost, budget, achieved)
+
+
+def _written(
+    result: PruningResult, exporter: Exporter, place: NewFolder, harness: Harness, trust_remote_code: bool
+) -> Outcome:
+    pruned, loaded, reporter = result.pruned, harness.loaded, harness.reporter
     with place.filled() as folder:
         with reporter.task("writing the model", 0):
             report = exporter.export(pruned, folder)
         with reporter.task("reading it back", 0):
             dtype = str(loaded.model.dtype).removeprefix("torch.")
-            device, trust = str(loaded.model.device), request.trust_remote_code
-            reloaded = exporter.load(folder, dtype=dtype, device=device, trust_remote_code=trust)
+            device = str(loaded.model.device)
+            reloaded = exporter.load(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         evaluator = Evaluator(harness.evaluation_windows)
         with reporter.task("perplexity of the model read back", len(evaluator.batches)) as task:
             evaluation = evaluator.dense(reloaded.model, lambda done, total: task.update(done))
         outcome = Outcome(
             report=dataclasses.replace(report, path=place.path),
-            sparsity=pruned.selection.sparsity,
-            budget=budget,
-            budget_achieved=achieved,
-            dense=dense,
-            in_memory=in_memory,
+            sparsity=result.sparsity,
+            budget=result.budget,
+            budget_achieved=result.budget_achieved,
+            dense=harness.dense,
+            in_memory=result.evaluation,
             reloaded=evaluation,
             dense_parameters=harness.layout.total_parameters,
             dense_bytes=harness.stored_bytes,
-            cost=cost,
+            cost=result.cost,
         )
         write_record(folder, outcome.to_json())
     return outcome
@@ -155,7 +236,7 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
         terms = price_budget(
             BudgetSpec.parse(request.budget), masks.space(harness.loaded), rule.scope, rule.min_keep, harness
         )
-    pruned = masks.apply(harness.loaded, request.sparsity, terms)
+    pruned = masks.apply(harness.loaded, request.sparsity, terms, decider.shapes)
     asked = "repair" in request.model_fields_set
     if not asked and request.sparsity is None and terms is None:
         return pruned, Cost(), None

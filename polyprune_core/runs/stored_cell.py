@@ -17,7 +17,7 @@ from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.report.columns import TELL_APART, label
-from polyprune_core.results.cell_file import path_of, read_details
+from polyprune_core.results.cell_file import Details, path_of, read_details
 from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store
 
@@ -103,10 +103,18 @@ def _told(row: Row) -> str:
 
 def _read(store: Store, row: Row) -> FinishedCell:
     path = path_of(store.cells, row.id)
-    found = read_details(path)
-    if found is None or found.keep is None or found.scores is None:
-        raise ConfigError(f"{path} does not hold what the cell kept. Run the comparison again in a new --output.")
-    run = found.run
-    keep, scores = torch.from_numpy(found.keep), torch.from_numpy(found.scores)
-    updates = {name: torch.from_numpy(value) for name, value in found.updates.items()}
+    return finished_cell(row, read_details(path), str(path))
+
+
+def finished_cell(row: Row, details: Details | None, where: str) -> FinishedCell:
+    """Returns what a row and the details beside it decided; `where` says in an error where they were read.
+
+    Raises:
+        ConfigError: they do not hold what the cell kept.
+    """
+    if details is None or details.keep is None or details.scores is None:
+        raise ConfigError(f"{where} does not hold what the cell kept. Run the comparison again in a new --output.")
+    run = details.run
+    keep, scores = torch.from_numpy(details.keep), torch.from_numpy(details.scores)
+    updates = {name: torch.from_numpy(value) for name, value in details.updates.items()}
     return FinishedCell(row, keep, scores, updates, run["config"], run["model"]["sha256"])

@@ -31,6 +31,7 @@ HOUSE = (
     "results",
     "report",
     "runs",
+    "api",
     "testing",
     "cli",
 )

@@ -15,8 +15,8 @@ from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
-from polyprune_core.runs.compare import open_harness
 from polyprune_core.runs.harness import Harness
+from polyprune_core.runs.opening import open_harness
 from polyprune_core.utils.progress import Reporter
 
 

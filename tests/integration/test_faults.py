@@ -115,7 +115,7 @@ BY_BOTH: dict[str, tuple[str, tuple[str, ...]]] = {
     "no learning rate": ("--learning-rate 0", ("--learning-rate", "greater than 0")),
     "a learning rate that is no number": ("--learning-rate nan", ("--learning-rate", "nan")),
     "an unknown preconditioner": ("--precondition full", ("--precondition", "'full'", "half-natural")),
-    "unknown probabilities": ("--probabilities flat", ("--probabilities", "'flat'", "const")),
+    "unknown start": ("--policy probabilities:start=flat", ("start", "'flat'", "const")),
     "a missing configuration": ("-C nothere.toml", ("nothere.toml",)),
     "a folder as configuration": ("-C no-config", ("no-config",)),
     "a configuration that is not TOML": ("-C no-toml.toml", ("no-toml.toml", "line 1")),
@@ -264,5 +264,5 @@ def test_what_is_wrong_in_the_words_alone_is_told_before_torch_is_needed(folder:
 )
 def test_what_is_wrong_with_names_and_numbers_is_told_before_the_model_loads(folder: Path, fault: str) -> None:
     arguments, parts = {**BY_COMPARE, **BY_BOTH}[fault]
-    with mock.patch("polyprune_core.runs.compare.load_model", side_effect=AssertionError("the model was loaded")):
+    with mock.patch("polyprune_core.runs.opening.load_model", side_effect=AssertionError("the model was loaded")):
         refused(polyprune("compare", *TINY, "-q", "-o", "store", *arguments.split()), *parts)

@@ -282,7 +282,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path) -> None:
 
 def test_an_output_that_cannot_be_made_is_refused_before_the_model_loads(tmp_path) -> None:
     (tmp_path / "file").write_text("mine")
-    with mock.patch("polyprune_core.runs.compare.load_model", side_effect=AssertionError("the model was loaded")):
+    with mock.patch("polyprune_core.runs.opening.load_model", side_effect=AssertionError("the model was loaded")):
         refused(prune(tmp_path / "file" / "out"))
 
 

@@ -13,10 +13,9 @@ from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.losses import last_hidden, token_losses
 from polyprune_core.evaluation.perplexity import Evaluator
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.pruning.build import build_compact, check_writable
 from polyprune_core.pruning.cut_copy import cut_copy
-from polyprune_core.pruning.provenance import kept_parameters
 from polyprune_core.pruning.surgery import Compactor
+from polyprune_core.pruning.writable import check_writable
 from polyprune_core.testing.tiny import tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
 
 ROPES = {
@@ -86,7 +85,7 @@ def test_layers_of_several_widths_are_built_with_every_rope_type(family, rope) -
     parameters = {"rope_type": rope, "rope_theta": 1e4} | ROPES[rope]
     pruned, ids = a_pruned(tiny_model(family, rope_parameters=parameters, head_dim=6)), tiny_windows()
     check_writable(pruned.base)
-    smaller = build_compact(pruned)
+    smaller = pruned.build()
     assert float((smaller(ids).logits - compacted(pruned, ids)).abs().max()) <= 1e-5
 
 
@@ -119,10 +118,10 @@ def test_a_model_with_code_of_its_own_is_compared_with_its_own_predictions() -> 
 def test_a_smaller_model_keeps_the_code_of_the_dense_one(emptied) -> None:
     pruned, ids = a_pruned(halved(), *emptied), tiny_windows()
     weights = {name: tensor.clone() for name, tensor in pruned.base.model.state_dict().items()}
-    smaller = build_compact(pruned)
+    smaller = pruned.build()
     assert type(smaller) is HalvedLlama
     torch.testing.assert_close(smaller(ids).logits, compacted(pruned, ids), rtol=0, atol=1e-5)
-    assert sum(parameter.numel() for parameter in smaller.parameters()) == kept_parameters(pruned)
+    assert sum(parameter.numel() for parameter in smaller.parameters()) == pruned.parameters
     written = smaller.generate(ids[:1], max_new_tokens=4, do_sample=False, use_cache=True)
     assert torch.equal(written, smaller.generate(ids[:1], max_new_tokens=4, do_sample=False, use_cache=False))
     assert all(torch.equal(tensor, weights[name]) for name, tensor in pruned.base.model.state_dict().items())

@@ -47,14 +47,14 @@ CHANGED: dict[str, Any] = {
     "forward_tokens": 20_480,
     "learning_rate": 0.5,
     "precondition": "none",
-    "probabilities": "const",
+    "policy": "probabilities",
     "min_keep": 2,
 }
 EVERY, PRUNED, POLICY, SEARCH = set(CELLS), set(CELLS) - {"dense"}, {"start", "search"}, {"search"}
 DECIDES = {
     **dict.fromkeys(("trust_remote_code", "bos", "eval_seq_len", "limit"), EVERY),
     **dict.fromkeys(("calibration_samples", "seq_len", "batch_size", "min_keep"), PRUNED),
-    "probabilities": POLICY,
+    "policy": POLICY,
     **dict.fromkeys(("steps", "masks_per_step", "forward_tokens", "learning_rate", "precondition"), SEARCH),
 }
 
@@ -99,14 +99,18 @@ def test_a_cell_names_the_distribution_of_every_plugin_it_uses() -> None:
     sources = {
         "granularity": {"head": "a 1", "channel": "b 2"},
         "initializer": {"wanda": "c 3"},
+        "policy": {"gaussian": "e 5"},
         "estimator": {"rloo": "d"},
+        "repair": {"none": "f 6"},
     }
     joint = CELLS["search"].model_copy(update={"granularity": "head+channel"})
     assert used_plugins(joint, sources) == {
         "granularity head": "a 1",
         "granularity channel": "b 2",
         "initializer": "c 3",
+        "policy": "e 5",
         "estimator": "d",
+        "repair": "f 6",
     }
     assert used_plugins(CELLS["dense"], sources) == {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from typing import Any
@@ -70,7 +69,7 @@ def test_an_overflowed_perplexity_is_null_in_json_and_infinite_again_when_read()
 
 
 def test_a_failed_row_keeps_its_reason_and_gets_no_perplexity_when_read() -> None:
-    back = row_from_json(dataclasses.asdict(row(nll=None)))
+    back = row_from_json(row(nll=None).to_json())
     assert (back.status, back.error, back.perplexity, back.nll) == ("failed", "no", None, None)
 
 

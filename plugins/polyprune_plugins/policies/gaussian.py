@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import BoundPolicy, ConfigError, MaskBatch, Policy, Provider, SearchPolicy, hookimpl
 
@@ -74,7 +74,7 @@ class Gaussian:
     """
 
     sigma: float = 0.2
-    start: str = "zscore"
+    start: Literal["uniform", "raw", "zscore", "per-parameter"] = "zscore"
     independent_units = False
     optimizer, learning_rate, scope = "adam", 0.15, "global"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import BoundPolicy, Policy, Provider, SearchPolicy, hookimpl
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Logits:
-    """`start`: how the metric's scores become probabilities; the ways are those of `PolicyStart.keep_prob`."""
+    """`start`: how the metric's scores become probabilities; see `PolicyStart.keep_prob`."""
 
-    start: str = "sigmoid-norm"
+    start: Literal["sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
     independent_units = True
     optimizer, learning_rate, scope = "sgd", 1e-3, "kind"
 

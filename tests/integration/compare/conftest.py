@@ -13,7 +13,7 @@ from grids import grid
 
 from polyprune_core import report
 from polyprune_core.results.row import Row
-from polyprune_core.runs import compare as pipeline
+from polyprune_core.runs import executors
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +42,11 @@ def record(unbroken: tuple[Path, Run]) -> dict[str, Any]:
 def cells_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is run and not read, by the name it has in a table."""
     names: list[str] = []
-    run = pipeline._run
+    run = executors.run_cell
 
-    def counted(harness: Any, cell: Any, blank: Row, *rest: Any) -> Row:
+    def counted(decider: Any, blank: Row, *rest: Any) -> Row:
         names.append(report.label(blank))
-        return run(harness, cell, blank, *rest)
+        return run(decider, blank, *rest)
 
-    monkeypatch.setattr(pipeline, "_run", counted)
+    monkeypatch.setattr(executors, "run_cell", counted)
     return names

@@ -53,7 +53,7 @@ def test_a_change_of_the_search_runs_searches_again_and_nothing_else(copy, cells
         ("--evaluation", "learn.txt", {"dense", "random", "thinet → no search", "thinet → rloo"}),
         ("--calibration", "test.txt", {"random", "thinet → no search", "thinet → rloo"}),
         ("--calibration-samples", 3, {"random", "thinet → no search", "thinet → rloo"}),
-        ("--probabilities", "const", {"thinet → no search", "thinet → rloo"}),
+        ("--policy", "probabilities:start=const", {"thinet → no search", "thinet → rloo"}),
     ],
 )
 def test_whatever_decides_a_result_makes_its_cell_run_again_and_no_other(copy, cells_run, option, value, again) -> None:
@@ -176,11 +176,11 @@ def test_a_broken_checkpoint_is_told_and_its_cell_starts_over(tmp_path, unbroken
 TWIN = """
 import os, sys, time
 from pathlib import Path
-from polyprune_core.runs import compare as pipeline
+from polyprune_core.runs import executors
 from polyprune_core.cli import main
 
 meeting, me = Path(sys.argv.pop(1)), sys.argv.pop(1)
-open_harness, run = pipeline.open_harness, pipeline._run
+open_harness, run = executors.open_harness, executors.run_cell
 
 def met(*arguments):
     harness = open_harness(*arguments)
@@ -189,13 +189,13 @@ def met(*arguments):
         time.sleep(0.01)
     return harness
 
-def noted(harness, cell, blank, *rest):
+def noted(decider, blank, *rest):
     with open(meeting / "ran", "a") as file:
         file.write(f"{blank.id} {me}\\n")
     time.sleep(0.05)
-    return run(harness, cell, blank, *rest)
+    return run(decider, blank, *rest)
 
-pipeline.open_harness, pipeline._run = met, noted
+executors.open_harness, executors.run_cell = met, noted
 main()
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.report.load import load
-from polyprune_core.results.row import Row
+from polyprune_core.results.row import columns_of_row
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 
@@ -55,15 +54,21 @@ def test_the_json_has_every_field_that_is_promised(record) -> None:
     assert set(record["texts"]) == {"calibration", "evaluation"}
     assert record["texts"]["evaluation"]["windows"] == 4
     assert record["texts"]["evaluation"]["tokens_per_window"] == 32
-    fields = {field.name: field.type for field in dataclasses.fields(Row)}
     for row in record["rows"]:
-        assert list(row) == list(fields)
+        assert tuple(row) == columns_of_row()
         assert re.fullmatch("[0-9a-f]{16}", row["id"])
         assert row["eval_tokens"] == 4 * 31
         assert all(source.startswith("polyprune ") for source in row["plugins"].values())
     assert len({row["id"] for row in record["rows"]}) == len(record["rows"])
     searched = record["rows"][-1]["plugins"]
-    assert set(searched) == {"granularity head", "granularity channel", "initializer", "estimator"}
+    assert set(searched) == {
+        "granularity head",
+        "granularity channel",
+        "initializer",
+        "policy",
+        "estimator",
+        "repair",
+    }
     assert [summary["n"] for summary in record["summary"]] == [1] * 10
     assert {"granularity", "initializer", "estimator", "sparsity", "n", "perplexity_mean"} <= set(record["summary"][0])
     assert [bool(s["versus"]) for s in record["summary"]] == [False] * 6 + [True] * 4

@@ -1,0 +1,50 @@
+"""A row of results as the model that it was measured on."""
+
+from __future__ import annotations
+
+from polyprune_core.config.settings import Comparison
+from polyprune_core.errors import ConfigError
+from polyprune_core.evaluation.perplexity import Evaluation
+from polyprune_core.models.sources import load_model
+from polyprune_core.plugins.registry import load_registry
+from polyprune_core.results.results import Results
+from polyprune_core.results.row import Row
+from polyprune_core.runs.decision import Cost
+from polyprune_core.runs.prune import PruningResult
+from polyprune_core.runs.stored_cell import finished_cell
+
+LOADING = ("dtype", "device", "trust_remote_code")
+
+
+def rebuilt(results: Results, row: Row, model: str | None) -> PruningResult:
+    """Returns the row's model, with what was measured of it; `model` is the dense one, if not where it was.
+
+    Raises:
+        PolypruneError: the row decided nothing, or the dense model cannot be had.
+    """
+    if row.cell.kind == "dense" or row.status != "ok":
+        raise ConfigError(f"row {row.id} ({row.cell.kind}, {row.status}) pruned no model; give one that did.")
+    cell = finished_cell(row, results.details.get(row.id), f"row {row.id}, if read without its store's folder,")
+    asked = Comparison.model_validate({name: cell.config[name] for name in LOADING if name in cell.config})
+    base = load_model(
+        model or cell.model,
+        dtype=asked.dtype,
+        device=asked.device,
+        revision=None if model else cell.revision,
+        trust_remote_code=asked.trust_remote_code,
+    )
+    dense = next((each for each in results.rows if each.cell.kind == "dense" and each.status == "ok"), None)
+    cost = Cost(row.forward_passes, row.forward_tokens, row.backward_passes, row.search_seconds, row.peak_memory_mb)
+    return PruningResult(
+        pruned=cell.apply(base, load_registry()),
+        evaluation=_evaluation(results, row),
+        dense=_evaluation(results, dense) if dense else None,
+        cost=cost,
+        budget=row.cell.budget,
+        budget_achieved=row.budget_achieved,
+    )
+
+
+def _evaluation(results: Results, row: Row) -> Evaluation:
+    windows = results.details[row.id].window_nll.tolist() if row.id in results.details else ()
+    return Evaluation(row.nll or 0.0, row.eval_tokens or 0, row.kl_to_dense, row.top1_agreement, tuple(windows))

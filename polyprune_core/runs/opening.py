@@ -1,0 +1,98 @@
+"""A comparison's model and texts, loaded and described."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polyprune_core.config.cell import Pruned
+from polyprune_core.config.grid import cells
+from polyprune_core.config.settings import Comparison
+from polyprune_core.evaluation.tasks import Tasks
+from polyprune_core.evaluation.text import ROLES, load_texts
+from polyprune_core.evaluation.windows import RUN, TELLING_OVERLAP
+from polyprune_core.models.sources import load_model
+from polyprune_core.plugins.registry import Registry
+from polyprune_core.runs.cell_identity import identity
+from polyprune_core.runs.harness import Harness
+from polyprune_core.utils.environment import environment
+from polyprune_core.utils.progress import Reporter
+from polyprune_core.version import __version__
+
+
+def open_harness(config: Comparison, registry: Registry, reporter: Reporter, budgets: bool = True) -> Harness:
+    """Loads the texts and the model of a comparison, and with `budgets` checks that every budget can be met.
+
+    Raises:
+        PolypruneError: anything asked for cannot be had; nothing has been run yet.
+    """
+    texts = load_texts({role: getattr(config, role) for role in ROLES}, config.text_column)
+    tasks = None
+    if config.tasks:
+        tasks = Tasks(config.tasks, config.include_path, config.num_fewshot, config.tasks_limit)
+    with reporter.task(f"reading {config.model}", 0):
+        loaded = load_model(
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            status=reporter.status,
+        )
+    with reporter.task("cutting the texts into tokens", 0):
+        harness = Harness(loaded, texts, config, registry, reporter, tasks)
+    if harness.overlap >= TELLING_OVERLAP:
+        reporter.warn(
+            f"{harness.overlap:.0%} of what is evaluated on in {config.evaluation}, in runs of {RUN} tokens, was "
+            "calibrated on too: its perplexities flatter every row. Give texts that share no passages."
+        )
+    for cell in cells(config) if budgets else ():
+        if isinstance(cell, Pruned):
+            harness.terms(cell)
+    return harness
+
+
+def run_record(harness: Harness, config: Comparison) -> dict[str, Any]:
+    """Returns what the results say of a run beside its rows."""
+    return {
+        "polyprune": __version__,
+        "environment": environment(),
+        "config": config.model_dump(mode="json"),
+        "model": _model(harness),
+        "texts": _texts(harness),
+    }
+
+
+def shared_identity(harness: Harness, config: Comparison) -> dict[str, Any]:
+    """Returns what decides the results of all cells alike."""
+    loaded, device = harness.loaded, harness.loaded.model.device.type
+    texts = {role: text.sha256 for role, text in harness.texts.items()}
+    return identity(config, loaded.sha256, loaded.path, str(loaded.model.dtype), device, texts)
+
+
+def _model(harness: Harness) -> dict[str, Any]:
+    spaces = harness.spaces
+    return {
+        "name": harness.loaded.name,
+        "sha256": harness.loaded.sha256,
+        "dtype": str(harness.loaded.model.dtype).removeprefix("torch."),
+        "device": str(harness.loaded.model.device),
+        "parameters": harness.layout.total_parameters,
+        "prunable_parameters": {name: space.total_cost for name, space in spaces.items()},
+        "weights_mb": harness.weights_bytes / 1e6,
+    }
+
+
+def _texts(harness: Harness) -> dict[str, Any]:
+    windows = {"calibration": harness.calibration_windows, "evaluation": harness.evaluation_windows}
+    overlap: dict[str, Any] = {"calibration": {}, "evaluation": {"overlap": harness.overlap}}
+    return {
+        role: {
+            "name": text.name,
+            "sha256": text.sha256,
+            "windows": windows[role].shape[0],
+            "tokens_per_window": windows[role].shape[1],
+            "bos": harness.cutter.told,
+            **overlap[role],
+        }
+        for role, text in harness.texts.items()
+    }
