@@ -40,6 +40,8 @@ FIRST_PARTY = {
         "rloo",
         "straight-through",
     },
+    "policy": {"gaussian", "hierarchical", "logits", "probabilities"},
+    "repair": {"bias", "none"},
     "exporter": {"huggingface", "masks"},
 }
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|10\d)(?:;\d+)*m")
