@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/ from the committed results, between their markers.
+"""Writes the tables of README.md and docs/ from the committed results and the code, between their markers.
 
 python benchmarks/tables.py            # rewrite
 python benchmarks/tables.py --check    # exit status 1 where a page is out of date
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import reference
 from curves import beside, criteria, in_its_best_pooling, table
 
 from polyprune_core.report import markdown
@@ -31,7 +32,8 @@ HEADLINE = {
     "wanda → probabilities, reinforce",
     "wanda → probabilities, reinforce, released",
 }
-PAGES = [ROOT / "README.md", ROOT / "docs" / "explanation" / "sample-efficiency.md"]
+REFERENCE = [ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "plugins")]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "explanation" / "sample-efficiency.md", *REFERENCE]
 
 
 def estimators() -> str:
@@ -228,23 +230,29 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": overhead,
     "dense-perplexity": dense_perplexity,
     "mask-evaluation": mask_evaluation,
+    "checks": reference.checks,
+    "commands": reference.commands,
 }
+# Tables that are made for what their name ends with.
+KINDS: dict[str, Callable[[str], str]] = {"plugins": reference.plugins, "names": reference.names}
 
 
 def render(text: str) -> str:
     """Returns a page with every table between its markers made anew."""
 
-    def made(found: re.Match[str]) -> str:
+    def anew(found: re.Match[str]) -> str:
         begin, name, end = found[1], found[2], found[3]
-        return f"{begin}\n{TABLES[name]()}\n{end}"
+        kind, _, what = name.partition(" ")
+        made = KINDS[kind](what) if kind in KINDS else TABLES[name]()
+        return f"{begin}\n{made}\n{end}"
 
-    return re.sub(r"(<!-- table: ([\w .-]+) -->).*?(<!-- end: \2 -->)", made, text, flags=re.S)
+    return re.sub(r"(<!-- table: ([\w .-]+) -->).*?(<!-- end: \2 -->)", anew, text, flags=re.S)
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Only say whether the pages are up to date.")
 def main(check: bool) -> None:
-    """Write the tables of README.md and docs/ from benchmarks/results."""
+    """Write the tables of README.md and docs/ from benchmarks/results and from what the code says of itself."""
     stale = {page: made for page in PAGES if (made := render(text := page.read_text("utf-8"))) != text}
     if check:
         sys.exit(bool(stale))

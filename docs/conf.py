@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -13,8 +11,6 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from typing_extensions import is_protocol
-
-sys.path.append(str(Path(__file__).parent))
 
 from polyprune_core import __version__
 
@@ -29,9 +25,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx_click",
     "sphinx_copybutton",
-    "plugin_table",
 ]
 exclude_patterns = ["_build"]
 default_role = "code"
@@ -41,7 +35,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|transformers|pandas|pluggy|collections|pathlib|types|typing)\..*|Axes"),
     (r"py:class", r"polyprune_core\.config\.cell\.\w+|polyprune_core\.runs\.evaluation_report\.Side|Paired"),
     (r"py:class", r"nn\.Module|Tensor|Generator|Path|Sequence|Mapping|Callable|Iterable|Iterator|Any|ModuleType"),
-    (r"py:.*", r"PreTrained\w+|dict\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
+    (r"py:.*", r"PreTrained\w+|(dict|Mapping)\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
+    (r"py:class", r"polyprune_core\.pruning\.(mask_header\.Base|pricing\.PricedBudget)"),
 ]
 
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]

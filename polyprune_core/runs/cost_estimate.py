@@ -36,16 +36,18 @@ class Estimate:
 
 
 def tokens_of(cell: Cell, config: Comparison, registry: Registry) -> int:
-    """Returns the forward tokens that the cell's row will count: the metric's, and the search's."""
-    return _metric_tokens(cell, config, registry) + _search_tokens(cell, config, registry)
+    """Returns the forward tokens that the cell's row will count: those of the metric, the search and the repair."""
+    repair = _repair_tokens(cell, config, registry)
+    return _metric_tokens(cell, config, registry) + _search_tokens(cell, config, registry) + repair
 
 
 def work_of(config: Comparison, registry: Registry, evaluation: int, finished: Collection[Cell]) -> dict[Cell, int]:
     """Returns what each cell has still to do, in forward tokens.
 
-    That is its metric (once for all cells that share the scores), its search, and `evaluation` tokens.
+    That is its metric (once for all cells that share the scores), its search (once for all that only a repair tells
+    apart), its repair, and `evaluation` tokens.
     """
-    scored = set()
+    scored, searched = set(), set()
     work: dict[Cell, int] = dict.fromkeys(cells(config), 0)
     for cell in work:
         if cell in finished:
@@ -54,7 +56,10 @@ def work_of(config: Comparison, registry: Registry, evaluation: int, finished: C
         passes = BACKWARD if "gradients" in _needs(cell, registry) else 1
         metric = 0 if shared in scored else passes * _metric_tokens(cell, config, registry)
         scored.add(shared)
-        work[cell] = metric + _search_tokens(cell, config, registry) + evaluation
+        unrepaired = cell.without("repair")
+        search = 0 if unrepaired in searched else _search_tokens(cell, config, registry)
+        searched.add(unrepaired)
+        work[cell] = metric + search + _repair_tokens(cell, config, registry) + evaluation
     return work
 
 
@@ -123,6 +128,11 @@ def _needs(cell: Cell, registry: Registry) -> frozenset[str]:
 
 def _metric_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
     return config.calibration_samples * config.seq_len if _needs(cell, registry) else 0
+
+
+def _repair_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
+    needs = registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
+    return config.calibration_samples * config.seq_len if needs else 0
 
 
 def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:

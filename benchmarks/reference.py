@@ -1,0 +1,101 @@
+"""What the reference pages list of the code itself: plugins, checks, commands and public names, as Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polyprune_core.cli import cli
+from polyprune_core.plugins.options import describe_options
+from polyprune_core.plugins.registry import load_registry
+from polyprune_core.testing.checks import CHECKS
+
+NAMES = Path(__file__).resolve().parent.parent / "docs" / "reference" / "api.md"
+DIRECTIVE = re.compile(r"^\.\. auto(?:class|function|module):: (polyprune_core[\w.]*)$", re.M)
+
+
+def plugins(kind: str) -> str:
+    """What polyprune's own plugins of one kind say of themselves."""
+    rows = []
+    for item in load_registry().all(kind):
+        if item.source.distribution == "polyprune":
+            provider = item.provider
+            needs = "".join(f"; needs {need}" for need in sorted(provider.needs - {"calibration"}))
+            options = ", ".join(f"`{name}: {text}`" for name, text in describe_options(provider).items())
+            rows.append((f"`{provider.name}`", provider.summary + needs, options, provider.reference))
+    return _table(("name", "what it does", "options", "source"), rows)
+
+
+def checks() -> str:
+    """The checks of the conformance kit, those for all kinds first."""
+    rows = [
+        (check.kind or "every kind", f"`{check.name}`", check.summary, "yes" if check.excusable else "")
+        for check in sorted(CHECKS, key=lambda check: check.kind)
+    ]
+    return _table(("plugins", "check", "what it holds", "may be excused"), rows)
+
+
+def commands() -> str:
+    """Every command with its arguments and options, as `--help` tells them."""
+    return "\n\n".join(_commands(cli, "polyprune", None))
+
+
+def names(section: str) -> str:
+    """The public names that a section of the page of the interface documents, each in a line."""
+    part = re.split(rf"^## {re.escape(section)}$", NAMES.read_text("utf-8"), flags=re.M)[1].partition("\n## ")[0]
+    rows = []
+    for name, thing in (found for path in DIRECTIVE.findall(part) for found in _things(path)):
+        paragraph = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+        rows.append((f"`{name}`", re.split(r"(?<=\.)\s", paragraph)[0].removesuffix("."), ", ".join(_members(thing))))
+    return _table(("name", "what it is", "its members, or what it takes"), rows)
+
+
+def _things(path: str) -> Iterator[tuple[str, Any]]:
+    """A documented name, or those that a documented module defines."""
+    where, _, name = path.rpartition(".")
+    thing = getattr(import_module(where), name)
+    if not inspect.ismodule(thing):
+        yield name, thing
+        return
+    for name, own in vars(thing).items():
+        documented = inspect.isclass(own) or name.startswith("polyprune_")
+        if documented and getattr(own, "__module__", None) == path:
+            yield name, own
+
+
+def _members(thing: Any) -> list[str]:
+    if not inspect.isclass(thing):
+        return [f"`{name}`" for name in inspect.signature(thing).parameters]
+    fields = [field.name for field in dataclasses.fields(thing)] if dataclasses.is_dataclass(thing) else []
+    own = {name: value for name, value in vars(thing).items() if not name.startswith("_") and name not in fields}
+    calls = (classmethod, staticmethod)
+    methods = [f"{name}()" if callable(value) or isinstance(value, calls) else name for name, value in own.items()]
+    return [f"`{name}`" for name in [*fields, *methods]]
+
+
+def _commands(command: click.Command, path: str, parent: click.Context | None) -> Iterator[str]:
+    context = click.Context(command, parent, info_name=path.rpartition(" ")[2])
+    yield f"### {path}"
+    yield f"`{path} {' '.join(command.collect_usage_pieces(context))}`"
+    yield inspect.cleandoc(command.help or "")
+    told = [found for parameter in command.params if (found := parameter.get_help_record(context))]
+    options = [(f"`{name}`", " ".join(text.split())) for name, text in told if text]
+    if options:
+        yield _table(("option", "what it says"), options)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from _commands(inner, f"{path} {name}", context)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
