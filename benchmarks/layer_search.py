@@ -30,8 +30,10 @@ from polyprune_core.evaluation.windows import sample_windows
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Selection
+from polyprune_core.runs.decision import Decider
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.opening import open_harness
+from polyprune_core.runs.preflight import settled
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.progress import Reporter
@@ -116,11 +118,12 @@ def decide(harness: Harness, settings: Comparison, way: Way) -> tuple[Selection,
     search = {"policy": way.policy, "learning_rate": way.learning_rate, "forward_tokens": way.forward_tokens}
     if way.policy:
         search["optimizer"] = POLICIES[way.policy]
-    harness.settings = settings.model_copy(update={name: value for name, value in search.items() if value})
+    asked_for = settings.model_copy(update={name: value for name, value in search.items() if value})
+    harness.settings = settled(asked_for, harness.registry)
     asked = {"granularity": "layer", "initializer": way.criterion, "seed": way.seed}
     asked["target"] = BudgetSpec.of_sparsity(way.removed / harness.layout.num_layers)
     cell = Search(estimator=way.estimator, **asked) if way.estimator else Metric(scale="raw", **asked)
-    decision = harness.decide(cell)
+    decision = Decider(harness).decide(cell)
     return decision.selection, decision.cost.forward_tokens
 
 
@@ -254,7 +257,7 @@ def main(
     ledger.require_same({**model, **texts, "windows": windows, "limit": limit, "seq_len": settings.seq_len})
     remembered = remembering(ledger)
     with (
-        mock.patch("polyprune_core.runs.harness.Objective", remembered),
+        mock.patch("polyprune_core.runs.decision.Objective", remembered),
         mock.patch("polyprune_core.evaluation.calibration.Objective", remembered),
         harness.compactor,
     ):

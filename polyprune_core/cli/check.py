@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from polyprune_core.cli.options import plugin_names
+from polyprune_core.cli.params import plugin_names
 from polyprune_core.errors import ConfigError, PluginError, PolypruneError, plain, unknown_name
 from polyprune_core.plugins.discovery import is_ours
 from polyprune_core.plugins.hookspecs import PROJECT

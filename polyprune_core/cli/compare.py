@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import (
-    MODEL,
-    OUTPUT,
-    SEARCH,
-    TASKS,
-    TEXT,
-    TRACKING,
-    CommaList,
-    UserPath,
-    _option,
-    given,
-    options,
-    plugin_names,
-    words,
-)
+from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TASKS, TEXT, TRACKING, given, options
+from polyprune_core.cli.params import CommaList, UserPath, plugin_names, setting, words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,50 +20,50 @@ if TYPE_CHECKING:
     from polyprune_core.results.store import Store
 
 GRID = [
-    _option(
+    setting(
         "--estimators",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("estimator"),
         help="Searches: reinforce, rloo, antithetic, …",
     ),
-    _option(
+    setting(
         "--initializers",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
         help="Metrics that searches start from.",
     ),
-    _option(
+    setting(
         "--baselines",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
         help="Metrics shown alone.",
     ),
-    _option(
+    setting(
         "--granularity",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("granularity"),
         help="What a unit is; + joins kinds in one space.",
     ),
-    _option("--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed."),
-    _option(
+    setting("--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed."),
+    setting(
         "--budget",
         type=CommaList(),
         metavar="LIST",
         help="Instead: what may be kept, as bytes=200MB, kv-cache=0.7, latency=0.7 or parameters=0.8.",
     ),
-    _option(
+    setting(
         "--repair",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("repair"),
-        help="What happens to the weights that stay: none, bias, …",
+        help="What happens to the weights that stay: none, bias or another repair.",
     ),
-    _option("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks."),
-    _option(
+    setting("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks."),
+    setting(
         "--scope",
         type=CommaList(),
         metavar="LIST",
@@ -84,7 +71,7 @@ GRID = [
         help="Who shares a budget: kind, global or layer.",
         unless="kind; for searches the policy's",
     ),
-    _option(
+    setting(
         "--scale",
         type=CommaList(),
         metavar="LIST",

@@ -8,31 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import CUTTING, LOADING, OUTPUT, TASKS, CommaList, _option, given, options
+from polyprune_core.cli.options import CUTTING, LOADING, OUTPUT, TASKS, given, options
+from polyprune_core.cli.params import CommaList, setting
 
 if TYPE_CHECKING:
     from polyprune_core.runs.evaluation_report import Findings
 
 WHAT = [
-    _option("--model", "-m", metavar="NAME", help="Dense model of a mask file.", unless="the one it names"),
-    _option(
+    setting("--model", "-m", metavar="NAME", help="Dense model of a mask file.", unless="the one it names"),
+    setting(
         "--reference", metavar="NAME", help="Model to compare with; none for none.", unless="the dense model, if known"
     ),
 ]
 TEXT = [
-    _option("--evaluation", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset."),
+    setting("--evaluation", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset."),
     *CUTTING,
-    _option("--eval-seq-len", type=CommaList(int), metavar="LIST", help="Tokens of an evaluation window."),
-    _option("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced.", unless="all"),
-    _option("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks."),
+    setting("--eval-seq-len", type=CommaList(int), metavar="LIST", help="Tokens of an evaluation window."),
+    setting("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced.", unless="all"),
+    setting("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks."),
 ]
 MORE = [
     click.option("--generate", multiple=True, metavar="PROMPT", help="Show what follows this text; can be repeated."),
-    _option("--new-tokens", type=int, metavar="N", help="Tokens written by --generate and --latency."),
-    _option("--latency", is_flag=True, help="Time reading a prompt and writing tokens, beside the reference."),
-    _option("--latency-batch-sizes", type=CommaList(int), metavar="LIST", help="Prompts at a time."),
-    _option("--prompt-tokens", type=int, metavar="N", help="Tokens of a prompt; also for MACs and peak memory."),
-    _option("--turns", type=int, metavar="N", help="Timed turns of each model."),
+    setting("--new-tokens", type=int, metavar="N", help="Tokens written by --generate and --latency."),
+    setting("--latency", is_flag=True, help="Time reading a prompt and writing tokens, beside the reference."),
+    setting("--latency-batch-sizes", type=CommaList(int), metavar="LIST", help="Prompts at a time."),
+    setting("--prompt-tokens", type=int, metavar="N", help="Tokens of a prompt; also for MACs and peak memory."),
+    setting("--turns", type=int, metavar="N", help="Timed turns of each model."),
 ]
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import LOADING_LOCAL, OUTPUT, UserPath, _option, given, options
+from polyprune_core.cli.options import LOADING_LOCAL, OUTPUT, given, options
+from polyprune_core.cli.params import UserPath, setting
 
 WHAT = [
-    _option("--exporter", metavar="NAME", help="What to write: an exporter of plugins list."),
-    _option("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do."),
-    _option("--verify", is_flag=True, help="Read it back and compare its logits with the model in memory."),
-    _option("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the masks or the store name"),
+    setting("--exporter", metavar="NAME", help="What to write: an exporter of plugins list."),
+    setting("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do."),
+    setting("--verify", is_flag=True, help="Read it back and compare its logits with the model in memory."),
+    setting("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the masks or the store name"),
 ]
 
 

@@ -11,7 +11,7 @@ from string import Template
 
 import rich_click as click
 
-from polyprune_core.cli.options import UserPath
+from polyprune_core.cli.params import UserPath
 from polyprune_core.errors import ConfigError
 from polyprune_core.version import __version__
 

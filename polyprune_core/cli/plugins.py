@@ -10,7 +10,7 @@ import rich_click as click
 
 from polyprune_core.cli.check import check
 from polyprune_core.cli.new import new
-from polyprune_core.cli.options import plugin_names
+from polyprune_core.cli.params import plugin_names
 from polyprune_core.errors import plain
 
 if TYPE_CHECKING:

@@ -7,72 +7,62 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import (
-    MODEL,
-    OUTPUT,
-    SEARCH,
-    TEXT,
-    UserPath,
-    _option,
-    given,
-    options,
-    plugin_names,
-    words,
-)
+from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TEXT, given, options
+from polyprune_core.cli.params import UserPath, plugin_names, setting, words
 
 ONE = [
-    _option(
+    setting(
         "--initializer",
         metavar="NAME",
         shell_complete=plugin_names("initializer"),
         help="Metric, or where a search starts.",
     ),
-    _option(
+    setting(
         "--estimator",
         metavar="NAME",
         shell_complete=plugin_names("estimator"),
         help="Search with this gradient estimator; none: the metric alone.",
         unless="none",
     ),
-    _option(
+    setting(
         "--granularity",
         metavar="NAME",
         shell_complete=plugin_names("granularity"),
         help="What a unit is.",
     ),
-    _option("--sparsity", "-s", type=float, metavar="X", help="Fraction of prunable parameters removed.", unless="0.2"),
-    _option(
+    setting("--sparsity", "-s", type=float, metavar="X", help="Fraction of prunable parameters removed.", unless="0.2"),
+    setting(
         "--budget",
         metavar="X",
         help="Instead: what may be kept, as bytes=200MB, kv-cache=0.7, latency=0.7 or parameters=0.8.",
     ),
-    _option(
+    setting(
         "--repair",
         metavar="NAME",
         shell_complete=plugin_names("repair"),
-        help="What happens to the weights that stay: none, bias, …",
+        help="What happens to the weights that stay: none, bias or another repair.",
     ),
-    _option("--seed", type=int, metavar="N", help="Calibration sample and masks."),
-    _option(
+    setting("--seed", type=int, metavar="N", help="Calibration sample and masks."),
+    setting(
         "--scope",
         metavar="NAME",
         shell_complete=words("kind", "global", "layer"),
         help="Who shares a budget: kind, global or layer.",
         unless="kind; for searches the policy's",
     ),
-    _option(
+    setting(
         "--scale",
         metavar="NAME",
         shell_complete=words("raw", "zscore", "per-parameter"),
         help="Scores compared across layers: raw, zscore or per-parameter.",
     ),
-    _option(
+    setting(
         "--exporter",
         metavar="NAME",
         shell_complete=plugin_names("exporter"),
         help="What to write: huggingface, masks, …",
     ),
-    _option(
+    setting(
         "--from-masks",
         type=UserPath(),
         metavar="DIR",

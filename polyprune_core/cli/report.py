@@ -8,7 +8,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from polyprune_core.cli.options import CommaList, NameOf, UserPath
+from polyprune_core.cli.params import CommaList, NameOf, UserPath
 from polyprune_core.errors import ConfigError
 
 

@@ -42,13 +42,19 @@ class Gauge(Protocol):
 class PricedBudget:
     """A target on one space and scope: remove `sparsity` of the prices in `space`.
 
-    `spent` says what a selection comes to, in the target's own terms (a fraction or an amount).
+    `selected` says what a selection comes to, in the target's own terms (a fraction or an amount), `each` what one
+    parameter does that a repair adds.
     """
 
     target: BudgetSpec
     space: MaskSpace
     sparsity: float
-    spent: Callable[[Selection], float]
+    selected: Callable[[Selection], float]
+    each: float = 0.0
+
+    def spent(self, selection: Selection, added: int = 0) -> float:
+        """Returns what a selection and `added` new parameters come to."""
+        return self.selected(selection) + added * self.each
 
 
 @dataclass(frozen=True)
@@ -56,21 +62,28 @@ class Price:
     """A currency that adds up: each unit's price (U,), and the price of the whole dense model.
 
     `of_prunable`: a fraction is one of what can be pruned, not of the whole model. `stored`: its numbers are those of
-    the weights' files, otherwise those that the model computes with.
+    the weights' files, otherwise those that the model computes with. `each`: the price of one parameter that is added.
     """
 
     price: Callable[[MaskSpace, int], Tensor]
     whole: Callable[[ModelLayout, int], float]
     of_prunable: bool = False
     stored: bool = False
+    each: Callable[[int], float] = lambda itemsize: 0.0
 
 
 ADDITIVE = {
-    "parameters": Price(lambda space, _: space.cost, lambda layout, _: layout.total_parameters, of_prunable=True),
+    "parameters": Price(
+        lambda space, _: space.cost,
+        lambda layout, _: layout.total_parameters,
+        of_prunable=True,
+        each=lambda _: 1.0,
+    ),
     "bytes": Price(
         lambda space, itemsize: space.cost * itemsize,
         lambda layout, itemsize: layout.total_parameters * itemsize,
         stored=True,
+        each=float,
     ),
     "kv-cache": Price(
         lambda space, itemsize: space.cached_values() * itemsize,
@@ -114,10 +127,10 @@ def _priced(
         sparsity = min(most, (base - target.amount * unit) / prunable)
     select(torch.zeros(len(space)), priced, sparsity, scope, min_keep)
 
-    def spent(selection: Selection) -> float:
+    def selected(selection: Selection) -> float:
         return (base - float(price[~selection.keep].sum())) / unit
 
-    return PricedBudget(target, priced, sparsity, spent)
+    return PricedBudget(target, priced, sparsity, selected, currency.each(itemsize) / unit)
 
 
 def _timed(target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge) -> PricedBudget:

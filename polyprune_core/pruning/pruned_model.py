@@ -52,8 +52,12 @@ class PrunedModel:
             axis = self.layout.axis[name]
             kept = int(keep.sum())
             removed += (axis.size - kept) * axis.entry_parameters + (0 if kept else axis.module_parameters)
-        added = sum(self.updates[name].numel() for name in self.added())
-        return self.layout.total_parameters - removed + added
+        return self.layout.total_parameters - removed + self.added_parameters
+
+    @property
+    def added_parameters(self) -> int:
+        """How many parameters a repair has added."""
+        return sum(self.updates[name].numel() for name in self.added())
 
     @property
     def kept_layers(self) -> list[int]:

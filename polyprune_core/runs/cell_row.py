@@ -67,7 +67,9 @@ def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation) -> Row:
     return dataclasses.replace(
         blank,
         sparsity_achieved=selection.sparsity,
-        budget_achieved=decision.terms.spent(selection) if blank.cell.budget else None,
+        budget_achieved=decision.terms.spent(selection, decision.pruned.added_parameters)
+        if blank.cell.budget
+        else None,
         parameters_kept=kept,
         parameters_kept_fraction=kept / total,
         forward_passes=cost.forward_passes,

@@ -182,7 +182,7 @@ def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, deci
     with harness.compactor:
         pruned, cost, terms = _apply(masks, request, decider) if masks else _decide(config, decider)
         budget = str(terms.target) if terms and terms.target.sparsity is None else None
-        achieved = terms.spent(pruned.selection) if terms and budget else None
+        achieved = terms.spent(pruned.selection, pruned.added_parameters) if terms and budget else None
         in_memory = harness.evaluate("the model cut in memory", pruned)
         dense = harness.dense
     return PruningResult(pruned, in_memory, dense, cost, budget, achieved)

@@ -15,6 +15,7 @@ from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
+from polyprune_core.runs.decision import Decider
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.opening import open_harness
 from polyprune_core.utils.progress import Reporter
@@ -80,17 +81,17 @@ def grid(**lists: Any) -> list[Cell]:
 @pytest.mark.parametrize("scope", ["kind", "global", "layer"])
 def test_what_it_selects_is_selected_whatever_scale_the_run_asks_for(harness, metric, scope) -> None:
     for cell in grid(scale=("zscore", "raw", "per-parameter"), scope=scope):
-        decision = harness.decide(cell)
+        decision = Decider(harness).decide(cell)
         seen = {asked: selection.keep for asked, selection in metric.seen}
         assert torch.equal(decision.selection.keep, seen[SelectionRule(cell.sparsity, scope, min_keep=2)])
 
 
 def test_it_is_asked_once_a_budget(harness, metric) -> None:
-    harness._scores.clear()
     metric.seen.clear()
+    decider = Decider(harness)
     for _ in range(2):
         for cell in grid(scale=("zscore", "raw"), scope=("kind", "global")):
-            harness.decide(cell)
+            decider.decide(cell)
     assert sorted((asked.sparsity, asked.scope) for asked, _ in metric.seen) == [
         (sparsity, scope) for sparsity in (0.2, 0.4) for scope in ("global", "kind")
     ]
@@ -100,7 +101,7 @@ def test_what_it_says_of_layers_is_where_a_search_starts(harness) -> None:
     told = {}
     for name in ("wanda", "made-for-it"):
         start = next(cell for cell in grid(initializers=(name,), estimators=("rloo",)) if cell.kind == "start")
-        keep, space = harness.decide(start).selection.keep, harness.space(start.granularity)
+        keep, space = Decider(harness).decide(start).selection.keep, harness.space(start.granularity)
         told[name] = [float(keep[space.layer == layer].float().mean()) for layer in range(harness.layout.num_layers)]
     assert told["made-for-it"][0] < told["wanda"][0] - 0.2
     assert told["made-for-it"][-1] == 1.0
@@ -108,4 +109,4 @@ def test_what_it_says_of_layers_is_where_a_search_starts(harness) -> None:
 
 def test_a_metric_that_does_not_say_so_is_told_to(harness) -> None:
     with pytest.raises(PluginError, match='put "budget" into the needs of the Provider'):
-        harness.decide(grid(baselines=("peeking",))[0])
+        Decider(harness).decide(grid(baselines=("peeking",))[0])

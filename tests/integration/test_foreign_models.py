@@ -82,7 +82,7 @@ def test_code_of_its_own_runs_only_when_trusted_and_what_would_lose_it_is_refuse
 
 
 def test_a_refusal_comes_before_the_search(custom, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("polyprune_core.runs.harness.Harness.decide", pytest.fail)
+    monkeypatch.setattr("polyprune_core.runs.decision.Decider.decide", pytest.fail)
     refused(prune(custom, tmp_path / "new", "--trust-remote-code"), "would be lost")
 
 

@@ -40,6 +40,8 @@ FIRST_PARTY = {
         "rloo",
         "straight-through",
     },
+    "policy": {"gaussian", "hierarchical", "logits", "probabilities"},
+    "repair": {"bias", "none"},
     "exporter": {"huggingface", "masks"},
 }
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|10\d)(?:;\d+)*m")
@@ -167,7 +169,7 @@ def test_the_list_of_plugins_has_all_that_come_with_polyprune() -> None:
     assert (status, err) == (0, "")
     rows = [line.split() for line in out.splitlines()[1:]]
     ours = [row for row in rows if row[-2:] == ["polyprune", __version__]]
-    assert len(ours) == sum(map(len, FIRST_PARTY.values())) == 26
+    assert len(ours) == sum(map(len, FIRST_PARTY.values())) == 32
     assert {kind: {row[1] for row in ours if row[0] == kind} for kind in FIRST_PARTY} == FIRST_PARTY
 
 

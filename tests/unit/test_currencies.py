@@ -222,3 +222,15 @@ def test_giving_both_a_sparsity_and_a_budget_to_prune_is_refused() -> None:
 def test_nothing_to_remove_is_refused() -> None:
     with pytest.raises(BudgetError, match="--sparsity or --budget"):
         Comparison(sparsity=())
+
+
+@pytest.mark.parametrize(
+    ("text", "each"), [("parameters=20k", 1), ("bytes=90kB", 4), ("bytes=0.9", 4 / 90_000), ("kv-cache=0.5", 0)]
+)
+def test_parameters_that_a_repair_adds_are_counted_in_the_budgets_own_terms(llama, space_of, text, each) -> None:
+    space = space_of(llama, Channel(), Head())
+    terms = price_budget(BudgetSpec.parse(text), space, "global", 0, FakeGauge())
+    selection = select(torch.arange(float(len(space))), terms.space, terms.sparsity, "global", 0)
+    whole = space.layout.total_parameters * 4
+    found = terms.spent(selection, 10) - terms.spent(selection)
+    assert found == pytest.approx(10 * (4 / whole if text == "bytes=0.9" else each), rel=1e-6, abs=1e-12)
