@@ -8,12 +8,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.config.cell import Cell, Search
-from polyprune_core.config.grid import NAMES, cell_id, cells
+from polyprune_core.config.cell import NO_REPAIR, Cell, Search
+from polyprune_core.config.grid import NAMES, cell_id
 from polyprune_core.config.settings import Comparison, Settings, TaskSettings
 from polyprune_core.errors import ConfigError, plain
 from polyprune_core.plugins.contracts import extra_passes
@@ -52,9 +53,6 @@ class Tracking(Reporter):
     def __init__(self, config: Comparison, registry: Registry, folder: Path, reporter: Reporter) -> None:
         self.config, self.registry, self.folder, self.reporter = config, registry, folder, reporter
         self.names: list[str] = list(config.report_to)
-        self.waiting = cells(config)
-        self.cell: Cell | None = None
-        self.held: list[tuple[float, float]] = []
         self.trackers: dict[str, GeneralTracker] = {}
 
     def __enter__(self) -> Tracking:
@@ -74,31 +72,21 @@ class Tracking(Reporter):
 
     @contextmanager
     def task(self, label: str, total: int, about: object = None) -> Iterator[Task]:
-        self.cell = about if isinstance(about, Search) else None
         with self.reporter.task(label, total, about) as task:
-            yield _Followed(task, self._point) if self.cell else task
+            yield _Followed(task, partial(self._point, about)) if isinstance(about, Search) else task
 
     def row(self, row: Row) -> None:
         """Logs a finished cell, or why it failed, and ends its run."""
         cell = row.cell
-        self.waiting.remove(cell)
-        self._log_held(cell)
+        self._open(cell)
         values = {"error": plain(row.error or "")} if row.status == "failed" else numbers(row)
         self._log({f"result/{name}": value for name, value in values.items()}, self._costs(cell)[0])
         self._close()
 
-    def _point(self, step: float, loss: float) -> None:
-        self.held.append((step, loss))
-        if self.cell:
-            self._log_held(self.cell)
-
-    def _log_held(self, cell: Cell) -> None:
-        if not self.trackers:
-            self._open(cell)
-        tokens = self._costs(cell)[1]
-        for step, loss in self.held:
-            self._log({"search/loss": loss, "search/forward_tokens": int(step) * tokens}, int(step))
-        self.held = []
+    def _point(self, cell: Search, step: float, loss: float) -> None:
+        self._open(cell)
+        tokens = int(step) * self._costs(cell)[1]
+        self._log({"search/loss": loss, "search/forward_tokens": tokens}, int(step))
 
     def _costs(self, cell: Cell) -> tuple[int, int]:
         """Returns the steps of the cell's search and the forward tokens of each."""
@@ -109,7 +97,8 @@ class Tracking(Reporter):
         return self.config.steps_for(extra), passes * self.config.batch_size * self.config.seq_len
 
     def _open(self, cell: Cell) -> None:
-        if not self.names:
+        """Starts the cell's run, unless it is under way."""
+        if self.trackers or not self.names:
             return
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -188,10 +177,11 @@ def settings(cell: Cell, config: Comparison) -> dict[str, Any]:
 
 def run_name(cell: Cell, config: Comparison) -> str:
     """Returns a name fit for a folder: what the cell is, and digits that tell it from the same under other settings."""
-    named = cell.model_dump(exclude_defaults=True, exclude={"seed", "target"})
+    named = cell.model_dump(exclude_none=True, exclude={"kind", "seed", "target"})
+    named |= {"repair": None} if cell.repair == NO_REPAIR else {}
     asked = [] if cell.target is None else [cell.asked]
     seed = [] if cell.seed is None else [f"seed-{cell.seed}"]
-    parts = [cell.kind, *(str(value) for value in named.values()), *asked, *seed]
+    parts = [cell.kind, *(str(value) for value in named.values() if value is not None), *asked, *seed]
     words = [re.sub(r"[^\w.+=-]+", "-", part) for part in parts]
     names = config.model_dump(mode="json", include={*NAMES, *TaskSettings.model_fields})
     return "_".join([*words, cell_id(cell, config, names)])

@@ -170,7 +170,7 @@ def test_a_search_that_goes_on_is_logged_from_its_first_step(recorder, tmp_path)
     config = Comparison(estimators=("rloo",), report_to=("trackio",))
     cell = cells(config)[-1]
     with Tracking(config, load_registry(), tmp_path, Reporter()) as shown:
-        with shown.task(cell.label, 50) as task:
+        with shown.task(cell.label, 50, cell) as task:
             task.resume([3.0, 2.0])
             task.update(3, "", 1.0)
         assert [(values["search/loss"], step) for _, what, values, step in recorder.calls if what == "log"] == [
@@ -182,16 +182,15 @@ def test_a_search_that_goes_on_is_logged_from_its_first_step(recorder, tmp_path)
     assert recorder.calls[-1][1] == "finish", "a run that is interrupted is closed"
 
 
-def test_of_two_searches_of_one_label_the_row_decides_whose_course_it_was(recorder, tmp_path) -> None:
+def test_of_two_searches_of_one_label_each_has_its_own_course(recorder, tmp_path) -> None:
     config = Comparison(estimators=("rloo",), scope=("kind", "global"), report_to=("trackio",))
     first, second = [cell for cell in cells(config) if cell.kind == "search"]
     assert first.label == second.label
     with Tracking(config, load_registry(), tmp_path, Reporter()) as shown:
-        with shown.task(second.label, 50) as task:
+        with shown.task(second.label, 50, second) as task:
             task.update(1, "", 7.0)
-        assert not recorder.calls
         shown.row(Row("0" * 16, second, perplexity=5.0))
-        with shown.task(first.label, 50) as task:
+        with shown.task(first.label, 50, first) as task:
             task.update(1, "", 8.0)
             assert recorder.calls[-1] == (run_name(first, config), "log", recorder.calls[-1][2], 1)
     steps = [(run, values) for run, what, values, _ in recorder.calls if what == "log"]

@@ -20,11 +20,13 @@ from stores import fill, run
 from polyprune_core.cli import cli
 from polyprune_core.config.settings import Comparison, parse
 from polyprune_core.errors import ConfigError
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.report.arrange import FILTERS, KEYS, SORTS
 from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.document import FORMS, SHOWN
 from polyprune_core.report.load import load
 from polyprune_core.results.schema import published
+from polyprune_core.runs.preflight import settled
 
 PROGRAM = """
 import sys
@@ -176,7 +178,7 @@ def asked(text: str) -> Comparison:
     ],
 )
 def test_the_command_of_a_comparison_asks_for_that_comparison(config) -> None:
-    wanted = parse(Comparison, config)
+    wanted = settled(parse(Comparison, config), load_registry())
     assert asked(command(wanted.model_dump(mode="json"))) == wanted
 
 

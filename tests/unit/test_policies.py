@@ -225,8 +225,7 @@ def test_a_preset_sets_what_is_not_given_and_is_no_part_of_a_cells_identity() ->
     paper = parse(Comparison, {"preset": "paper"})
     assert (paper.policy, paper.precondition, paper.learning_rate) == ("probabilities", "none", 2e-3)
     released = parse(Comparison, {"preset": "released"})
-    assert (released.precondition, released.probabilities) == ("half-natural", "sigmoid-norm-released")
-    assert paper.probabilities == parse(Comparison, {}).probabilities == "sigmoid-norm"
+    assert (released.precondition, released.policy) == ("half-natural", "probabilities:start=sigmoid-norm-released")
     assert parse(Comparison, {"preset": "paper", "learning_rate": 0.5}).learning_rate == 0.5
     assert parse(Pruning, {"preset": "paper"}).as_comparison().precondition == "none"
     assert (paper.initializers, parse(Pruning, {"preset": "paper"}).initializer) == (("wanda",), "wanda")
