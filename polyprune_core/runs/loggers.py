@@ -126,7 +126,7 @@ class Tracking(Reporter):
 
     def _close(self) -> None:
         self._each(lambda tracker: tracker.finish())
-        self.trackers, self.held, self.cell = {}, [], None
+        self.trackers = {}
 
     def _each(self, act: Callable[[Any], None]) -> None:
         """What a logger prints is for people's eyes: stdout is for results."""
