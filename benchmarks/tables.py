@@ -33,7 +33,8 @@ HEADLINE = {
     "wanda → probabilities, reinforce, released",
 }
 REFERENCE = [ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "plugins")]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "explanation" / "sample-efficiency.md", *REFERENCE]
+EXPLAINED = [ROOT / "docs" / "explanation" / f"{name}.md" for name in ("repair", "sample-efficiency")]
+PAGES = [ROOT / "README.md", *EXPLAINED, *REFERENCE]
 
 
 def estimators() -> str:
@@ -41,6 +42,12 @@ def estimators() -> str:
     results = Results.from_json(_read("estimators"))
     wanted = ("perplexity", "against its start", "n", "forward tokens", "backward passes", "KL to dense")
     return markdown(results, ("sparsity asked → got", *wanted))
+
+
+def repairs() -> str:
+    """Two metrics with and without a repair on SmolLM2-135M."""
+    wanted = ("sparsity asked → got", "perplexity", "n", "forward tokens", "parameters", "KL to dense")
+    return markdown(Results.from_json(_read("repair")), wanted)
 
 
 def efficiency(sparsity: float, shown: Callable[[str], bool] = lambda name: "→ gaussian" in name) -> str:
@@ -230,6 +237,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": overhead,
     "dense-perplexity": dense_perplexity,
     "mask-evaluation": mask_evaluation,
+    "repairs": repairs,
     "checks": reference.checks,
     "commands": reference.commands,
 }
