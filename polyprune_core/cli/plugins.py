@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def plugins() -> None:
-    """Granularities, initializers, estimators and exporters."""
+    """Granularities, initializers, policies, estimators, repairs and exporters."""
 
 
 plugins.add_command(check)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ConfigError, PluginError
-from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator, independent_units
-from polyprune_core.pruning.types import ExportReport, Policy, UnitGroup
+from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator, SearchPolicy, independent_units
+from polyprune_core.pruning.types import SCOPE_NAMES, ExportReport, Policy, UnitGroup
 
 if TYPE_CHECKING:
     from polyprune_core.models.layout import ModelLayout
     from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
+
+OPTIMIZERS = ("sgd", "adam")
 
 
 def check_scores(scores: Any, blame: str, _model: Any, space: MaskSpace, *_: Any) -> None:
@@ -94,6 +97,19 @@ def check_estimator(
             f"estimator {name!r} needs units that are drawn independently, which those of policy {policy!r} are not; "
             "use --preset released, a --policy that draws them so (probabilities is one), or another estimator."
         )
+
+
+def check_defaults(blame: str, policy: SearchPolicy) -> None:
+    """Raises PluginError unless the policy declares a step and a scope that a search can have."""
+    rate: object = policy.learning_rate
+    usable = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf
+    if policy.scope not in SCOPE_NAMES or policy.optimizer not in OPTIMIZERS or not usable:
+        raise PluginError(
+            f"{blame} declares scope {policy.scope!r}, optimizer {policy.optimizer!r} and learning rate {rate!r}; one "
+            f"of {', '.join(SCOPE_NAMES)}, {' or '.join(OPTIMIZERS)}, and a number above 0 are needed."
+        )
+    if type(policy.independent_units) is not bool:
+        raise PluginError(f"{blame} declares independent_units {policy.independent_units!r}; True or False is needed.")
 
 
 def check_updates(updates: Any, blame: str, pruned: PrunedModel, *_: Any) -> None:
