@@ -220,8 +220,8 @@ def units_that_move_together_have_a_gradient_too(plugin: Registered) -> None:
     found, expected = tuple(gradient.shape), tuple(policy.parameters.shape)
     require(
         found == expected,
-        f"for a policy of {len(policy.parameters)} parameters that {UNITS} units share, the gradient is of shape {found}, "
-        f"not {expected}. {WAY_OUT}",
+        f"for a policy of {len(policy.parameters)} parameters that {UNITS} units share, the gradient is of shape "
+        f"{found}, not {expected}. {WAY_OUT}",
     )
 
 
