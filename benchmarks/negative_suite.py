@@ -1,8 +1,8 @@
 """Runs the plugins of the negative suite and tells what polyprune says of each: when loaded, checked and run.
 
 Every plugin has one fault. Those that load are examined by the conformance kit, which has to catch each by the one
-check that is meant for it; initializers, granularities and estimators are besides asked to work in a comparison on the
-bundled `tiny` model, which refuses what would make other rows wrong and lets pass what only the kit can see.
+check that is meant for it; all but exporters are besides asked to work in a comparison on the bundled `tiny` model,
+which refuses what would make other rows wrong and lets pass what only the kit can see.
 Prints a Markdown table.
 """
 
@@ -26,9 +26,10 @@ from polyprune_core.config.grid import cells  # noqa: E402
 from polyprune_core.config.settings import Comparison  # noqa: E402
 from polyprune_core.errors import PolypruneError, plain  # noqa: E402
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry  # noqa: E402
+from polyprune_core.runs.decision import Decider  # noqa: E402
 from polyprune_core.runs.harness import Harness  # noqa: E402
 from polyprune_core.runs.opening import open_harness  # noqa: E402
-from polyprune_core.runs.preflight import check_plugins  # noqa: E402
+from polyprune_core.runs.preflight import check_plugins, settled  # noqa: E402
 from polyprune_core.testing import run_checks  # noqa: E402
 from polyprune_core.utils.files import write_json  # noqa: E402
 from polyprune_core.utils.progress import Reporter  # noqa: E402
@@ -65,17 +66,25 @@ def when_checked(item: Registered, expected: str) -> dict[str, str]:
 
 def when_run(item: Registered, ours: list[Registered], shared: Harness) -> str:
     """Returns what a comparison on `tiny` says of a plugin, or nothing where it takes it."""
-    role = {"granularity": "granularity", "initializer": "initializers", "estimator": "estimators"}.get(item.kind)
-    if role is None:
+    if item.kind == "exporter":
         return ""
-    asked: dict[str, Any] = {"estimators": ("rloo",), "baselines": ()} | {role: (item.provider.name,)}
+    name = item.provider.name
+    role = {
+        "granularity": {"granularity": (name,)},
+        "initializer": {"initializers": (name,)},
+        "policy": {"policy": name},
+        "estimator": {"estimators": (name,)},
+        "repair": {"repair": (name,)},
+    }
+    asked: dict[str, Any] = {"estimators": ("rloo",), "baselines": ()} | role[item.kind]
     config = Comparison(**SMALL, **asked)
     registry = Registry([*ours, item], ())
     try:
+        config = settled(config, registry)
         check_plugins(config, registry)
         harness = Harness(shared.loaded, shared.texts, config, registry, Reporter())
         with harness.compactor:
-            harness.decide(cells(config)[-1])
+            Decider(harness).decide(cells(config)[-1])
     except PolypruneError as error:
         return _told(str(error))
     return ""

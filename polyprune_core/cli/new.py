@@ -21,19 +21,25 @@ FILES = {
     ".gitignore": "gitignore.in",
     ".github/workflows/test.yml": "test.yml.in",
     "tests/test_${module}.py": "test_plugin.py.in",
-    "${module}/__init__.py": "${kind}.py.in",
+    "${module}/__init__.py": "${template}.py.in",
     "${module}/py.typed": "py.typed.in",
 }
 KINDS = {
     "granularity": "Granularity",
     "initializer": "Initializer",
+    "policy": "Policy",
     "estimator": "Estimator",
+    "repair": "Repair",
     "exporter": "Exporter",
 }
+FORMS = ("function", "class")
+FUNCTIONS = ("initializer",)  # the kinds that a plain function can be
 EXAMPLES = {
     "granularity": "compare --granularity ${name} --model tiny",
     "initializer": "compare --baselines random,magnitude,wanda,${name} --model tiny",
+    "policy": "compare --policy ${name} --estimators rloo --model tiny",
     "estimator": "compare --estimators ${name} --model tiny",
+    "repair": "compare --repair none,${name} --model tiny",
     "exporter": "prune --exporter ${name} --model tiny --output pruned",
 }
 LONGEST_NAME = 40
@@ -42,11 +48,16 @@ LONGEST_NAME = 40
 @click.command()
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What the plugin decides.")
+@click.option(
+    "--form",
+    type=click.Choice(FORMS),
+    help="Of an initializer: a function of a weight, or a class that sees the model. [function; class for other kinds]",
+)
 @click.option("--output", "-o", type=UserPath(), help="New folder. [./polyprune-NAME]")
-def new(name: str, kind: str, output: Path | None) -> None:
+def new(name: str, kind: str, form: str | None, output: Path | None) -> None:
     """Write a package polyprune-NAME with a plugin NAME that works, to be changed into yours."""
     check_name(name, kind)
-    folder = write_package(name, kind, output or Path(f"polyprune-{name}"))
+    folder = write_package(name, kind, output or Path(f"polyprune-{name}"), form)
     click.echo(
         f"{folder}: a plugin that works; put your {kind} into polyprune_{name.replace('-', '_')}/__init__.py.\n\n"
         f"    cd {folder}\n    pip install -e '.[dev]'\n    pytest\n    polyprune plugins check {name}"
@@ -73,12 +84,14 @@ def check_name(name: str, kind: str) -> None:
             )
 
 
-def write_package(name: str, kind: str, folder: Path) -> Path:
+def write_package(name: str, kind: str, folder: Path, form: str | None = None) -> Path:
     """Writes the package to `folder`, which appears whole or not at all, and returns it.
 
     Raises:
-        ConfigError: the folder exists, or cannot be written.
+        ConfigError: the folder exists, or cannot be written, or a plugin of that kind has no such form.
     """
+    if form == "function" and kind not in FUNCTIONS:
+        raise ConfigError(f"only {' and '.join(FUNCTIONS)} plugins can be functions; leave --form out for {kind}.")
     if folder.exists() or folder.is_symlink():
         raise ConfigError(f"{folder} exists; give another --output.")
     try:
@@ -87,7 +100,7 @@ def write_package(name: str, kind: str, folder: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot write beside {folder}: {error.strerror}. Give another --output.") from error
     try:
-        values = _values(name, kind)
+        values = _values(name, kind) | {"template": _template(kind, form)}
         for target, template in FILES.items():
             path = building / Template(target).substitute(values)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +113,10 @@ def write_package(name: str, kind: str, folder: Path) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def _template(kind: str, form: str | None) -> str:
+    return f"{kind}_class" if form == "class" and kind in FUNCTIONS else kind
 
 
 def _values(name: str, kind: str) -> dict[str, str]:

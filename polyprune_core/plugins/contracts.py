@@ -81,7 +81,8 @@ class GradientEstimator(Protocol):
     treat what it returns, whatever the run's own setting ("none": take it as it is).
 
     Two more may be declared. `independent_units = True`: the formula holds for units drawn independently with
-    probability keep_prob only, so the parameters must be those (P = U). `extra_passes`: forward passes a step beside
+    probability keep_prob only, so the parameters must be those (P = U), which those of the default policy are not.
+    `policy.score_function` holds for every policy. `extra_passes`: forward passes a step beside
     its masks, as for `MaskBatch.reference`; an equal budget of tokens then pays for fewer steps.
     """
 

@@ -68,9 +68,9 @@ class Guarded:
     touches the random numbers that others share.
     """
 
-    def __init__(self, plugin: Any, kind: str, blame: str) -> None:
-        """Raises PluginError unless `plugin` has the methods of its kind."""
-        self._plugin, self._kind, self._blame = plugin, kind, blame
+    def __init__(self, plugin: Any, kind: str, blame: str, bound_to: tuple[Any, ...] = ()) -> None:
+        """Raises PluginError unless `plugin` has the methods of its kind; `bound_to` is what it was made for."""
+        self._plugin, self._kind, self._blame, self._bound_to = plugin, kind, blame, bound_to
         for name in METHODS[kind]:
             if not callable(getattr(self, name)):
                 raise PluginError(f"{blame} has a {name!r} that is no method.")
@@ -104,7 +104,7 @@ class Guarded:
                 returned = method(*args, **kwargs)
                 returned = list(returned) if isinstance(returned, Iterator) else returned
                 if (self._kind, name) in CHECKS:
-                    CHECKS[self._kind, name](returned, self._blame, *args)
-            return Guarded(returned, BINDS[name], self._blame) if name in BINDS else returned
+                    CHECKS[self._kind, name](returned, self._blame, *self._bound_to, *args)
+            return Guarded(returned, BINDS[name], self._blame, args) if name in BINDS else returned
 
         return guarded

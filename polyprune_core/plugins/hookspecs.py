@@ -69,9 +69,8 @@ def polyprune_granularities() -> Iterable[Provider[Granularity]]:
     ... def polyprune_granularities():
     ...     yield Provider("block", "neighbouring MLP channels", Blocks)
 
-    >>> from polyprune_core.models.describe import describe
-    >>> from polyprune_core.testing.tiny import tiny_model
-    >>> Blocks(size=30).groups(describe(tiny_model()))[0]
+    >>> from polyprune_core.testing.tiny import tiny_model, tiny_space
+    >>> Blocks(size=30).groups(tiny_space(tiny_model()).layout)[0]
     UnitGroup(kind='block', layer=0, count=3, spans=(('layers.0.mlp', 30),))
     """
 
@@ -183,9 +182,14 @@ def polyprune_estimators() -> Iterable[Provider[GradientEstimator]]:
         min_masks: int, mask_multiple: int, unbiased: bool, precondition: str | None
 
     `sample` draws masks (K, U) bool that keep unit i with probability `policy.keep_prob[i]`, from `rng` alone.
-    `gradient` gets `losses`, (K,) float32: the mean next-token loss in nats under each mask, and returns the (U,)
-    float32 estimate of d E[loss] / d keep_prob, a negative entry where keeping the unit more often lowers the loss,
-    with a state of numbers and tensors that the next step is given (None at the first).
+    `gradient` gets `losses`, (K,) float32: the mean next-token loss in nats under each mask, and returns the (P,)
+    float32 estimate of d E[loss] / d policy.parameters, with a state of numbers and tensors that the next step is given
+    (None at the first).
+
+    The parameters of the default policy are not keep probabilities: P is not U, and units are not drawn independently.
+    `policy.sample` and `policy.score_function(batch)`, (K, P) the gradients of log p(mask), hold for every policy. A
+    formula of its own, such as psi = (m - s) / (s (1 - s)) with s = policy.keep_prob, holds for independent units only:
+    then declare `independent_units = True`; users add `--policy probabilities`, or another that draws units so.
 
     ConfigError is raised where the user asks for fewer masks than `min_masks` or no multiple of `mask_multiple`,
     PluginError for masks or gradients of another shape, and for numbers that are not finite.
@@ -272,11 +276,17 @@ def polyprune_exporters() -> Iterable[Provider[Exporter]]:
         load(path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel
 
     `export` writes into the existing, empty folder `out_dir` and nowhere else, names no path of this machine in what it
-    writes, leaves the dense model as it is, and reports every file with its SHA-256, sizes in bytes and the parameters
-    that are left. `load` reads the folder back, ready to run: eval mode, no gradients, no cache; the perplexity that
-    users are told is that of the model it returns. `trust_remote_code` is what they said of code that comes with the
-    dense model. One more method may be declared, `check(base: LoadedModel)`: it raises ModelError where no smaller form
-    of a model can be written, before anything is scored.
+    writes, leaves the dense model as it is, and reports every file with its SHA-256, sizes in bytes, the parameters
+    that are left, and `reload`: Python that leaves the model in `model`, where DIR stands for the path of the folder.
+    What a repair changed (`pruned.updates`) is part of it, as of `pruned.state_dict()` and `pruned.build()`.
+
+    `load` reads the folder back, ready to run: eval mode, no gradients, no cache; the perplexity that users are told is
+    that of the model it returns. `trust_remote_code` is what they said of code that comes with the dense model.
+
+    Two more methods may be declared. `check(base: LoadedModel)` raises ModelError where no smaller form of a model can
+    be written, before anything is scored. `legal_shapes(layout: ModelLayout) -> LegalShapes` says which shapes the
+    format can hold; the conformance kit asks for no others. What a format cannot do besides, such as a dense checkpoint
+    with zeros in place of removed units, is excused by the provider's `xfail`.
 
     PluginError is raised where something else is returned; the output folder then does not appear.
 
@@ -284,21 +294,19 @@ def polyprune_exporters() -> Iterable[Provider[Exporter]]:
     >>> from polyprune_core import Provider, hookimpl
     >>> @dataclass(frozen=True)
     ... class WithCard:
-    ...     def _plain(self):
-    ...         from polyprune_core.plugins.registry import load_registry
-    ...         return load_registry().build("exporter", "masks")
-    ...
     ...     def export(self, pruned, out_dir):
-    ...         from polyprune_core.pruning.provenance import export_report
-    ...         written = self._plain().export(pruned, out_dir)
+    ...         from polyprune_core import export_report, write_model
+    ...         model = write_model(pruned, out_dir, pruned.base.stored_dtype, "5GB", pruned.provenance())
     ...         (out_dir / "CARD.md").write_text(f"{pruned.selection.sparsity:.0%} removed")
-    ...         return export_report(out_dir, "with-card", written.reload, written.parameters)
+    ...         reload = "from polyprune_core import load_model\\nmodel = load_model(DIR).model"
+    ...         return export_report(out_dir, "with-card", reload, model.num_parameters())
     ...
     ...     def load(self, path, *, dtype="auto", device="auto", trust_remote_code=False):
-    ...         return self._plain().load(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    ...         from polyprune_core import load_model
+    ...         return load_model(str(path), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     >>> @hookimpl
     ... def polyprune_exporters():
-    ...     yield Provider("with-card", "masks with a card", WithCard)
+    ...     yield Provider("with-card", "a smaller model with a card", WithCard)
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -308,6 +316,6 @@ def polyprune_exporters() -> Iterable[Provider[Exporter]]:
     ...     dense = tiny_base(Path(base))
     ...     space = tiny_space(dense.model)
     ...     report = WithCard().export(tiny_pruned(dense, space, torch.arange(len(space)) % 2 == 0), Path(out))
-    >>> sorted(report.files)
-    ['CARD.md', 'masks.json', 'masks.safetensors']
+    >>> sorted(report.files)[:2]
+    ['CARD.md', 'config.json']
     """

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ConfigError, PluginError
-from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator, independent_units
-from polyprune_core.pruning.types import ExportReport, Policy, UnitGroup
+from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator, SearchPolicy, independent_units
+from polyprune_core.pruning.types import SCOPE_NAMES, ExportReport, Policy, UnitGroup
 
 if TYPE_CHECKING:
     from polyprune_core.models.layout import ModelLayout
     from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
+    from polyprune_core.pruning.starting import PolicyStart
+
+OPTIMIZERS = ("sgd", "adam")
 
 
 def check_scores(scores: Any, blame: str, _model: Any, space: MaskSpace, *_: Any) -> None:
@@ -96,6 +100,19 @@ def check_estimator(
         )
 
 
+def check_defaults(blame: str, policy: SearchPolicy) -> None:
+    """Raises PluginError unless the policy declares a step and a scope that a search can have."""
+    rate: object = policy.learning_rate
+    usable = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf
+    if policy.scope not in SCOPE_NAMES or policy.optimizer not in OPTIMIZERS or not usable:
+        raise PluginError(
+            f"{blame} declares scope {policy.scope!r}, optimizer {policy.optimizer!r} and learning rate {rate!r}; one "
+            f"of {', '.join(SCOPE_NAMES)}, {' or '.join(OPTIMIZERS)}, and a number above 0 are needed."
+        )
+    if type(policy.independent_units) is not bool:
+        raise PluginError(f"{blame} declares independent_units {policy.independent_units!r}; True or False is needed.")
+
+
 def check_updates(updates: Any, blame: str, pruned: PrunedModel, *_: Any) -> None:
     """Raises PluginError unless `updates` are finite values of parameters that are left, or of biases of readers."""
     import torch
@@ -119,9 +136,9 @@ def check_updates(updates: Any, blame: str, pruned: PrunedModel, *_: Any) -> Non
 
 
 def check_bound(kind: str) -> Callable[..., None]:
-    """Returns a check of (N,) float32 finite numbers, as a bound policy returns them."""
+    """Returns a check of float32 finite numbers as a bound policy returns them: one a unit, or one a parameter."""
 
-    def check(found: Any, blame: str, *_: Any) -> None:
+    def check(found: Any, blame: str, given: PolicyStart, *args: Any) -> None:
         import torch
 
         if not isinstance(found, torch.Tensor) or found.dim() != 1 or found.dtype != torch.float32:
@@ -131,14 +148,22 @@ def check_bound(kind: str) -> Callable[..., None]:
             raise PluginError(
                 f"{blame} returned {int((~found.isfinite()).sum())} numbers from {kind} that are not finite."
             )
+        needed = len(given.space) if kind == "ranking" else len(args[0]) if kind == "project" else len(found)
+        if len(found) != needed:
+            raise PluginError(f"{blame} returned {len(found)} numbers from {kind}; {needed} are needed.")
 
     return check
 
 
-def check_policy(policy: Any, blame: str, *_: Any) -> None:
-    """Raises PluginError unless `policy` is a Policy whose keep probabilities lie strictly between 0 and 1."""
+def check_policy(policy: Any, blame: str, given: PolicyStart, *_: Any) -> None:
+    """Raises PluginError unless `policy` is a Policy with a probability strictly between 0 and 1 for every unit."""
     if not isinstance(policy, Policy):
         raise PluginError(f"{blame} returned a {type(policy).__name__} from policy; a Policy is needed.")
+    if tuple(policy.keep_prob.shape) != (len(given.space),):
+        raise PluginError(
+            f"{blame} returned keep probabilities of shape {tuple(policy.keep_prob.shape)}; ({len(given.space)},) is "
+            "needed."
+        )
     if not ((policy.keep_prob > 0) & (policy.keep_prob < 1)).all():
         raise PluginError(f"{blame} returned keep probabilities that do not lie between 0 and 1.")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -157,7 +158,17 @@ class LegalShapes:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an exporter wrote: `files` maps names inside `path` to sha256; `reload` is Python that loads it again."""
+    """What an exporter wrote.
+
+    Attributes:
+        path: the folder.
+        format: a name for what lies in it.
+        files: names inside `path` to their SHA-256.
+        reload: Python that loads it again and leaves the model in `model`; the name DIR stands for the folder's path.
+        parameters: how many the model on disk has.
+        bytes: size of all files.
+        details: whatever else a user may want to know, JSON-able.
+    """
 
     path: Path
     format: str
@@ -166,3 +177,7 @@ class ExportReport:
     parameters: int
     bytes: int
     details: dict[str, Any] = field(default_factory=dict)
+
+    def reload_at(self, folder: Path) -> str:
+        """Returns `reload` with the path of a folder in place of DIR."""
+        return re.sub(r"\bDIR\b", lambda _: repr(str(folder)), self.reload)

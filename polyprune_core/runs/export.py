@@ -58,7 +58,7 @@ class Exported:
                 f"  read back   largest difference of a logit {seen.largest_difference:.3g} (largest logit "
                 f"{seen.largest_logit:.3g}), same top-1 {seen.top1_agreement:.1%} of {seen.tokens} positions"
             )
-        return [*lines, "", *report.reload.strip().replace("(DIR", f"({str(report.path)!r}").splitlines()]
+        return [*lines, "", *report.reload_at(report.path).strip().splitlines()]
 
     def to_json(self) -> dict[str, Any]:
         """Returns it for scripts; no path of this machine."""

@@ -8,11 +8,9 @@ from typing import cast
 from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.config.cell import Scope
 from polyprune_core.config.settings import Comparison
-from polyprune_core.errors import PluginError
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.plugins.validation import check_estimator
-from polyprune_core.pruning.types import SCOPE_NAMES
+from polyprune_core.plugins.validation import check_defaults, check_estimator
 
 
 def settled(config: Comparison, registry: Registry) -> Comparison:
@@ -22,11 +20,7 @@ def settled(config: Comparison, registry: Registry) -> Comparison:
         PluginError: there is no such policy, or what it declares is no default.
     """
     policy = registry.build("policy", config.policy)
-    if policy.scope not in SCOPE_NAMES or policy.optimizer not in ("sgd", "adam") or not policy.learning_rate > 0:
-        raise PluginError(
-            f"{policy!r} declares scope {policy.scope!r}, optimizer {policy.optimizer!r} and learning rate "
-            f"{policy.learning_rate!r}; one of {', '.join(SCOPE_NAMES)}, sgd or adam, and a number above 0 are needed."
-        )
+    check_defaults(repr(policy), policy)
     return config.for_policy(policy.optimizer, policy.learning_rate, cast(Scope, policy.scope))
 
 

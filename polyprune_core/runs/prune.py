@@ -64,7 +64,7 @@ class Outcome:
             "cost": f"{cost.forward_tokens:,} forward tokens, {backward}",
         }
         lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows.items())]
-        return [*lines, "", *report.reload.strip().replace("(DIR", f"({str(report.path)!r}").splitlines()]
+        return [*lines, "", *report.reload_at(report.path).strip().splitlines()]
 
     def _budget_line(self) -> dict[str, str]:
         if self.budget is None or self.budget_achieved is None:

@@ -158,6 +158,14 @@ class Stepper:
         }
         return moved, seen
 
+    def _one_a_parameter(self, what: str, found: Tensor, parameters: Tensor) -> Tensor:
+        if found.shape != parameters.shape:
+            raise PluginError(
+                f"{self.policy!r} returned {tuple(found.shape)} numbers from {what}; one for each of its "
+                f"{len(parameters)} parameters is needed."
+            )
+        return found
+
     def _sparsity(self, step: int) -> float:
         return ramp(self.options.sparsity, step, self.options.steps, self.options.warmup)
 
@@ -165,7 +173,9 @@ class Stepper:
         """Returns what of the state a step against the gradient changes."""
         options = self.options
         exponent = PRECONDITIONERS[self.estimator.precondition or options.precondition]
-        direction = self.policy.gradient(drawn_from, gradient) * self.policy.fisher(drawn_from) ** -exponent
+        direction = self._one_a_parameter("gradient", self.policy.gradient(drawn_from, gradient), state.parameters)
+        fisher = self._one_a_parameter("fisher", self.policy.fisher(drawn_from), state.parameters)
+        direction = direction * fisher**-exponent
         rate = cosine(options.learning_rate, state.step, options.steps)
         moved, memory = stepped(options.optimizer, state.parameters, direction, rate, state.optimizer)
         parameters = self.policy.project(moved, self._sparsity(state.step + 1))

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from polyprune_core.testing import estimator, exporter, granularity, initializer, provider
+from polyprune_core.testing import estimator, exporter, granularity, initializer, policy, provider, repair
 from polyprune_core.testing.checking import CHECKS, Check
 
-__all__ = ["CHECKS", "Check", "checks_for", "estimator", "exporter", "granularity", "initializer", "provider"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "checks_for",
+    "estimator",
+    "exporter",
+    "granularity",
+    "initializer",
+    "policy",
+    "provider",
+    "repair",
+]
 
 
 def checks_for(kind: str) -> list[Check]:

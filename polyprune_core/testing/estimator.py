@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from polyprune_core.errors import ConfigError, PluginError
-from polyprune_core.plugins.contracts import State
+from polyprune_core.plugins.contracts import State, independent_units
+from polyprune_core.plugins.guard import described
 from polyprune_core.plugins.registry import Registered
 from polyprune_core.plugins.validation import check_estimator
 from polyprune_core.pruning.types import EPS, MaskBatch, Policy
+from polyprune_core.testing import together
 from polyprune_core.testing.checking import NotRun, check, global_randomness_unused, made, require
 from polyprune_core.utils.rng import generator
 
@@ -29,6 +31,11 @@ UNITS = len(KEEP_PROB)
 DRAWS, STEPS = 20_000, 2000
 LIMIT = 5.0  # standard errors; an estimator without fault exceeds it once in 100,000 changes of its random numbers
 DECLARES, DRAWS_MASKS, GRADIENT = "properties_are_declared", "sample_draws_masks", "gradient_is_one_number_a_unit"
+WAY_OUT = (
+    "Multiply losses with policy.score_function(batch) instead of (m - s) / (s (1 - s)), and draw with policy.sample; "
+    "or declare independent_units = True, and users add a --policy that draws units so, such as probabilities."
+)
+UNBIASED, TOGETHER = "gradient_is_unbiased", "units_that_move_together_have_a_gradient_too"
 USES_NO_RANDOMNESS, MARGINALS = "estimating_uses_no_global_randomness", "units_are_kept_with_their_probability"
 
 
@@ -174,8 +181,9 @@ def gradient_is_unbiased(plugin: Registered) -> None:
             _require_unbiased(estimator, num_masks, past, f"after three steps, with {num_masks} masks,")
 
 
-def _require_unbiased(estimator: Any, num_masks: int, state: State, where: str) -> None:
-    policy, rng, exact = Policy(KEEP_PROB.clone()), generator(0, where), _exact_gradient()
+def _require_unbiased(estimator: Any, num_masks: int, state: State, where: str, policy: Policy | None = None) -> None:
+    exact = _exact_gradient() if policy is None else together.exact_gradient(_loss)
+    policy, rng = policy or Policy(KEEP_PROB.clone()), generator(0, where)
     found = []
     for _ in range(STEPS):
         batch, losses = _answered(estimator.sample(policy, num_masks, rng))
@@ -191,6 +199,37 @@ def _require_unbiased(estimator: Any, num_masks: int, state: State, where: str) 
         f"{where} the mean of {STEPS} estimates is {mean}, the exact gradient {[round(v, 3) for v in exact.tolist()]}"
     )
     require(z.abs().max() < LIMIT, f"{message}: {float(z.abs().max()):.1f} standard errors apart")
+
+
+@check("estimator", GRADIENT, USES_NO_RANDOMNESS)
+def units_that_move_together_have_a_gradient_too(plugin: Registered) -> None:
+    """The parameters of a policy need not be keep probabilities, as those of the default policy are not: P is not U.
+
+    Not for `independent_units = True`, which core refuses to run on such a policy.
+    """
+    estimator = made(plugin)
+    if independent_units(estimator):
+        raise NotRun("it says that it is for units drawn independently (independent_units = True)")
+    policy = together.together()
+    num_masks = _num_masks(estimator, 2)
+    try:
+        batch, losses = _answered(estimator.sample(policy, num_masks, generator(0, "together")))
+        gradient, _ = estimator.gradient(policy, batch, losses, None)
+    except Exception as error:
+        raise AssertionError(f"it raises {described(error)}. {WAY_OUT}") from error
+    found, expected = tuple(gradient.shape), tuple(policy.parameters.shape)
+    require(
+        found == expected,
+        f"for a policy of {len(policy.parameters)} parameters that {UNITS} units share, the gradient is of shape "
+        f"{found}, not {expected}. {WAY_OUT}",
+    )
+
+
+@check("estimator", UNBIASED, TOGETHER)
+def gradient_is_unbiased_where_units_move_together(plugin: Registered) -> None:
+    """On average it is the exact gradient there too; not for `unbiased = False`."""
+    estimator = made(plugin)
+    _require_unbiased(estimator, _num_masks(estimator, 2), None, "for units that move together", together.together())
 
 
 @check("estimator", GRADIENT)

@@ -15,7 +15,7 @@ from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace, check_costs, check_layers
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.testing.checking import check, global_randomness_unused, made, require, require_close
-from polyprune_core.testing.tiny import FAMILIES, tiny_model, tiny_windows
+from polyprune_core.testing.tiny import FAMILIES, logits_of, tiny_model
 from polyprune_core.utils.rng import generator
 
 DIVIDES, USES_NO_RANDOMNESS = "units_divide_the_axes", "groups_use_no_global_randomness"
@@ -35,20 +35,14 @@ def _masks(space: MaskSpace) -> Iterator[Tensor]:
         yield torch.rand(len(space), generator=generator(0, f"masks {share}")) < share
 
 
-@torch.no_grad()
-def _logits(model: nn.Module) -> Tensor:
-    logits: Tensor = model(input_ids=tiny_windows(), use_cache=False).logits
-    return logits
-
-
 def _gate(model: nn.Module, space: MaskSpace, keep: Tensor) -> Tensor:
     with gated(model, space.layout, space.axis_keep(keep)):
-        return _logits(model)
+        return logits_of(model)
 
 
 def _compact(model: nn.Module, space: MaskSpace, keep: Tensor) -> Tensor:
     with Compactor(model, space.layout) as compactor, compactor.applied(space.axis_keep(keep)):
-        return _logits(model)
+        return logits_of(model)
 
 
 def _zeroed(model: nn.Module, space: MaskSpace, keep: Tensor) -> Tensor:
@@ -57,7 +51,7 @@ def _zeroed(model: nn.Module, space: MaskSpace, keep: Tensor) -> Tensor:
         for cut in axis.cuts:
             weight = model.get_parameter(cut.parameter).data.transpose(0, cut.dim)
             weight[~entries.repeat_interleave(cut.width)] = 0
-    return _logits(model)
+    return logits_of(model)
 
 
 @check("granularity", "builds_with_its_defaults")
@@ -114,7 +108,7 @@ def same_model_gives_the_same_units(plugin: Registered) -> None:
 def keeping_all_units_changes_no_bit(plugin: Registered) -> None:
     """With every unit kept, gated and compacted models give the bits of the untouched one."""
     for model, space in _models(plugin):
-        keep, whole = torch.ones(len(space), dtype=torch.bool), _logits(model)
+        keep, whole = torch.ones(len(space), dtype=torch.bool), logits_of(model)
         forms: dict[str, Callable[[nn.Module, MaskSpace, Tensor], Tensor]] = {"gated": _gate, "compacted": _compact}
         for name, form in forms.items():
             require(torch.equal(form(model, space, keep), whole), f"the {name} model is another with all units kept")

@@ -23,7 +23,7 @@ from polyprune_core.testing.checking import (
     world_restored,
 )
 from polyprune_core.testing.tiny import FAMILIES, tiny_calibration, tiny_model, tiny_space, tiny_windows
-from polyprune_core.testing.untouched import Snapshot
+from polyprune_core.testing.untouched import Snapshot, Stop, stopped_in
 
 # What a metric may be made for; one that refuses a choice with ConfigError or PluginError is checked on the others.
 CHOICES = ("head+channel", "channel", "head", "attention+mlp", "layer")
@@ -201,21 +201,13 @@ def _scored(plugin: Registered) -> Snapshot:
     return before
 
 
-class _Stop(BaseException):
-    """Stands for the user's Ctrl-C in the middle of a pass."""
-
-
 @check("initializer", SCORES, *UNCHANGED)
 def interruption_leaves_the_model_as_it_was(plugin: Registered) -> None:
     """Stopped inside the model, it leaves weights, hooks and flags as they were."""
     units, model = _first(plugin), _mixed_model()
-
-    def stop(*_: object) -> None:
-        raise _Stop
-
-    with model.get_submodule("model.layers.2.mlp").register_forward_pre_hook(stop):
+    with stopped_in(model, "model.layers.2.mlp"):
         before = Snapshot(model)
-        with contextlib.suppress(_Stop, Exception):  # whatever it makes of the interruption
+        with contextlib.suppress(Stop, Exception):  # whatever it makes of the interruption
             _score(plugin, model, units)
         before.require_weights()
         before.require_hooks()

@@ -103,6 +103,13 @@ def tiny_windows() -> Tensor:
     return torch.randint(VOCABULARY, (5, 12), generator=generator(0, "tiny windows"))
 
 
+@torch.no_grad()
+def logits_of(model: torch.nn.Module) -> Tensor:
+    """Returns what a tiny model says of `tiny_windows()`: (5, 12, vocabulary)."""
+    logits: Tensor = model(input_ids=tiny_windows(), use_cache=False).logits
+    return logits
+
+
 def tiny_space(model: torch.nn.Module, units: str = "head+channel") -> MaskSpace:
     """Returns the units of a model; `units` joins head, channel, attention, mlp and layer with +."""
     layout = describe(model)

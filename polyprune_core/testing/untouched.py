@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,3 +53,18 @@ class Snapshot:
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     return a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b)
+
+
+class Stop(BaseException):
+    """Stands for the user's Ctrl-C in the middle of a pass."""
+
+
+@contextmanager
+def stopped_in(model: nn.Module, module: str) -> Iterator[None]:
+    """Raises Stop wherever the block runs that part of the model."""
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    with model.get_submodule(module).register_forward_pre_hook(stop):
+        yield

@@ -19,13 +19,12 @@ import polyprune_plugins.initializers.random as random_plugin
 import polyprune_plugins.initializers.wanda as wanda_plugin
 from polyprune_core import Provider, testing
 from polyprune_core.errors import PluginError
-from polyprune_core.plugins.registry import PluginProblem, Registered, Registry, Source, load_registry
+from polyprune_core.plugins.registry import KINDS, PluginProblem, Registered, Registry, Source, load_registry
 from polyprune_core.testing import conformance_tests, run_checks
 from polyprune_core.testing.checks import CHECKS, checks_for
 from polyprune_core.testing.tiny import FAMILIES, tiny_base, tiny_model, tiny_tokenizer
 
 SCORES = "scores_are_one_finite_number_a_unit"
-KINDS = ("granularity", "initializer", "estimator", "exporter")
 SOURCE = Source("an-author", "1.0")
 
 

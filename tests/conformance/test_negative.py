@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,16 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from broken import estimators, faults, loading, providers
+from broken import estimators, faults, loading, policies, providers, repairs
 
 from polyprune_core import Provider
 from polyprune_core.plugins.registry import Registered, Source, load_registry
 from polyprune_core.pruning.surgery import Compactor
-from polyprune_core.testing import granularity, run_checks
+from polyprune_core.testing import granularity, repair, run_checks
 from polyprune_core.testing.checks import CHECKS
 
-# No granularity can break these: they hold core itself to its word, for the units that a plugin chooses.
-OF_CORE = {"keeping_all_units_changes_no_bit", "gating_equals_zeroing", "gating_equals_compaction"}
+# No plugin can break these: they hold core itself to its word, for the units or the values that a plugin chooses.
+OF_CORE = {
+    "keeping_all_units_changes_no_bit",
+    "gating_equals_zeroing",
+    "gating_equals_compaction",
+    "repaired_models_agree_in_every_form",
+}
 FAULTS = [pytest.param(*fault, id=f"{fault[0]}-{fault[1].name}") for fault in faults()]
 
 
@@ -37,7 +43,15 @@ def test_a_fault_is_caught_by_the_check_that_is_meant_for_it_and_no_other(kind, 
     assert len(found[check]) > 10
 
 
-@pytest.mark.parametrize(("kind", "sound"), [("granularity", providers.Channels), ("estimator", estimators.Sound)])
+@pytest.mark.parametrize(
+    ("kind", "sound"),
+    [
+        ("granularity", providers.Channels),
+        ("policy", policies.Sound),
+        ("estimator", estimators.Sound),
+        ("repair", repairs.Sound),
+    ],
+)
 def test_what_the_broken_plugins_are_made_from_has_no_fault(kind, sound) -> None:
     assert failures(kind, Provider("sound", "has no fault", sound)) == {}
 
@@ -71,6 +85,15 @@ class _Ignoring(Compactor):
 def test_a_fault_in_cores_own_forms_is_caught_too(monkeypatch, name, fault, expected) -> None:
     monkeypatch.setattr(granularity, name, fault)
     assert set(failures("granularity", Provider("sound", "has no fault", providers.Channels))) == expected
+
+
+def test_a_form_of_a_repaired_model_that_lost_its_updates_is_caught_too(monkeypatch) -> None:
+    def without(pruned: Any) -> dict[str, Any]:
+        return {"read back from a folder": replace(pruned, updates={}).build()}
+
+    monkeypatch.setattr(repair, "_read_back", without)
+    found = failures("repair", Provider("sound", "has no fault", repairs.Sound))
+    assert list(found) == ["repaired_models_agree_in_every_form"]
 
 
 @pytest.mark.parametrize("fault", loading.FAULTS)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -16,8 +19,10 @@ import yaml
 from polyprune_core import cli
 from polyprune_core.cli import main
 from polyprune_core.cli.check import _found
-from polyprune_core.cli.new import KINDS, new
+from polyprune_core.cli.new import KINDS, LONGEST_NAME, new
 from polyprune_core.cli.plugins import plugins
+from polyprune_core.plugins import hookspecs
+from polyprune_core.plugins.registry import KINDS as ALL_KINDS
 from polyprune_core.testing import run_checks
 from polyprune_core.testing.checks import checks_for
 
@@ -63,13 +68,24 @@ def run_own_tests(folder: Path) -> Outcomes:
     return outcomes
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_new_package_passes_the_kit_and_its_own_tests_as_generated(run, tmp_path, kind) -> None:
-    name = f"made-up-{kind}"
-    status, out, err = run(name, "--kind", kind)
+PACKAGES = [*((kind, None) for kind in KINDS), ("initializer", "class")]
+
+
+def named(kind: str, form: str | None) -> str:
+    return f"made-up-{kind}" + (f"-{form}" if form else "")
+
+
+def asked(kind: str, form: str | None) -> tuple[str, ...]:
+    return (named(kind, form), "--kind", kind, *(("--form", form) if form else ()))
+
+
+@pytest.mark.parametrize(("kind", "form"), PACKAGES)
+def test_a_new_package_passes_the_kit_and_its_own_tests_as_generated(run, tmp_path, kind, form) -> None:
+    name = named(kind, form)
+    status, out, err = run(*asked(kind, form))
     assert (status, err) == (0, "")
     folder = tmp_path / f"polyprune-{name}"
-    module = f"polyprune_made_up_{kind}"
+    module = f"polyprune_{name.replace('-', '_')}"
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == sorted(
         [
             ".github/workflows/test.yml",
@@ -90,9 +106,9 @@ def test_a_new_package_passes_the_kit_and_its_own_tests_as_generated(run, tmp_pa
 
 @pytest.fixture
 def packages(run, tmp_path) -> list[Path]:
-    """One new package of every kind."""
-    for kind in KINDS:
-        assert run(f"made-up-{kind}", "--kind", kind)[0] == 0
+    """One new package of every kind and form."""
+    for kind, form in PACKAGES:
+        assert run(*asked(kind, form))[0] == 0
     return sorted(tmp_path.iterdir())
 
 
@@ -102,9 +118,11 @@ def verdict(folder: Path, *command: str) -> str:
     return done.stdout + done.stderr if done.returncode else ""
 
 
-def test_ruff_finds_no_fault_with_a_new_package(packages) -> None:
+def test_ruff_finds_no_fault_with_a_new_package(packages, run, tmp_path) -> None:
     pytest.importorskip("ruff")
-    for folder in packages:
+    for kind in KINDS:
+        assert run(f"a-name-as-long-as-a-name-can-be-of-{kind}"[:LONGEST_NAME].strip("-"), "--kind", kind)[0] == 0
+    for folder in sorted(tmp_path.iterdir()):
         assert verdict(folder, "ruff", "check", ".") == ""
         assert verdict(folder, "ruff", "format", "--check", ".") == ""
 
@@ -117,10 +135,46 @@ def test_mypy_finds_no_fault_with_a_new_package(packages) -> None:
 
 
 def test_an_initializer_is_a_plain_function_of_ten_lines(packages) -> None:
-    source = next(f for f in packages if "initializer" in f.name) / "polyprune_made_up_initializer" / "__init__.py"
+    package = next(f for f in packages if f.name == "polyprune-made-up-initializer")
+    source = package / "polyprune_made_up_initializer" / "__init__.py"
     lines = source.read_text().partition("from __future__")[2].splitlines()
     assert "@initializer(" in source.read_text()
     assert sum(bool(line.strip()) for line in lines) <= 10
+
+
+def test_the_class_form_is_a_dataclass_behind_a_hook(packages) -> None:
+    package = next(f for f in packages if f.name == "polyprune-made-up-initializer-class")
+    source = (package / "polyprune_made_up_initializer_class" / "__init__.py").read_text()
+    assert "@dataclass(frozen=True)\nclass MadeUpInitializerClassInitializer:" in source
+    assert "def polyprune_initializers()" in source
+
+
+def test_only_an_initializer_can_be_a_function(run, tmp_path) -> None:
+    status, out, err = run("mine", "--kind", "policy", "--form", "function")
+    assert (status, out) == (2, "")
+    assert "only initializer plugins can be functions; leave --form out for policy" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_packages_and_the_examples_of_hooks_import_public_names_only(packages) -> None:
+    modules = [path.read_text() for folder in packages for path in folder.rglob("*.py")]
+    examples = [inspect.getdoc(getattr(hookspecs, hook)) or "" for hook in ALL_KINDS.values()]
+    found = {name for text in [*modules, *examples] for name in re.findall(r"(?:from|import) (polyprune_\w+\S*)", text)}
+    ours = {name for name in found if not name.startswith("polyprune_made_up")}
+    assert ours == {"polyprune_core", "polyprune_core.testing", "polyprune_core.testing.tiny"}
+    assert sorted(KINDS) == sorted(ALL_KINDS)
+
+
+@pytest.mark.parametrize("name", ["polyprune-made-up-policy", "polyprune-made-up-initializer-class"])
+def test_a_new_package_builds_where_other_output_lies(packages, name) -> None:
+    folder = next(folder for folder in packages if folder.name == name)
+    for other in ("pruned", "masks", "store"):
+        (folder / other).mkdir()
+        (folder / other / "model.py").write_text("")
+    assert verdict(folder, "hatchling", "build", "-t", "wheel", "-d", "../wheels") == ""
+    (wheel,) = (folder.parent / "wheels").glob("*.whl")
+    module = name.replace("-", "_")
+    assert {entry.split("/")[0] for entry in ZipFile(wheel).namelist()} == {module, f"{module}-0.1.0.dist-info"}
 
 
 def test_an_expected_failure_that_passes_fails_the_authors_tests(run, tmp_path) -> None:
@@ -137,7 +191,7 @@ def test_a_fault_in_the_plugin_fails_the_authors_tests(run, tmp_path) -> None:
     module = tmp_path / "polyprune-at-fault" / "polyprune_at_fault" / "__init__.py"
     module.write_text(module.read_text().replace("/ len(losses), None", "/ (len(losses) - 1), None"))
     outcomes = run_own_tests(module.parents[1])
-    assert outcomes == {"passed": len(checks_for("estimator")) - 1, "failed": 1}
+    assert outcomes == {"passed": len(checks_for("estimator")) - 2, "failed": 1, "skipped": 1}
 
 
 def test_the_package_names_what_it_needs(run, tmp_path) -> None:
@@ -149,7 +203,12 @@ def test_the_package_names_what_it_needs(run, tmp_path) -> None:
     assert project["dependencies"] == ["polyprune>=0.1,<0.2"]
     steps = yaml.safe_load((folder / ".github/workflows/test.yml").read_text())["jobs"]["test"]["steps"]
     assert steps[1]["with"]["python-version"] == "${{ matrix.python }}"
-    assert "polyprune plugins check two-words" in [step.get("run") for step in steps]
+    commands = [step.get("run") for step in steps]
+    assert "polyprune plugins check two-words" in commands
+    source = next(step for step in steps if "POLYPRUNE" in step.get("env", {}))
+    assert source["env"]["POLYPRUNE"] == "${{ vars.POLYPRUNE }}"
+    assert source["run"].startswith('pip install "${POLYPRUNE:?')
+    assert commands.index(source["run"]) < commands.index("pip install -e '.[dev]'")
     test = (folder / "tests" / "test_polyprune_two_words.py").read_text()
     assert len(test.splitlines()) == 5
     assert (folder.stat().st_mode & 0o777) == 0o755

@@ -6,16 +6,23 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from broken import estimators, exporters, granularities, initializers, providers
+from broken import estimators, exporters, granularities, initializers, policies, providers, repairs
 from polyprune_core import Provider
 
 MODULES = {
     "granularity": granularities,
     "initializer": initializers,
+    "policy": policies,
     "estimator": estimators,
+    "repair": repairs,
     "exporter": exporters,
 }
-NEEDS = {initializers.MeanOfBatchMeans: "calibration", initializers.NoFinally: "calibration"}
+NEEDS = {
+    initializers.MeanOfBatchMeans: "calibration",
+    initializers.NoFinally: "calibration",
+    repairs.NoFinally: "calibration",
+    repairs.UndeclaredGradients: "calibration",
+}
 
 
 def faults() -> Iterator[tuple[str, Provider[Any], str]]:

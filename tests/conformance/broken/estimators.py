@@ -38,9 +38,38 @@ class DividesByK(Sound):
 class SquareRootScore(Sound):
     """Divides m - s by the square root of s (1 - s)."""
 
+    independent_units = True
+
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
         gradient, state = super().gradient(policy, batch, losses, state)
         return gradient * (policy.keep_prob * (1 - policy.keep_prob)).sqrt(), state
+
+
+@dataclass(frozen=True)
+class OfKeepProb(Sound):
+    """Writes (m - s) / (s (1 - s)) out, and does not say that it holds for independent units only."""
+
+    def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
+        s = policy.keep_prob
+        psi = (batch.masks.float() - s) / (s * (1 - s))
+        return (losses - losses.mean()) @ psi / (len(losses) - 1), None
+
+
+@dataclass(frozen=True)
+class ScalesBySharing(Sound):
+    """Takes the mean over units where several move one parameter."""
+
+    def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
+        gradient, state = super().gradient(policy, batch, losses, state)
+        return gradient * len(policy.parameters) / len(policy.keep_prob), state
+
+
+@dataclass(frozen=True)
+class DrawsBySharesAlone(Sound):
+    """Draws each unit with its keep probability, whatever else the policy says of them."""
+
+    def sample(self, policy: Policy, num_masks: int, rng: Generator) -> MaskBatch:
+        return MaskBatch(torch.rand((num_masks, len(policy.keep_prob)), generator=rng) < policy.keep_prob)
 
 
 @dataclass(frozen=True)
@@ -64,6 +93,8 @@ class BaselineOfTheSameLosses(Sound):
 class OneDrawForAllUnits(Sound):
     """Keeps each unit with its probability, but the units of a mask share one draw."""
 
+    independent_units = True
+
     def sample(self, policy: Policy, num_masks: int, rng: Generator) -> MaskBatch:
         return MaskBatch(torch.rand((num_masks, 1), generator=rng) < policy.keep_prob)
 
@@ -71,6 +102,8 @@ class OneDrawForAllUnits(Sound):
 @dataclass(frozen=True)
 class KeepsTheOthers(Sound):
     """Keeps each unit with the probability of removing it."""
+
+    independent_units = True
 
     def sample(self, policy: Policy, num_masks: int, rng: Generator) -> MaskBatch:
         return MaskBatch(torch.rand((num_masks, len(policy.keep_prob)), generator=rng) >= policy.keep_prob)
@@ -82,6 +115,7 @@ class SkewedSecond(Sound):
 
     min_masks = 2
     mask_multiple = 2
+    independent_units = True
 
     def sample(self, policy: Policy, num_masks: int, rng: Generator) -> MaskBatch:
         first = torch.rand((num_masks, len(policy.keep_prob)), generator=rng)
@@ -103,6 +137,8 @@ class OneMaskTooMany(Sound):
 
 @dataclass(frozen=True)
 class DrawsGlobally(Sound):
+    independent_units = True
+
     def sample(self, policy: Policy, num_masks: int, rng: Generator) -> MaskBatch:
         return MaskBatch(torch.rand(num_masks, len(policy.keep_prob)) < policy.keep_prob)
 
@@ -167,6 +203,8 @@ class UnknownPreconditioner(Sound):
 class NaNAtTheEnds(Sound):
     """Divides by the distance to the ends of the policy's range, to multiply by it again."""
 
+    independent_units = True
+
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
         gradient, state = super().gradient(policy, batch, losses, state)
         distance = (policy.keep_prob - EPS) * (1 - EPS - policy.keep_prob)
@@ -222,6 +260,9 @@ class HiddenState(Sound):
 FAULTS = {
     DividesByK: "gradient_is_unbiased",
     SquareRootScore: "gradient_is_unbiased",
+    OfKeepProb: "units_that_move_together_have_a_gradient_too",
+    ScalesBySharing: "gradient_is_unbiased_where_units_move_together",
+    DrawsBySharesAlone: "units_that_move_together_have_a_gradient_too",
     WrongSign: "gradient_is_unbiased",
     BaselineOfTheSameLosses: "gradient_is_unbiased",
     OneDrawForAllUnits: "gradient_is_unbiased",

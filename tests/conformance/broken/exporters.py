@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from polyprune_core import ExportReport, LoadedModel, PrunedModel
-from polyprune_core.pruning.provenance import export_report
+from polyprune_core import ExportReport, LegalShapes, LoadedModel, ModelLayout, PrunedModel, export_report
 from polyprune_plugins.exporters.masks import Masks
 
 
@@ -25,6 +24,51 @@ class NoiseInTheWeights(Masks):
         for parameter in loaded.model.parameters():
             parameter.data = parameter.data.mul(1.001)
         return loaded
+
+
+@dataclass(frozen=True)
+class ReadsNothingBack(Masks):
+    def load(self, path: Path, **how: Any) -> Any:
+        return super().load(path, **how).model
+
+
+@dataclass(frozen=True)
+class NoShapes(Masks):
+    def legal_shapes(self, layout: ModelLayout) -> Any:
+        return {"channel": 64}
+
+
+@dataclass(frozen=True)
+class MultiplesOfZero(Masks):
+    def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
+        return LegalShapes(multiple_of={"channel": 0})
+
+
+@dataclass(frozen=True)
+class LosesTheRepair(Masks):
+    def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        return super().export(dataclasses.replace(pruned, updates={}), out_dir)
+
+
+@dataclass(frozen=True)
+class ReloadNamesNoFolder(Masks):
+    def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        report = super().export(pruned, out_dir)
+        return dataclasses.replace(report, reload=report.reload.replace("DIR", "'folder'"))
+
+
+@dataclass(frozen=True)
+class ReloadDoesNotRun(Masks):
+    def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        report = super().export(pruned, out_dir)
+        return dataclasses.replace(report, reload=report.reload.replace("from pathlib import Path\n", ""))
+
+
+@dataclass(frozen=True)
+class ReloadsTheDenseModel(Masks):
+    def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        report = super().export(pruned, out_dir)
+        return dataclasses.replace(report, reload=report.reload + "model = load_model(masks.base_name).model\n")
 
 
 @dataclass(frozen=True)
@@ -144,6 +188,13 @@ class CannotLoad:
 
 FAULTS = {
     NoiseInTheWeights: "reloaded_model_equals_the_compact_one",
+    ReadsNothingBack: "what_is_written_can_be_read_back",
+    NoShapes: "legal_shapes_are_told",
+    MultiplesOfZero: "legal_shapes_are_told",
+    LosesTheRepair: "repaired_weights_survive",
+    ReloadNamesNoFolder: "reload_code_loads_the_model",
+    ReloadDoesNotRun: "reload_code_loads_the_model",
+    ReloadsTheDenseModel: "reload_code_loads_the_model",
     LosesEmptiedSublayers: "emptied_sublayers_survive",
     LosesEmptiedLayers: "emptied_layer_survives",
     CountsTheDenseModel: "parameters_are_those_that_are_left",
