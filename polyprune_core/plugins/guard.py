@@ -97,9 +97,9 @@ class Guarded:
                 if self._kind in ("exporter", "initializer"):
                     watched.enter_context(no_bars())
                 if name == "score":
-                    watched.enter_context(model_untouched(args[0], args[1].layout, self._blame))
-                if name == "repair":
-                    watched.enter_context(model_untouched(args[0].base.model, args[0].layout, self._blame))
+                    watched.enter_context(model_untouched(args[0], self._blame))
+                if name in ("repair", "export"):
+                    watched.enter_context(model_untouched(args[0].base.model, self._blame))
                 watched.enter_context(blamed(self._blame))
                 returned = method(*args, **kwargs)
                 returned = list(returned) if isinstance(returned, Iterator) else returned

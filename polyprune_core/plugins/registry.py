@@ -59,6 +59,11 @@ class Registered:
     provider: Provider[Any]
     source: Source
 
+    @property
+    def blame(self) -> str:
+        """Who is at fault where it fails."""
+        return f"{self.kind} {self.provider.name!r} of {self.source}"
+
 
 class Registry:
     """All usable providers by kind and name, the problems met while loading, and what the user switched off."""
@@ -99,10 +104,14 @@ class Registry:
             PluginError: no such provider, an unknown option, or a value of the wrong type.
         """
         item = self.get(kind, spec)
-        blame = f"{kind} {item.provider.name!r} of {item.source}"
-        with blamed(blame):
+        with blamed(item.blame):
             made = build(kind, item.provider, parse_spec(spec)[1])
-        return Guarded(made, kind, blame)
+        return Guarded(made, kind, item.blame)
+
+    def outside(self, *plugins: tuple[str, str]) -> str:
+        """Returns who is to blame of those (kind, spec) that do not come from polyprune itself, or nothing."""
+        items = [self.get(kind, spec) for kind, spec in plugins]
+        return " or ".join(item.blame for item in items if not item.source.is_own)
 
     def measure(self, spec: str, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Scores:
         """Returns the scores of the metric that `spec` names; those made for one budget are comparable across layers.

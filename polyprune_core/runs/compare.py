@@ -141,6 +141,7 @@ def _run(decider: Decider, cell: AnyCell, blank: Row, store: Store, run: dict[st
     harness = decider.harness
     checkpoint = Checkpoint(store.checkpoint(blank.id), blank.id, harness.reporter)
     try:
+        harness.witness.require()
         if isinstance(cell, Dense):
             row, trace = _dense_row(blank, harness), None
             details = Details(_windows(harness.dense), run)

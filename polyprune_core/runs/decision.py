@@ -88,7 +88,7 @@ class Decider:
 
     def repaired(self, pruned: PrunedModel, spec: str, seed: int) -> tuple[PrunedModel, Cost]:
         """Returns the model with what a repair changes of it, and what that cost."""
-        with self.harness.reporter.task(f"repair {spec}", 1) as task, self.harness.weights_read_again():
+        with self.harness.reporter.task(f"repair {spec}", 1) as task, self.harness.watched(("repair", spec)):
             calibration = self.harness.calibration(seed, f"repair {spec}", task)
             start = time.perf_counter()
             updates = self.registry.build("repair", spec).repair(pruned, calibration)
@@ -105,13 +105,15 @@ class Decider:
             ranked = Scores(scale(scores.values, space, how), scores.source)
             pruned = PrunedModel(self.harness.loaded, space, rule.select(ranked.values, space), ranked)
             return Decision(pruned, terms, None, cost)
-        policy = self.registry.build("policy", self.settings.policy).bind(PolicyStart(space, scores, rule))
-        parameters, trace, source = policy.start(), None, scores.source
-        if isinstance(cell, Search):
-            parameters, trace, spent = self._search(cell, terms, policy, parameters, checkpoint)
-            cost, source = cost.plus(spent), cell.estimator
-        learned = Scores(policy.ranking(parameters), source)
-        selection, drawn_from = rule.select(learned.values, space), policy.policy(parameters, rule.sparsity)
+        searching = [("estimator", cell.estimator)] if isinstance(cell, Search) else []
+        with self.harness.watched(("policy", self.settings.policy), *searching):
+            policy = self.registry.build("policy", self.settings.policy).bind(PolicyStart(space, scores, rule))
+            parameters, trace, source = policy.start(), None, scores.source
+            if isinstance(cell, Search):
+                parameters, trace, spent = self._search(cell, terms, policy, parameters, checkpoint)
+                cost, source = cost.plus(spent), cell.estimator
+            learned, drawn_from = Scores(policy.ranking(parameters), source), policy.policy(parameters, rule.sparsity)
+        selection = rule.select(learned.values, space)
         return Decision(PrunedModel(self.harness.loaded, space, selection, learned, drawn_from), terms, trace, cost)
 
     def scores(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None = None) -> tuple[Scores, Cost]:
@@ -126,10 +128,10 @@ class Decider:
 
     def _score(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None) -> tuple[Scores, Cost]:
         model = self.harness.loaded.model
-        with self.harness.reporter.task(f"scores of {spec}", 1) as task, self.harness.weights_read_again():
+        with self.harness.reporter.task(f"scores of {spec}", 1) as task:
             calibration = self.harness.calibration(seed, f"initializer {spec}", task, rule)
             with self._priced(calibration) as cost:
-                scores = self.registry.measure(spec, model, space, calibration)
+                scores = self.harness.measure(spec, model, space, calibration)
         return scores, cost[0]
 
     @contextmanager

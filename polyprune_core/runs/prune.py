@@ -112,9 +112,9 @@ def _pruned(
         dense = harness.dense
     loaded = harness.loaded
     with place.filled() as folder:
-        with reporter.task("writing the model", 0):
+        with reporter.task("writing the model", 0), harness.watched(("exporter", request.exporter)):
             report = exporter.export(pruned, folder)
-        with reporter.task("reading it back", 0):
+        with reporter.task("reading it back", 0), harness.watched(("exporter", request.exporter)):
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             device, trust = str(loaded.model.device), request.trust_remote_code
             reloaded = exporter.load(folder, dtype=dtype, device=device, trust_remote_code=trust)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,8 @@ def test_units_may_be_yielded_one_by_one() -> None:
 @pytest.mark.parametrize(("method", "told"), [("export", "an ExportReport"), ("load", "a LoadedModel")])
 def test_what_an_exporter_returns_is_checked(method, told) -> None:
     with refused(WHO["exporter"], "a PosixPath", told):
-        getattr(guarded("exporter", lambda *_: Path("out")), method)("anything")
+        pruned = SimpleNamespace(base=SimpleNamespace(model=tiny_model()))
+        getattr(guarded("exporter", lambda *_: Path("out")), method)(pruned)
 
 
 def test_a_plugin_that_ends_the_program_fails_like_any_other() -> None:
