@@ -140,6 +140,8 @@ def _failed(blank: Row, error: PolypruneError) -> Row:
 def _run(decider: Decider, cell: AnyCell, blank: Row, store: Store, run: dict[str, Any]) -> Row:
     harness = decider.harness
     checkpoint = Checkpoint(store.checkpoint(blank.id), blank.id, harness.reporter)
+    if isinstance(cell, Dense):
+        _ = harness.dense  # without which nothing can be compared
     try:
         harness.witness.require()
         if isinstance(cell, Dense):

@@ -79,8 +79,7 @@ def exchange_parameter(model: Any) -> None:
 
 
 def cut_parameter(model: Any) -> None:
-    weight = model.get_submodule(f"{LAYER}.mlp").down_proj.weight
-    weight.data = weight.data[:, :1].clone()
+    model.model.norm.weight.data = model.model.norm.weight.data[:3].clone()
 
 
 def change_class(model: Any) -> None:
@@ -179,7 +178,7 @@ def test_an_initializer_that_changes_what_rows_are_measured_with_fails_and_the_o
     assert results_of([row for row in mixed.rows if row["initializer"] != "faulty"]) == alone
 
 
-@pytest.mark.parametrize("what", ["the embedding", "a buffer", "a shape", "a function of torch", "a hook"])
+@pytest.mark.parametrize("what", ["a buffer", "a shape", "a function of torch"])
 @pytest.mark.usefixtures("as_before")
 def test_an_estimator_that_changes_the_model_behind_its_back_fails_and_the_others_are_right(
     installed, tmp_path, alone, what
