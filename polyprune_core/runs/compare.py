@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from polyprune_core.config.cell import AnyCell, Cell, Dense, Pruned
 from polyprune_core.config.grid import cell_id, cells
 from polyprune_core.config.settings import Comparison
-from polyprune_core.errors import ConfigError, PolypruneError
+from polyprune_core.errors import ConfigError, PolypruneError, ResultError
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.evaluation.tasks import Tasks
 from polyprune_core.evaluation.text import ROLES, load_texts
@@ -23,7 +23,7 @@ from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.results.cell_file import Details, Group, path_of, read_details, write_details
 from polyprune_core.results.results import Results
-from polyprune_core.results.row import Row
+from polyprune_core.results.row import Row, impossible
 from polyprune_core.results.store import Store
 from polyprune_core.runs.cell_identity import identity, used_plugins
 from polyprune_core.runs.decision import Decider, Decision
@@ -153,6 +153,8 @@ def _run(decider: Decider, cell: AnyCell, blank: Row, store: Store, run: dict[st
             blank = dataclasses.replace(blank, tasks=harness.task_scores(cell.label, decision.pruned))
             row, trace = pruned_row(blank, decision, evaluation), decision.trace
             details = _decided(decision.pruned, evaluation, run)
+        for reason in impossible(row):
+            raise ResultError(f"{cell.label}: {reason}, which cannot be, so the row is not kept.")
     except PolypruneError as error:
         checkpoint.remove()
         harness.reporter.detail("".join(traceback.format_exception(error)))

@@ -22,6 +22,7 @@ from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.runs.harness import Harness
+from polyprune_core.runs.plausible import check_decision
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import Trace
@@ -78,13 +79,22 @@ class Decider:
         """Scores, for a search learns, selects, and repairs.
 
         A search goes on from what `checkpoint` holds, and is kept there while it runs.
+
+        Raises:
+            ResultError: what was decided cannot be.
         """
         plain = cell.model_copy(update={"repair": NO_REPAIR})
         if plain not in self._chosen:
             self._chosen[plain] = self._choose(plain, checkpoint)
         chosen = self._chosen[plain]
         pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed)
+        check_decision(cell, pruned, chosen.terms, self.settings.min_keep, chosen.trace, self._steps(cell))
         return dataclasses.replace(chosen, pruned=pruned, cost=chosen.cost.plus(spent))
+
+    def _steps(self, cell: Pruned) -> int:
+        if not isinstance(cell, Search):
+            return 0
+        return self.settings.steps_for(extra_passes(self.registry.build("estimator", cell.estimator)))
 
     def repaired(self, pruned: PrunedModel, spec: str, seed: int) -> tuple[PrunedModel, Cost]:
         """Returns the model with what a repair changes of it, and what that cost."""
@@ -107,7 +117,8 @@ class Decider:
             return Decision(pruned, terms, None, cost)
         searching = [("estimator", cell.estimator)] if isinstance(cell, Search) else []
         with self.harness.watched(("policy", self.settings.policy), *searching):
-            policy = self.registry.build("policy", self.settings.policy).bind(PolicyStart(space, scores, rule))
+            own = dataclasses.replace(scores, values=scores.values.clone())  # those of the other cells stay as they are
+            policy = self.registry.build("policy", self.settings.policy).bind(PolicyStart(space, own, rule))
             parameters, trace, source = policy.start(), None, scores.source
             if isinstance(cell, Search):
                 parameters, trace, spent = self._search(cell, terms, policy, parameters, checkpoint)
@@ -152,7 +163,7 @@ class Decider:
         estimator = self.registry.build("estimator", cell.estimator)
         harness, settings = self.harness, self.settings
         options = SearchOptions(
-            steps=settings.steps_for(extra_passes(estimator)),
+            steps=self._steps(cell),
             sparsity=terms.sparsity,
             **settings.model_dump(include=STEPPING),
         )

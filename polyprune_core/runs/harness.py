@@ -31,6 +31,8 @@ from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
 from polyprune_core.utils.rng import generator
 
+OF_UNITS = ("cost", "group", "kind", "layer", "peers")
+
 
 class Harness:
     """The model under `compactor`, its texts and its plugins; use inside `with harness.compactor`."""
@@ -116,7 +118,10 @@ class Harness:
 
         Raises PluginError at the end of the block, with the model as before, where one of another's did not.
         """
-        return self.witness.over(self.registry.outside(*plugins))
+        shared = {"the calibration text": self.calibration_windows, "the evaluation text": self.evaluation_windows}
+        for name, space in self.spaces.items():
+            shared |= {f"the {what} of units of {name}": getattr(space, what) for what in OF_UNITS}
+        return self.witness.over(self.registry.outside(*plugins), shared)
 
     def measure(self, spec: str, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Scores:
         """Returns a metric's scores, as `Registry.measure` does, with the model left as it was."""

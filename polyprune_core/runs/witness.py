@@ -6,8 +6,9 @@ and the plugin is told of by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,14 +49,15 @@ class Witness:
             raise not_finite("the dense model", model)
 
     @contextmanager
-    def over(self, outside: str) -> Iterator[None]:
+    def over(self, outside: str, shared: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[None]:
         """Raises PluginError where the block leaves the model or its code changed, after putting it back.
 
         `outside` names the plugins of others that the block calls. Where there is none, only weights that our own have
-        changed are read again.
+        changed are read again. `shared` are other tensors that the block must leave alone, by what they are.
         """
         self.require()
         before = Anatomy(self.model) if outside else None
+        copies = {name: tensor.clone() for name, tensor in shared.items()} if outside else {}
         if before:
             self._take_sums()
         failed: Exception | None = None
@@ -64,6 +66,10 @@ class Witness:
         except (PolypruneError, *TAKEN_APART) as error:  # what our own code raises where a plugin took it apart
             failed = error
         changed = before.restore() if before else []
+        for name, copied in copies.items():
+            if not torch.equal(shared[name], copied):
+                shared[name].copy_(copied)
+                changed.append(name)
         if before:
             changed += self._put_right(isinstance(failed, WeightsChanged), outside, changed)
         elif isinstance(failed, WeightsChanged):

@@ -196,6 +196,17 @@ def test_an_estimator_that_changes_the_model_behind_its_back_fails_and_the_other
     assert results_of([row for row in mixed.rows if row["estimator"] != "faulty"]) == alone
 
 
+def test_what_units_cost_is_not_a_plugins_to_change(installed, tmp_path, alone) -> None:
+    def score(space: Any) -> torch.Tensor:
+        space.cost[::2] *= 2
+        return torch.arange(len(space)).float()
+
+    installed("initializer", "faulty", Initializer(score))
+    mixed = grid(tmp_path, "--baselines", "faulty,random", base=FEW)
+    assert "the cost of units of head+channel" in failed_alone(mixed, "faulty", tmp_path)
+    assert results_of([row for row in mixed.rows if row["initializer"] != "faulty"]) == alone
+
+
 @pytest.mark.usefixtures("as_before")
 def test_a_granularity_that_changes_the_model_is_refused_before_anything_is_measured(installed, tmp_path) -> None:
     from polyprune_core.plugins.registry import load_registry
