@@ -207,6 +207,27 @@ def test_what_units_cost_is_not_a_plugins_to_change(installed, tmp_path, alone) 
     assert results_of([row for row in mixed.rows if row["initializer"] != "faulty"]) == alone
 
 
+def test_the_scores_of_other_cells_are_not_a_policys_to_change(installed, tmp_path) -> None:
+    from polyprune_core.plugins.registry import load_registry
+
+    plain = load_registry().build("policy", "probabilities")
+
+    class Faulty:
+        independent_units, optimizer, learning_rate, scope = True, "sgd", 0.02, "kind"
+
+        def bind(self, given: Any) -> Any:
+            bound = plain.bind(given)
+            given.scores.values.copy_(-given.scores.values)
+            return bound
+
+    installed("policy", "faulty", Faulty())
+    both = ("--baselines", "thinet", "--initializers", "thinet", "--sparsity", "0.2,0.3")
+    seen = [grid(tmp_path / policy, *both, "--policy", policy, base=FEW) for policy in ("probabilities", "faulty")]
+    plain_rows, rows = ([row["perplexity"] for row in run.rows if row["kind"] == "baseline"] for run in seen)
+    assert len(rows) == 2
+    assert rows == plain_rows
+
+
 @pytest.mark.usefixtures("as_before")
 def test_a_granularity_that_changes_the_model_is_refused_before_anything_is_measured(installed, tmp_path) -> None:
     from polyprune_core.plugins.registry import load_registry
