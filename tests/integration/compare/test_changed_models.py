@@ -217,11 +217,11 @@ def test_the_scores_of_other_cells_are_not_a_policys_to_change(installed, tmp_pa
 
         def bind(self, given: Any) -> Any:
             bound = plain.bind(given)
-            given.scores.values.copy_(-given.scores.values)
+            given.scores.values.copy_(torch.arange(len(given.scores.values)))
             return bound
 
     installed("policy", "faulty", Faulty())
-    both = ("--baselines", "thinet", "--initializers", "thinet", "--sparsity", "0.2,0.3")
+    both = ("--baselines", "magnitude", "--initializers", "magnitude", "--sparsity", "0.2,0.3")
     seen = [grid(tmp_path / policy, *both, "--policy", policy, base=FEW) for policy in ("probabilities", "faulty")]
     plain_rows, rows = ([row["perplexity"] for row in run.rows if row["kind"] == "baseline"] for run in seen)
     assert len(rows) == 2
