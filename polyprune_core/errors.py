@@ -30,6 +30,10 @@ class PluginError(PolypruneError):
     """A plugin is missing, broken, or returned something its contract forbids."""
 
 
+class ResultError(PolypruneError):
+    """A result says what no measurement can."""
+
+
 def plain(text: str) -> str:
     """Returns foreign text as one line of printable characters: nothing that controls a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

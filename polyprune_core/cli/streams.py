@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, TextIO, cast
 
 from polyprune_core.errors import ConfigError
+from polyprune_core.utils.interrupts import watched
 
 SPELLED = {
     **{"→": "->", "±": "+/-", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "·": ".", "²": "^2"},
@@ -60,6 +61,27 @@ class _Stdout:
             raise ConfigError(f"not everything could be written to stdout: {error.strerror}.") from error
 
 
+def _own_stdout() -> TextIO | None:
+    """Makes sys.stdout a stream of results alone: whoever writes to the process's own stdout is heard on stderr.
+
+    Returns the stream, None where sys.stdout is not the process's own.
+    """
+    out = sys.stdout
+    try:
+        if not isinstance(out, TextIOWrapper) or out.fileno() != 1:
+            return None
+        out.flush()
+    except (OSError, ValueError):
+        return None
+    own = TextIOWrapper(open(os.dup(1), "wb"), out.encoding, out.errors, line_buffering=out.line_buffering)  # noqa: SIM115
+    try:
+        os.dup2(2, 1)
+    except OSError:  # there is no stderr
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout = own
+    return own
+
+
 @contextmanager
 def streams() -> Iterator[None]:
     """Lets stdout and stderr take every sign while the block runs; a fault of stdout is a user error.
@@ -69,15 +91,22 @@ def streams() -> Iterator[None]:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     out = sys.stdout
+    ours = _own_stdout()
     before = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
     for stream, _ in before:
         stream.reconfigure(errors="polyprune")
-    if out is not None:
-        sys.stdout = cast(TextIO, _Stdout(out))
+    if sys.stdout is not None:
+        sys.stdout = cast(TextIO, _Stdout(sys.stdout))
     try:
         yield
     finally:
         sys.stdout = out
+        if ours is not None and out is not None:
+            with suppress(OSError, ValueError):
+                ours.flush()
+            os.dup2(ours.fileno(), 1)
+            with suppress(OSError, ValueError):
+                ours.close()
         for stream, errors in before:
             with suppress(OSError, ValueError):
                 stream.reconfigure(errors=errors or "strict")
@@ -100,24 +129,38 @@ def tell(text: str) -> None:
 def stoppable() -> Iterator[list[int]]:
     """Makes a signal that would end the process an interruption, so that nothing half-written stays.
 
-    Yields the list that the signal's number is put into. Signals that are ignored or handled stay so.
+    Yields the list that the signal's number is put into. Signals that are ignored or handled stay so; Ctrl-C does what
+    it always does, and is known as the user's.
     """
     received: list[int] = []
     ours: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    with watched() as interrupts:
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for each in ours:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        def stop(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            interrupts.append(number)
+            for each in ours:
+                signal.signal(each, signal.SIG_IGN)
+            raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            interrupts.append(number)
+            raise KeyboardInterrupt
+
         numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
         ours += [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, stop)
-    try:
-        yield received
-    finally:
         for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, stop)
+        usual = signal.getsignal(signal.SIGINT)
+        if usual is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield received
+        finally:
+            for number in ours:
+                signal.signal(number, signal.SIG_DFL)
+            if usual is signal.default_int_handler:
+                signal.signal(signal.SIGINT, usual)

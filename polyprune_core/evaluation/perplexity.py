@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -11,11 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.losses import FLOAT_ROWS, cross_entropy, head, last_hidden, predictions
 from polyprune_core.models.remote_code import is_stock
 from polyprune_core.utils.numbers import exp
 
 Progress = Callable[[int, int], None]
+
+
+def not_finite(what: str, model: Any) -> ModelError:
+    """Returns the error for a model whose predictions are no numbers, with the likeliest cause."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    advice = "the weights hold such numbers themselves, or the model is broken"
+    if dtype != "float32":
+        advice = f"{dtype} is likely too narrow for it: give --dtype float32, or else {advice}"
+    return ModelError(f"{what} computed in {dtype} predicts numbers that are not finite; {advice}.")
 
 
 @dataclass(frozen=True)
@@ -54,12 +65,12 @@ class Evaluator:
         self._whole = whole
 
     def dense(self, model: Any, progress: Progress = lambda done, total: None) -> Evaluation:
-        """Evaluates the dense model and remembers what it predicts."""
+        """Evaluates the dense model and remembers what it predicts; raises ModelError where that is not finite."""
         self.dense_hidden, self.dense_model = [], model
         return self._run(model, self.dense_hidden.append if is_stock(model) else _forget, progress)
 
     def compare(self, model: Any, progress: Progress = lambda done, total: None) -> Evaluation:
-        """Evaluates a pruned model of the same vocabulary."""
+        """Evaluates a pruned model of the same vocabulary; raises ModelError where what it predicts is not finite."""
         return self._run(model, None, progress)
 
     @torch.inference_mode()
@@ -76,8 +87,12 @@ class Evaluator:
             pieces = []
             for (logits, target), dense in zip(ours, theirs, strict=False):
                 pieces.append(cross_entropy(logits, target))
+                if not bool(pieces[-1].isfinite().all()):
+                    raise not_finite("the model", model)
                 if dense:
                     divergence, same = _agreement(dense[0], logits, target, pieces[-1])
+                    if not math.isfinite(divergence):
+                        raise not_finite("the model", model)
                     kl, agree = kl + divergence, agree + same
             losses = torch.cat(pieces).view(len(ids), -1)
             nll += float(losses.sum(dtype=torch.float64))

@@ -35,6 +35,11 @@ class Source:
     version: str
     api: int = field(default=1, compare=False)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is polyprune itself."""
+        return normal(self.distribution) == FIRST_PARTY
+
     def __str__(self) -> str:
         return plain(f"{self.distribution} {self.version}")
 
@@ -68,7 +73,7 @@ class Switched:
 
     def off(self, name: str, source: Source) -> str:
         """Returns why the plugin `name` of that source is off, or nothing where it is not."""
-        if self.external and normal(source.distribution) != FIRST_PARTY:
+        if self.external and not source.is_own:
             return "switched off: only polyprune's own plugins are wanted (--no-external)."
         if {normal(name), normal(source.distribution)} & self.words:
             return f"switched off by {DISABLE}."

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterable
-from contextlib import redirect_stdout
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from polyprune_core.errors import PluginError, unknown_name
+from polyprune_core.errors import PluginError, plain, unknown_name
 from polyprune_core.plugins import hookspecs
 from polyprune_core.plugins.contracts import NEEDS, Provider
 from polyprune_core.plugins.decorator import providers_in
@@ -28,8 +29,9 @@ from polyprune_core.plugins.discovery import (
     source_of,
     usable,
 )
-from polyprune_core.plugins.guard import FAULTS, Guarded, blamed, described, traced
+from polyprune_core.plugins.guard import FAULTS, Guarded, blamed, described, listed, require_no_interrupt, traced
 from polyprune_core.plugins.options import build, parse_spec
+from polyprune_core.plugins.process import settings_kept
 from polyprune_core.pruning.types import Scores
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ KINDS = {
     "repair": "polyprune_repairs",
     "exporter": "polyprune_exporters",
 }
+MOST = 1_000
+SLOW_SECONDS = 5.0
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -58,6 +62,11 @@ class Registered:
     kind: str
     provider: Provider[Any]
     source: Source
+
+    @property
+    def blame(self) -> str:
+        """Who is at fault where it fails."""
+        return f"{self.kind} {self.provider.name!r} of {self.source}"
 
 
 class Registry:
@@ -99,10 +108,14 @@ class Registry:
             PluginError: no such provider, an unknown option, or a value of the wrong type.
         """
         item = self.get(kind, spec)
-        blame = f"{kind} {item.provider.name!r} of {item.source}"
-        with blamed(blame):
+        with blamed(item.blame), settings_kept(item.blame):
             made = build(kind, item.provider, parse_spec(spec)[1])
-        return Guarded(made, kind, blame)
+        return Guarded(made, kind, item.blame)
+
+    def outside(self, *plugins: tuple[str, str]) -> str:
+        """Returns who is to blame of those (kind, spec) that do not come from polyprune itself, or nothing."""
+        items = [self.get(kind, spec) for kind, spec in plugins]
+        return " or ".join(item.blame for item in items if not item.source.is_own)
 
     def measure(self, spec: str, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Scores:
         """Returns the scores of the metric that `spec` names; those made for one budget are comparable across layers.
@@ -149,6 +162,25 @@ def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:
     return Registry(found, problems, off)
 
 
+@contextmanager
+def told_if_slow(what: str) -> Iterator[None]:
+    """Says on stderr whose import it is that takes long."""
+
+    def tell() -> None:
+        sys.stderr.write(
+            f"polyprune: {plain(what)} has been importing for {SLOW_SECONDS:g} seconds; Ctrl-C stops it.\n"
+        )
+        sys.stderr.flush()
+
+    timer = threading.Timer(SLOW_SECONDS, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _load(point: EntryPoint, source: Source) -> tuple[list[Registered], list[PluginProblem]]:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -162,19 +194,25 @@ def _load(point: EntryPoint, source: Source) -> tuple[list[Registered], list[Plu
             elif isinstance(provider, Provider):
                 found.append(Registered(kind, provider, source))
 
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), told_if_slow(f"plugin {point.name} of {source}"):
         try:
-            plugin = point.load()
+            with settings_kept("its import"):
+                plugin = point.load()
             manager.register(plugin, name=f"{source.distribution}:{point.name}")
             manager.check_pending()
         except FAULTS as error:
-            return [], [PluginProblem(point.name, source, described(error), trace=traced(error))]
+            require_no_interrupt(error)
+            told = str(error) if isinstance(error, PluginError) else described(error)
+            return [], [PluginProblem(point.name, source, told, trace=traced(error))]
         for kind, hook in KINDS.items():
             for implementation in getattr(manager.hook, hook).get_hookimpls():
                 try:
-                    add(kind, list(implementation.function()), f"{hook}: ")
+                    with settings_kept("it"):
+                        provided = listed(iter(implementation.function()), MOST, "it")
+                    add(kind, provided, f"{hook}: ")
                 except FAULTS as error:
-                    told = f"{hook}: {described(error)}"
+                    require_no_interrupt(error)
+                    told = f"{hook}: {str(error) if isinstance(error, PluginError) else described(error)}"
                     problems.append(PluginProblem(point.name, source, told, trace=traced(error)))
         add("initializer", providers_in(plugin), "")
     if not found and not problems:
@@ -195,7 +233,8 @@ def _fault(provider: object) -> str:
         return f"the needs of {name!r} are {provider.needs!r}; a frozenset out of {', '.join(sorted(NEEDS))} is needed."
     try:
         inspect.signature(provider.factory)
-    except (TypeError, ValueError):
+    except FAULTS as error:  # also what a stranger's own signature raises
+        require_no_interrupt(error)
         return f"the factory of {name!r} is not callable, or does not tell its options."
     return ""
 
@@ -204,15 +243,18 @@ def _without_clashes(found: list[Registered]) -> tuple[list[Registered], list[Pl
     by_name: dict[tuple[str, str], list[Registered]] = {}
     for item in found:
         by_name.setdefault((item.kind, item.provider.name), []).append(item)
-    problems = [
-        PluginProblem(
-            name,
-            items[1].source,
+    kept: list[Registered] = []
+    problems = []
+    for (kind, name), items in by_name.items():
+        own = [item for item in items if item.source.is_own]
+        if len(items) == 1 or len(own) == 1:
+            kept += own or items
+            told = f"{kind} {name!r} is a name of polyprune's own; this one needs another."
+            problems += [PluginProblem(name, item.source, told, (name,)) for item in items if own and item not in own]
+            continue
+        told = (
             f"{kind} {name!r} is provided by {' and by '.join(str(i.source) for i in items)}; uninstall one, or switch "
-            f"it off with {DISABLE}=DISTRIBUTION.",
-            (name,),
+            f"it off with {DISABLE}=DISTRIBUTION."
         )
-        for (kind, name), items in by_name.items()
-        if len(items) > 1
-    ]
-    return [items[0] for items in by_name.values() if len(items) == 1], problems
+        problems.append(PluginProblem(name, items[1].source, told, (name,)))
+    return kept, problems

@@ -16,8 +16,6 @@ from polyprune_core.errors import PluginError, PolypruneError, counted
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from polyprune_core.models.layout import ModelLayout
-
 MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
@@ -54,13 +52,13 @@ def shared_randomness_unused(blame: str) -> Iterator[None]:
 
 
 @contextmanager
-def model_untouched(model: nn.Module, layout: ModelLayout, blame: str) -> Iterator[None]:
+def model_untouched(model: nn.Module, blame: str) -> Iterator[None]:
     """Raises PluginError if the block leaves hooks or flags behind, which are put back, or changed weights.
 
     Raises:
-        WeightsChanged: weights that an axis cuts are others than before; putting them back is the caller's.
+        WeightsChanged: weights are others than before; putting them back is the caller's.
     """
-    hooks, flags, sums = hooks_of(model), _flags(model), _checksums(model, layout)
+    hooks, flags, sums = hooks_of(model), _flags(model), _checksums(model)
     failed = None
     try:
         yield
@@ -69,7 +67,8 @@ def model_untouched(model: nn.Module, layout: ModelLayout, blame: str) -> Iterat
     finally:
         left = _remove_new_hooks(model, hooks)
         flipped = _restore_flags(model, flags)
-    changed = [name for name, found in _checksums(model, layout).items() if not _same(found, sums[name])]
+    now = _checksums(model)
+    changed = [name for name, known in sums.items() if name not in now or not same_sums(now[name], known)]
     if changed:
         raise WeightsChanged(
             f"{blame} changed {counted(len(changed), 'weight')} of the model, the first is {changed[0]}."
@@ -125,25 +124,28 @@ def _restore_flags(model: nn.Module, before: dict[str, list[bool]]) -> list[str]
     return changed
 
 
-def _checksums(model: nn.Module, layout: ModelLayout) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns sums over rows and over columns of the bits of every parameter that an axis cuts."""
-    names = [cut.parameter for axis in layout.axes for cut in axis.cuts]
-    return {name: _sums(model.get_parameter(name).detach()) for name in names}
+def _checksums(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: bit_sums(parameter) for name, parameter in model.named_parameters()}
 
 
-def _sums(weight: Tensor) -> tuple[Tensor, Tensor]:
+def bit_sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns sums over rows and over columns of the bits of a tensor, which its layout in memory decides too."""
     import torch
 
+    weight = tensor.detach()
     matrix = weight.flatten(1) if weight.dim() > 1 else weight[:, None]
     matrix = matrix if matrix.is_contiguous() else matrix.t().contiguous()
     size = matrix.element_size() * matrix.shape[1]
     # Read as the widest integers that a row divides into: as few additions as there can be.
     kinds = (torch.int64, torch.int32, torch.int16, torch.uint8)
+    if not matrix.numel():
+        return matrix.sum(), matrix.sum()
     bits = matrix.view(next(kind for kind in kinds if size % kind.itemsize == 0))
     return bits.sum(dim=0, dtype=torch.int64), bits.sum(dim=1, dtype=torch.int64)
 
 
-def _same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
+def same_sums(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
+    """Whether two tensors had the same bits."""
     import torch
 
     return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -11,6 +11,9 @@ from polyprune_core.plugins.contracts import PRECONDITIONERS, GradientEstimator,
 from polyprune_core.pruning.types import SCOPE_NAMES, ExportReport, Policy, UnitGroup
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from polyprune_core.models.layout import ModelLayout
     from polyprune_core.pruning.pruned_model import PrunedModel
     from polyprune_core.pruning.space import MaskSpace
@@ -19,16 +22,25 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("sgd", "adam")
 
 
+def not_finite_as(values: Tensor, dtype: torch.dtype) -> str:
+    """Returns how many of `values` are not finite once they are in the number format that is used, or nothing."""
+    lost = int((~values.detach().to(dtype).isfinite()).sum())
+    if not lost:
+        return ""
+    own = int((~values.isfinite()).sum())
+    return str(own) if own else f"as {str(dtype).removeprefix('torch.')}, in which they are used, {lost}"
+
+
 def check_scores(scores: Any, blame: str, _model: Any, space: MaskSpace, *_: Any) -> None:
     """Raises PluginError unless `scores` are (U,) finite floating-point numbers."""
-    from torch import Tensor
+    import torch
 
-    if not isinstance(scores, Tensor):
+    if not isinstance(scores, torch.Tensor):
         got = f"a {type(scores).__name__}"
     elif scores.shape != (len(space),) or not scores.is_floating_point():
         got = f"{str(scores.dtype).removeprefix('torch.')} scores of shape {tuple(scores.shape)}"
-    elif not scores.isfinite().all():
-        got = f"{int((~scores.isfinite()).sum())} scores that are not finite"
+    elif told := not_finite_as(scores, torch.float32):
+        got = f"{told} scores that are not finite"
     else:
         return
     needed = f"a finite floating-point number for each of {len(space)} units is needed"
@@ -129,10 +141,8 @@ def check_updates(updates: Any, blame: str, pruned: PrunedModel, *_: Any) -> Non
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or tuple(value.shape) != shapes[name]:
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
             raise PluginError(f"{blame} returned {got} for {name}; floating-point {shapes[name]} is needed.")
-        if not value.isfinite().all():
-            raise PluginError(
-                f"{blame} returned {int((~value.isfinite()).sum())} values of {name} that are not finite."
-            )
+        if lost := not_finite_as(value, pruned.base.model.dtype):
+            raise PluginError(f"{blame} returned {lost} values of {name} that are not finite.")
 
 
 def check_bound(kind: str) -> Callable[..., None]:
@@ -156,15 +166,18 @@ def check_bound(kind: str) -> Callable[..., None]:
 
 
 def check_policy(policy: Any, blame: str, given: PolicyStart, *_: Any) -> None:
-    """Raises PluginError unless `policy` is a Policy with a probability strictly between 0 and 1 for every unit."""
+    """Raises PluginError unless `policy` is a Policy with a float32 number between 0 and 1 for every unit."""
+    import torch
+
     if not isinstance(policy, Policy):
         raise PluginError(f"{blame} returned a {type(policy).__name__} from policy; a Policy is needed.")
-    if tuple(policy.keep_prob.shape) != (len(given.space),):
-        raise PluginError(
-            f"{blame} returned keep probabilities of shape {tuple(policy.keep_prob.shape)}; ({len(given.space)},) is "
-            "needed."
-        )
-    if not ((policy.keep_prob > 0) & (policy.keep_prob < 1)).all():
+    kept, units = policy.keep_prob, len(given.space)
+    if not isinstance(kept, torch.Tensor) or kept.dtype != torch.float32:
+        got = str(kept.dtype) if isinstance(kept, torch.Tensor) else f"a {type(kept).__name__}"
+        raise PluginError(f"{blame} returned keep probabilities of {got}; torch.float32 is needed.")
+    if tuple(kept.shape) != (units,):
+        raise PluginError(f"{blame} returned keep probabilities of shape {tuple(kept.shape)}; ({units},) is needed.")
+    if not ((kept > 0) & (kept < 1)).all():
         raise PluginError(f"{blame} returned keep probabilities that do not lie between 0 and 1.")
 
 

@@ -20,6 +20,7 @@ from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.config.cell import NO_REPAIR
 from polyprune_core.errors import ConfigError, ModelError, PluginError
 from polyprune_core.models.catalogue import local_path
+from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning.budget import SCOPES, SelectionRule
@@ -67,6 +68,10 @@ class MaskFile:
         """
         header = read_header(folder / HEADER)
         tensors = _read_tensors(folder / TENSORS, header.units)
+        if header.tensors and header.tensors != file_sha256(folder / TENSORS):
+            raise ModelError(
+                f"{folder / TENSORS} is not the file that {HEADER} beside it was written with. Export them again."
+            )
         keep = torch.from_numpy(np.unpackbits(tensors["keep"].numpy(), count=header.units)).bool()
         if not header.says(keep):
             raise ModelError(f"{HEADER} and {TENSORS} in {folder} differ in what is kept. Export the masks again.")
@@ -157,7 +162,7 @@ def write_masks(pruned: PrunedModel, folder: Path) -> None:
     for name, value in pruned.updates.items():
         own[UPDATE + name] = value.detach().cpu().to(pruned.base.model.dtype).contiguous().clone()
     save_file(own, folder / TENSORS, metadata={"format": "pt"})
-    record = pruned.provenance()
+    record = pruned.provenance() | {"tensors": file_sha256(folder / TENSORS)}
     path = local_path(pruned.base.name)
     if path is not None:
         record["base"]["folder"] = os.path.relpath(path.resolve(), folder.resolve())

@@ -42,7 +42,7 @@ class Group(BaseModel):
 
 
 class Header(BaseModel):
-    """The whole of masks.json; `scores` names the criterion."""
+    """The whole of masks.json; `scores` names the criterion, `tensors` is the SHA-256 of masks.safetensors."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -50,6 +50,7 @@ class Header(BaseModel):
     base: Base
     granularity: str
     scores: str
+    tensors: str | None = None
     recipe: Annotated[dict[str, Any], AfterValidator(lambda recipe: _checked(recipe))]
     groups: list[Group] = Field(min_length=1)
 

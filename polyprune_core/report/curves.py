@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from polyprune_core.errors import ConfigError
 from polyprune_core.report.columns import label, section, varied
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
-from polyprune_core.utils.files import parse_json
+from polyprune_core.results.trace_file import read_trace
 
 POINTS = 100
 SMOOTHING = 0.1
@@ -50,9 +51,10 @@ def curves(results: Results, summaries: Iterable[Summary], folders: Sequence[Pat
 def _trace(key: str, folders: Sequence[Path]) -> Points:
     for folder in folders:
         try:
-            lines = (folder / f"{key}.trace.jsonl").read_text("utf-8").splitlines()
-            steps = [(float(s["forward_tokens"]), float(np.mean(s["losses"]))) for s in map(parse_json, lines)]
-        except (OSError, ValueError, KeyError, TypeError):
+            steps = [(float(s["forward_tokens"]), float(np.mean(s["losses"]))) for s in read_trace(folder, key)]
+        except (ConfigError, ValueError, KeyError, TypeError):  # told of where the store was read
+            continue
+        if not steps:
             continue
         return _smoothed([(tokens, loss) for tokens, loss in steps if math.isfinite(loss)])
     return []

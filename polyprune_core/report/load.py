@@ -19,6 +19,7 @@ from polyprune_core.results.cell_file import Details, path_of, read_details
 from polyprune_core.results.results import SCHEMA, Results
 from polyprune_core.results.row import Row, row_from_json
 from polyprune_core.results.schema import adapter
+from polyprune_core.results.trace_file import read_trace
 from polyprune_core.utils.files import read_json
 
 RUN = ("polyprune", "environment", "config", "model", "texts")
@@ -190,7 +191,10 @@ def _read(file: Path) -> tuple[dict[str, Any], list[Row]]:
 
 def _read_cell(file: Path) -> Row:
     try:
-        return _row(read_json(file)["row"])
+        row = _row(read_json(file)["row"])
+        if row.id != file.stem:
+            raise ValueError(f"it holds cell {row.id}")
+        return row
     except (OSError, ValueError, TypeError, KeyError, AttributeError, PolypruneError) as error:
         raise ConfigError(f"{file} is not a finished cell ({_reason(error)}). Delete it to go on without.") from error
 
@@ -213,6 +217,10 @@ def _known(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _details(folder: Path, key: str, notes: list[str]) -> Details | None:
+    try:
+        read_trace(folder, key)
+    except ConfigError as error:
+        notes.append(plain(str(error)))
     try:
         return read_details(path_of(folder, key))
     except ConfigError as error:

@@ -2,8 +2,8 @@
 
 CELL.safetensors holds `window_nll` (N,) float32, the mean loss of each evaluation window in nats per token, and for a
 pruned model `scores` (U,) float32, higher = keep, and `keep`, one bit a unit; after a repair also `update NAME` for
-every parameter that it changed or added. Its header holds the run that made it and the units as groups of one kind and
-layer.
+every parameter that it changed or added. Its header holds the cell's id, the run that made it, and the units as groups
+of one kind and layer.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def write_details(path: Path, details: Details) -> None:
         arrays |= {"keep": np.packbits(details.keep), "scores": np.asarray(details.scores, np.float32)}
     arrays |= {UPDATE + name: np.asarray(value, np.float32) for name, value in details.updates.items()}
     groups = [[group.kind, group.layer, group.count] for group in details.groups]
-    header = {"format": FORMAT, "run": json.dumps(details.run), "groups": json.dumps(groups)}
+    header = {"format": FORMAT, "cell": path.stem, "run": json.dumps(details.run), "groups": json.dumps(groups)}
     write_atomically(path, save(arrays, header))
 
 
@@ -87,7 +87,7 @@ def read_details(path: Path) -> Details | None:
     """Returns what `write_details` wrote, or None for a cell without such a file.
 
     Raises:
-        ConfigError: the file is there but is not one of ours.
+        ConfigError: the file is there but is not one of ours, or another cell's.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -95,7 +95,10 @@ def read_details(path: Path) -> Details | None:
         return None
     try:
         with safe_open(path, "np") as file:
-            return _details(file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            header = file.metadata() or {}
+            if (cell := header.get("cell", path.stem)) != path.stem:
+                raise ValueError(f"they are those of cell {cell}")
+            return _details(header, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} does not hold the details of a cell ({brief(error, 160)}). Delete it to do without."

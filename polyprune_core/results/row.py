@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from polyprune_core.config.cell import COORDINATES, AnyCell, cell_from_json
+from polyprune_core.utils.numbers import exp
 
+ROUNDING = 1e-6
 COUNTS = (
     "budget_achieved",
     "parameters_kept",
@@ -80,17 +83,31 @@ def row_from_json(record: dict[str, Any]) -> Row:
     if record.get("status", "ok") == "ok":
         measured |= {name: math.inf for name in ("perplexity", "nll") if name in record and record[name] is None}
     row: Row = TypeAdapter(Row).validate_python({"cell": cell_from_json(record), **measured})
-    _check(row)
+    for reason in _of_each(row):
+        raise ValueError(reason)
     return row
 
 
-def _check(row: Row) -> None:
-    """Raises ValueError where a row says what no measurement can."""
+def impossible(row: Row) -> Iterator[str]:
+    """Yields why a row says what no measurement can, of each figure and of those that go together."""
+    yield from _of_each(row)
+    if row.forward_tokens < row.forward_passes or (row.forward_tokens and not row.forward_passes):
+        yield f"its {row.forward_passes} forward_passes have {row.forward_tokens} forward_tokens"
+    if row.backward_passes > row.forward_passes:
+        yield f"its {row.backward_passes} backward_passes are more than its {row.forward_passes} forward_passes"
+    if row.perplexity is not None and row.nll is not None and not math.isclose(row.perplexity, exp(row.nll)):
+        yield f"its perplexity is {row.perplexity:g} where exp(nll) is {exp(row.nll):g}"
+
+
+def _of_each(row: Row) -> Iterator[str]:
     if row.status not in ("ok", "failed"):
-        raise ValueError(f"its status is {row.status!r}, which is neither ok nor failed")
+        yield f"its status is {row.status!r}, which is neither ok nor failed"
     for name in (*COUNTS, *FRACTIONS):
         value = getattr(row, name)
         if value is not None and (value < 0 or (name in FRACTIONS and value > 1)):
-            raise ValueError(f"its {name} is {value:g}")
+            yield f"its {name} is {value:g}"
     if row.perplexity is not None and row.perplexity <= 0:
-        raise ValueError(f"its perplexity is {row.perplexity:g}")
+        yield f"its perplexity is {row.perplexity:g}"
+    asked, achieved = row.cell.sparsity, row.sparsity_achieved
+    if asked is not None and achieved is not None and achieved < asked - ROUNDING:
+        yield f"its sparsity_achieved is {achieved:g}, less than the {asked:g} asked"

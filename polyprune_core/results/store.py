@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +11,9 @@ from filelock import FileLock, Timeout
 
 from polyprune_core.errors import ConfigError, brief
 from polyprune_core.results.row import Row, row_from_json
+from polyprune_core.results.trace_file import write_trace
 from polyprune_core.search.trace import Trace
-from polyprune_core.utils.files import read_json, write_atomically, write_json
-from polyprune_core.utils.numbers import finite
+from polyprune_core.utils.files import read_json, write_json
 
 
 class Store:
@@ -73,8 +71,7 @@ class Store:
         """Writes a cell, and beside it the steps of its search."""
         self.make()
         if trace is not None:
-            steps = (json.dumps(finite(dataclasses.asdict(record))) for record in trace.steps)
-            write_atomically(self.cells / f"{row.id}.trace.jsonl", "\n".join(steps) + "\n")
+            write_trace(self.cells, row.id, trace)
         write_json(self.cells / f"{row.id}.json", {"row": row.to_json()})
 
     def checkpoint(self, key: str) -> Path:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyprune_core.config.cell import Dense
-from polyprune_core.errors import ConfigError, PolypruneError
+from polyprune_core.errors import ConfigError, PolypruneError, ResultError
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.results.cell_file import Details, Group, path_of, write_details
-from polyprune_core.results.row import Row
+from polyprune_core.results.row import Row, impossible
 from polyprune_core.results.store import Store
 from polyprune_core.runs.decision import Decider, Decision
 from polyprune_core.runs.harness import Harness
@@ -36,7 +36,10 @@ def run_cell(decider: Decider, blank: Row, store: Store, run: dict[str, Any]) ->
     """Returns the row of a cell that nobody has run; a reason the user can mend makes it a failed one."""
     harness, cell = decider.harness, blank.cell
     checkpoint = Checkpoint(store.checkpoint(blank.id), blank.id, harness.reporter)
+    if isinstance(cell, Dense):
+        _ = harness.dense  # without which nothing can be compared
     try:
+        harness.witness.require()
         if isinstance(cell, Dense):
             row, trace = _dense_row(blank, harness), None
             details = Details(_windows(harness.dense), run)
@@ -46,6 +49,8 @@ def run_cell(decider: Decider, blank: Row, store: Store, run: dict[str, Any]) ->
             blank = dataclasses.replace(blank, tasks=harness.task_scores(cell.label, decision.pruned))
             row, trace = pruned_row(blank, decision, evaluation), decision.trace
             details = _decided(decision.pruned, evaluation, run)
+        for reason in impossible(row):
+            raise ResultError(f"{cell.label}: {reason}, which cannot be, so the row is not kept.")
     except PolypruneError as error:
         checkpoint.remove()
         harness.reporter.detail("".join(traceback.format_exception(error)))

@@ -23,6 +23,7 @@ from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import LegalShapes, Scores, Selection
 from polyprune_core.runs.harness import Harness
+from polyprune_core.runs.plausible import check_decision
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import Trace
@@ -81,17 +82,29 @@ class Decider:
         """Scores, for a search learns, selects, and repairs.
 
         A search goes on from what `checkpoint` holds, and is kept there while it runs.
+
+        Raises:
+            ResultError: what was decided cannot be.
         """
         plain = cell.model_copy(update={"repair": NO_REPAIR})
         if plain not in self._chosen:
             self._chosen[plain] = self._choose(plain, checkpoint)
         chosen = self._chosen[plain]
         pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed)
+        check_decision(cell, pruned, chosen.terms, self._rule(cell, chosen.terms), chosen.trace, self._steps(cell))
         return dataclasses.replace(chosen, pruned=pruned, cost=chosen.cost.plus(spent))
+
+    def _steps(self, cell: Pruned) -> int:
+        if not isinstance(cell, Search):
+            return 0
+        return self.settings.steps_for(extra_passes(self.registry.build("estimator", cell.estimator)))
+
+    def _rule(self, cell: Pruned, terms: PricedBudget) -> SelectionRule:
+        return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes)
 
     def repaired(self, pruned: PrunedModel, spec: str, seed: int) -> tuple[PrunedModel, Cost]:
         """Returns the model with what a repair changes of it, and what that cost."""
-        with self.harness.reporter.task(f"repair {spec}", 1) as task, self.harness.weights_read_again():
+        with self.harness.reporter.task(f"repair {spec}", 1) as task, self.harness.watched(("repair", spec)):
             calibration = self.harness.calibration(seed, f"repair {spec}", task)
             start = time.perf_counter()
             updates = self.registry.build("repair", spec).repair(pruned, calibration)
@@ -100,7 +113,7 @@ class Decider:
 
     def _choose(self, cell: Pruned, checkpoint: Checkpoint | None) -> Decision:
         terms = self.harness.terms(cell)
-        space, rule = terms.space, SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes)
+        space, rule = terms.space, self._rule(cell, terms)
         one_budget = self.registry.for_one_budget(cell.initializer)
         scores, cost = self.scores(space, cell.initializer, cell.seed, rule if one_budget else None)
         if isinstance(cell, Metric):
@@ -108,13 +121,16 @@ class Decider:
             ranked = Scores(scale(scores.values, space, how), scores.source)
             pruned = PrunedModel(self.harness.loaded, space, rule.select(ranked.values, space), ranked)
             return Decision(pruned, terms, None, cost)
-        policy = self.registry.build("policy", self.settings.policy).bind(PolicyStart(space, scores, rule))
-        parameters, trace, source = policy.start(), None, scores.source
-        if isinstance(cell, Search):
-            parameters, trace, spent = self._search(cell, terms, policy, parameters, checkpoint)
-            cost, source = cost.plus(spent), cell.estimator
-        learned = Scores(policy.ranking(parameters), source)
-        selection, drawn_from = rule.select(learned.values, space), policy.policy(parameters, rule.sparsity)
+        searching = [("estimator", cell.estimator)] if isinstance(cell, Search) else []
+        with self.harness.watched(("policy", self.settings.policy), *searching):
+            own = dataclasses.replace(scores, values=scores.values.clone())  # those of the other cells stay as they are
+            policy = self.registry.build("policy", self.settings.policy).bind(PolicyStart(space, own, rule))
+            parameters, trace, source = policy.start(), None, scores.source
+            if isinstance(cell, Search):
+                parameters, trace, spent = self._search(cell, terms, policy, parameters, checkpoint)
+                cost, source = cost.plus(spent), cell.estimator
+            learned, drawn_from = Scores(policy.ranking(parameters), source), policy.policy(parameters, rule.sparsity)
+        selection = rule.select(learned.values, space)
         return Decision(PrunedModel(self.harness.loaded, space, selection, learned, drawn_from), terms, trace, cost)
 
     def scores(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None = None) -> tuple[Scores, Cost]:
@@ -129,10 +145,10 @@ class Decider:
 
     def _score(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None) -> tuple[Scores, Cost]:
         model = self.harness.loaded.model
-        with self.harness.reporter.task(f"scores of {spec}", 1) as task, self.harness.weights_read_again():
+        with self.harness.reporter.task(f"scores of {spec}", 1) as task:
             calibration = self.harness.calibration(seed, f"initializer {spec}", task, rule)
             with self._priced(calibration) as cost:
-                scores = self.registry.measure(spec, model, space, calibration)
+                scores = self.harness.measure(spec, model, space, calibration)
         return scores, cost[0]
 
     @contextmanager
@@ -153,7 +169,7 @@ class Decider:
         estimator = self.registry.build("estimator", cell.estimator)
         harness, settings = self.harness, self.settings
         options = SearchOptions(
-            steps=settings.steps_for(extra_passes(estimator)),
+            steps=self._steps(cell),
             sparsity=terms.sparsity,
             **settings.model_dump(include=STEPPING),
         )

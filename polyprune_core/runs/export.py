@@ -11,6 +11,7 @@ import torch
 
 from polyprune_core.config.requests import Export
 from polyprune_core.errors import ConfigError, ModelError
+from polyprune_core.evaluation.perplexity import not_finite
 from polyprune_core.evaluation.text import load_text
 from polyprune_core.evaluation.windows import Cutter
 from polyprune_core.models.sources import LoadedModel, load_model
@@ -119,6 +120,8 @@ def verify(pruned: PrunedModel, again: LoadedModel) -> Verification:
     base = pruned.base
     ids = Cutter.of(base.tokenizer, base.model).windows(text, WINDOW)[:WINDOWS].to(base.model.device)
     ours, theirs = (model(input_ids=ids, use_cache=False).logits.float() for model in (pruned.build(), again.model))
+    if not bool(ours.isfinite().all()):
+        raise not_finite("the pruned model", base.model)
     if ours.shape != theirs.shape:
         raise ModelError(f"the model read back gives logits of shape {tuple(theirs.shape)}, not {tuple(ours.shape)}.")
     found = Verification(

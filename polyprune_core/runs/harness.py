@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import Pruned
@@ -20,16 +20,18 @@ from polyprune_core.evaluation.windows import Cutter, sample_windows, shared_run
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.plugins.side_effects import WeightsChanged
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Scores, Selection
+from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
 from polyprune_core.utils.rng import generator
+
+OF_UNITS = ("cost", "group", "kind", "layer", "peers")
 
 
 class Harness:
@@ -54,6 +56,9 @@ class Harness:
         self.calibration_windows, self.evaluation_windows = self._windows()
         self.overlap = shared_runs(self.evaluation_windows, self.calibration_windows, self.cutter.beginning)
         self.evaluator = Evaluator(self.evaluation_windows, whole=lambda: self.compactor.applied({}))
+        self.witness = Witness(
+            loaded.model, self.calibration_windows, lambda: self.compactor.applied({}), self._read_weights_again
+        )
         self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
@@ -105,17 +110,23 @@ class Harness:
             progress=lambda done, total: task.update(done / total),
             compactor=self.compactor,
             budget=rule,
-            measure=self.registry.measure,
+            measure=self.measure,
         )
 
-    @contextmanager
-    def weights_read_again(self) -> Iterator[None]:
-        """Reads the model's weights again where a plugin has changed them in the block."""
-        try:
-            yield
-        except WeightsChanged:
-            self._read_weights_again()
-            raise
+    def watched(self, *plugins: tuple[str, str]) -> AbstractContextManager[None]:
+        """Has the block's plugins (kind, spec) leave the model, and the code that rows are measured with, as they were.
+
+        Raises PluginError at the end of the block, with the model as before, where one of another's did not.
+        """
+        shared = {"the calibration text": self.calibration_windows, "the evaluation text": self.evaluation_windows}
+        for name, space in self.spaces.items():
+            shared |= {f"the {what} of units of {name}": getattr(space, what) for what in OF_UNITS}
+        return self.witness.over(self.registry.outside(*plugins), shared)
+
+    def measure(self, spec: str, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Scores:
+        """Returns a metric's scores, as `Registry.measure` does, with the model left as it was."""
+        with self.watched(("initializer", spec)):
+            return self.registry.measure(spec, model, space, calibration)
 
     def _read_weights_again(self) -> None:
         asked = self.settings
@@ -127,9 +138,8 @@ class Harness:
             revision=asked.revision,
             trust_remote_code=asked.trust_remote_code,
         )
-        weights = self.loaded.model.state_dict()
-        for name, tensor in fresh.model.state_dict().items():
-            weights[name].copy_(tensor)
+        with self.compactor.paused() as model:
+            take_numbers(model, fresh.model)
 
     def terms(self, cell: Pruned) -> PricedBudget:
         """Returns what the cell's budget means for its units and scope, found once.
@@ -176,7 +186,9 @@ class Harness:
     def space(self, granularity: str) -> MaskSpace:
         """Returns the units of "head+channel" and the like: the units of all its parts."""
         if granularity not in self.spaces:
-            parts = [self.registry.build("granularity", part).groups(self.layout) for part in granularity.split("+")]
+            names = granularity.split("+")
+            with self.watched(*(("granularity", name) for name in names)):
+                parts = [self.registry.build("granularity", name).groups(self.layout) for name in names]
             self.spaces[granularity] = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
         return self.spaces[granularity]
 

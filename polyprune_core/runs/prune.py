@@ -173,8 +173,7 @@ def prune(
         harness = open_harness(config, registry, reporter, budgets=masks is None)
         check_exportable(exporter, harness.loaded)
         result = _measured(request, config, masks, Decider(harness, exporter.legal_shapes(harness.layout)))
-        trust = request.trust_remote_code
-        return dataclasses.replace(result, written=_written(result, exporter, place, harness, trust))
+        return dataclasses.replace(result, written=_written(result, request, exporter, place, harness))
 
 
 def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, decider: Decider) -> PruningResult:
@@ -189,13 +188,14 @@ def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, deci
 
 
 def _written(
-    result: PruningResult, exporter: Exporter, place: NewFolder, harness: Harness, trust_remote_code: bool
+    result: PruningResult, request: Pruning, exporter: Exporter, place: NewFolder, harness: Harness
 ) -> Outcome:
     pruned, loaded, reporter = result.pruned, harness.loaded, harness.reporter
+    plugin, trust_remote_code = ("exporter", request.exporter), request.trust_remote_code
     with place.filled() as folder:
-        with reporter.task("writing the model", 0):
+        with reporter.task("writing the model", 0), harness.watched(plugin):
             report = exporter.export(pruned, folder)
-        with reporter.task("reading it back", 0):
+        with reporter.task("reading it back", 0), harness.watched(plugin):
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             device = str(loaded.model.device)
             reloaded = exporter.load(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

@@ -178,6 +178,11 @@ class Stepper:
         direction = direction * fisher**-exponent
         rate = cosine(options.learning_rate, state.step, options.steps)
         moved, memory = stepped(options.optimizer, state.parameters, direction, rate, state.optimizer)
+        if not moved.isfinite().all():
+            raise PluginError(
+                f"{self.estimator!r} returned a gradient of up to {float(gradient.abs().max()):.3g}, with "
+                "which a step of the policy is not finite."
+            )
         parameters = self.policy.project(moved, self._sparsity(state.step + 1))
         count, average = state.step + 1 - math.floor((1 - options.averaging) * options.steps), state.average
         if count > 0:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from polyprune_core.errors import PluginError, unknown_name
-from polyprune_core.plugins.guard import FAULTS, described
+from polyprune_core.plugins.guard import FAULTS, described, require_no_interrupt
 from polyprune_core.plugins.hookspecs import PROJECT
 from polyprune_core.plugins.registry import Registered, Registry, load_registry
 from polyprune_core.testing.checking import Check, NotRun, world_restored
@@ -45,6 +45,7 @@ class PluginChecks:
                 self._run(self.checks[name])
                 self._outcomes[name] = None
             except FAULTS as error:
+                require_no_interrupt(error)
                 self._outcomes[name] = error
         outcome = self._outcomes[name]
         if outcome is not None:

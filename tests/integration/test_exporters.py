@@ -439,6 +439,12 @@ def _groups(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "masks.json").read_text())["groups"]
 
 
+def _edit_scores(folder: Path) -> None:
+    tensors = load_file(folder / "masks.safetensors")
+    tensors["scores"][0] += 1
+    save_file(tensors, folder / "masks.safetensors", metadata={"format": "pt"})
+
+
 DAMAGE = {
     "no masks in": lambda folder: (folder / "masks.json").unlink(),
     "masks.safetensors is missing": lambda folder: (folder / "masks.safetensors").unlink(),
@@ -450,6 +456,7 @@ DAMAGE = {
     "masks.json is not a mask file": lambda folder: (folder / "masks.json").write_text("[" * 100_000),
     "groups: Input should": lambda folder: _edit_header(folder, groups="all"),
     "units, so": lambda folder: _edit_header(folder, groups=_groups(folder)[1:]),
+    "is not the file that masks.json beside it was written with": lambda folder: _edit_scores(folder),
     "differ in what is kept": lambda folder: (folder / "masks.json").write_text(
         (folder / "masks.json").read_text().replace('"kept": "', '"kept": "0-', 1)
     ),
@@ -461,6 +468,12 @@ def test_damaged_masks_are_refused_in_one_sentence(masks: Path, message: str) ->
     DAMAGE[message](masks)
     with pytest.raises(ModelError, match=message):
         MaskFile.read(masks)
+
+
+def test_masks_of_before_they_named_their_tensors_still_read(masks: Path) -> None:
+    _edit_header(masks, tensors=None)
+    _edit_scores(masks)
+    assert MaskFile.read(masks).keep.any()
 
 
 def test_masks_of_other_units_are_refused(llama: LoadedModel, masks: Path) -> None:

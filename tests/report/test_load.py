@@ -11,7 +11,9 @@ import pytest
 from stores import cells, edited, fill, run
 
 from polyprune_core.errors import ConfigError
+from polyprune_core.report.curves import curves
 from polyprune_core.report.load import load
+from polyprune_core.results.trace_file import read_trace
 
 
 def ids(comparison) -> set[str]:
@@ -194,3 +196,39 @@ def test_a_broken_file_beside_a_cell_costs_its_details_only(tmp_path) -> None:
     assert len(loaded.comparisons[0].rows) == len(cells())
     assert "dense" not in loaded.comparisons[0].details
     assert any("dense.safetensors" in note for note in loaded.notes)
+
+
+def searches(store: Path) -> list[str]:
+    return sorted(path.name.partition(".")[0] for path in (store / "cells").glob("*.trace.jsonl"))
+
+
+def test_the_steps_of_another_cell_are_no_curve_and_are_told_of_by_name(tmp_path) -> None:
+    store = fill(tmp_path / "store")
+    one, other, *_ = searches(store)
+    assert load([store]).notes == []
+    shutil.copy(store / "cells" / f"{one}.trace.jsonl", store / "cells" / f"{other}.trace.jsonl")
+    (note,) = load([store]).notes
+    assert f"{other}.trace.jsonl does not hold" in note
+    assert f"those of cell {one}" in note
+    loaded = load([store]).comparisons[0]
+    found = curves(loaded.results, loaded.results.summaries(), loaded.folders).values()
+    assert sum(len(curve.seeds) for each in found for curve in each) == len(searches(store)) - 1
+
+
+def test_steps_of_before_they_named_their_cell_still_read(tmp_path) -> None:
+    store = fill(tmp_path / "store")
+    one = searches(store)[0]
+    file = store / "cells" / f"{one}.trace.jsonl"
+    steps = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert {step.pop("cell") for step in steps} == {one}
+    file.write_text("\n".join(map(json.dumps, steps)) + "\n", "utf-8")
+    assert load([store]).notes == []
+    assert read_trace(file.parent, one) == steps
+
+
+def test_a_cell_that_was_copied_under_another_name_is_refused(tmp_path) -> None:
+    store = fill(tmp_path / "store", finished=False)
+    one, other, *_ = searches(store)
+    shutil.copy(store / "cells" / f"{one}.json", store / "cells" / f"{other}.json")
+    with pytest.raises(ConfigError, match=rf"{other}\.json is not a finished cell \(it holds cell {one}\)"):
+        load([store])

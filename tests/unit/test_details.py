@@ -43,6 +43,13 @@ def test_a_cell_without_the_file_has_none(tmp_path) -> None:
     assert read_details(tmp_path / "x.safetensors") is None
 
 
+def test_a_file_that_was_copied_from_another_cell_is_refused_by_name(tmp_path) -> None:
+    write_details(tmp_path / "one.safetensors", details())
+    (tmp_path / "one.safetensors").rename(tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match=r"other\.safetensors does not hold .* those of cell one"):
+        read_details(tmp_path / "other.safetensors")
+
+
 def test_units_kept_are_counted_by_kind_and_layer() -> None:
     assert details().kept() == {"head": [(0, 2, 3), (1, 1, 3)], "channel": [(0, 7, 10)]}
     assert np.flatnonzero(details().of_kind("head")).tolist() == [0, 1, 2, 13, 14, 15]

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from polyprune_core import PluginDeprecationWarning, Provider, UnitGroup, deprecated
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.describe import describe
-from polyprune_core.plugins.guard import METHODS
+from polyprune_core.plugins.guard import METHODS, Guarded
 from polyprune_core.plugins.registry import Registered, Registry, Source
 from polyprune_core.plugins.side_effects import WeightsChanged
 from polyprune_core.pruning.surgery import Compactor
+from polyprune_core.pruning.types import Policy
 from polyprune_core.testing.tiny import tiny_calibration, tiny_model, tiny_space
 from polyprune_core.testing.untouched import Snapshot
 
@@ -70,6 +72,7 @@ SCORES = {
     "truth values": (lambda n: torch.ones(n, dtype=torch.bool), "bool"),
     "complex numbers": (lambda n: torch.ones(n, dtype=torch.complex64), "complex64"),
     "not a number": (lambda n: torch.full((n,), float("nan")), "scores that are not finite"),
+    "infinite as float32": (lambda n: torch.full((n,), 1e300, dtype=torch.float64), "as float32, .* not finite"),
     "infinite": (lambda n: torch.full((n,), float("inf")), "scores that are not finite"),
 }
 
@@ -113,6 +116,23 @@ def test_a_gradient_of_another_number_format_is_refused(dtype) -> None:
         guarded("estimator", lambda *_: (torch.ones(3, dtype=dtype), None)).gradient("anything")
 
 
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (Policy(torch.full((3,), 0.5, dtype=torch.float64)), "float64; torch.float32 is needed"),
+        (Policy([0.5]), "a list; torch.float32"),
+        (Policy(torch.tensor([0.5])), r"\(1,\); \(2,\) is needed"),
+        (Policy(torch.tensor([0.5, 1.0])), "do not lie between 0 and 1"),
+        (Policy(torch.tensor([0.5, float("nan")])), "do not lie between 0 and 1"),
+    ],
+)
+def test_keep_probabilities_that_are_none_are_refused(policy, told) -> None:
+    bound = SimpleNamespace(**dict.fromkeys(METHODS["bound policy"], lambda *_: policy))
+    given = SimpleNamespace(space=range(2))
+    with refused(WHO["bound policy"], told):
+        Guarded(bound, "bound policy", WHO["bound policy"], (given,)).policy()
+
+
 def test_units_may_be_yielded_one_by_one() -> None:
     assert guarded("granularity", lambda layout: iter(CHANNELS)).groups(LAYOUT) == CHANNELS
 
@@ -120,7 +140,8 @@ def test_units_may_be_yielded_one_by_one() -> None:
 @pytest.mark.parametrize(("method", "told"), [("export", "an ExportReport"), ("load", "a LoadedModel")])
 def test_what_an_exporter_returns_is_checked(method, told) -> None:
     with refused(WHO["exporter"], "a PosixPath", told):
-        getattr(guarded("exporter", lambda *_: Path("out")), method)("anything")
+        pruned = SimpleNamespace(base=SimpleNamespace(model=tiny_model()))
+        getattr(guarded("exporter", lambda *_: Path("out")), method)(pruned)
 
 
 def test_a_plugin_that_ends_the_program_fails_like_any_other() -> None:

@@ -120,6 +120,16 @@ def test_what_does_not_fit_the_model_that_is_left_is_the_repairs_fault(tmp_path,
         guarded.repair(tiny_pruned(base, space, keep), tiny_calibration(base.model))
 
 
+def test_values_that_the_models_number_format_cannot_hold_are_the_repairs_fault(tmp_path) -> None:
+    base = tiny_base(tmp_path)
+    base.model.half()
+    space = tiny_space(base.model)
+    pruned = tiny_pruned(base, space, torch.ones(len(space), dtype=torch.bool))
+    guarded = Guarded(Broken("model.norm.weight", torch.full((36,), 1e5)), "repair", "repair 'broken' of test 1")
+    with pytest.raises(PluginError, match="returned as float16, in which they are used, 36 values"):
+        guarded.repair(pruned, tiny_calibration(base.model))
+
+
 def test_no_repair_changes_nothing(tmp_path) -> None:
     base = tiny_base(tmp_path)
     space = tiny_space(base.model)

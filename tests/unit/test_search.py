@@ -209,6 +209,11 @@ def test_a_gradient_that_its_contract_forbids_is_refused_by_name(space, gradient
 # Losses that are not finite.
 
 
+def test_a_gradient_with_which_a_step_is_no_number_is_the_estimators_fault(space) -> None:
+    with pytest.raises(PluginError, match=r"returned a gradient of up to 3e[+]38, with which a step"):
+        run(space, estimator=Fixed(torch.full((len(space),), 3e38)), learning_rate=100.0, steps=1)
+
+
 def sometimes(space, bad: float, good: float) -> FakeObjective:
     """A loss that is not a number of use whenever the first unit is cut."""
     return FakeObjective(space, lambda masks, ids: torch.where(masks[:, 0], good, bad))

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from polyprune_core.errors import ConfigError
-from polyprune_core.results.store import Store, write_atomically, write_json
+from polyprune_core.results.store import Store
 from polyprune_core.search.trace import StepRecord, Trace
+from polyprune_core.utils.files import write_atomically, write_json
 from tests.rows import row as made_row
 
 KEY = "0123456789abcdef"
