@@ -382,7 +382,6 @@ class Strange:
         ({"a": torch.eye(2).to_sparse()}, "a Tensor"),
         ({"a": lambda: 1}, "a function"),
     ],
-    ids=repr,
 )
 def test_a_plugin_that_keeps_something_else_in_its_state_is_named_with_or_without_a_checkpoint(
     space, tmp_path, state, kind

@@ -16,7 +16,7 @@ from test_failing_cells import BROKEN, Estimator, Initializer, failed_alone, ins
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from polyprune_core.runs import compare as pipeline
+from polyprune_core.runs import opening
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 __all__ = ["installed"]
@@ -34,14 +34,14 @@ def the_model() -> Any:
 
 @pytest.fixture(autouse=True)
 def seen(monkeypatch: pytest.MonkeyPatch) -> Any:
-    load = pipeline.load_model
+    load = opening.load_model
 
     def loading(*names: Any, **options: Any) -> Any:
         loaded = load(*names, **options)
         LOADED.append(loaded.model)
         return loaded
 
-    monkeypatch.setattr(pipeline, "load_model", loading)
+    monkeypatch.setattr(opening, "load_model", loading)
     yield
     LOADED.clear()
 
