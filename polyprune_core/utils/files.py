@@ -33,14 +33,20 @@ def user_path(text: str) -> Path:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all, unless it holds just that already; text as UTF-8.
 
+    A link stays, and what it leads to is written; a device or a pipe is written into.
+
     Raises:
         ConfigError: it cannot be written.
     """
     content = content.encode() if isinstance(content, str) else content
     with suppress(OSError):
-        if path.read_bytes() == content:
+        if path.is_file() and path.read_bytes() == content:
             return
     try:
+        if path.is_char_device() or path.is_fifo():
+            path.write_bytes(content)
+            return
+        path = Path(os.path.realpath(path))
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
         try:
             with os.fdopen(handle, "wb") as file:

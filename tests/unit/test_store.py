@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,21 @@ def test_a_lock_file_left_by_a_dead_process_stops_nobody(store: Store) -> None:
     (store.cells / f"{KEY}.lock").touch()
     with store.claimed(KEY, wait=False) as mine:
         assert mine
+
+
+def test_a_pipe_is_written_into_and_a_link_stays(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        write_atomically(tmp_path / "pipe", "through")
+        assert read.result(60) == "through"
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("file")
+    write_atomically(tmp_path / "link", "behind")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "behind"
+
+
+def test_a_full_device_is_told() -> None:
+    with pytest.raises(ConfigError, match="cannot write /dev/full: No space left"):
+        write_atomically(Path("/dev/full"), "a row")
