@@ -189,6 +189,8 @@ def failing(method: str, error: BaseException, after: bool) -> Any:
     def fail(self: Any, *arguments: Any, **options: Any) -> Any:
         if after:
             real(self, *arguments, **options)
+        if isinstance(error, KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # as the user does
         raise error
 
     return mock.patch.object(HuggingFace, method, fail)
