@@ -42,11 +42,11 @@ class Kind:
 METRIC: dict[str, Any] = {"kind": "baseline", "scale": "zscore"}
 COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dense": ("dense", "", {"kind": "dense"}),
-    "metric": ("wanda", "0.2 → 0.199", METRIC | {"sparsity_achieved": 0.199}),
-    "start": ("wanda → no search", "0.2 → 0.198", {"kind": "start", "sparsity_achieved": 0.198}),
-    "search": ("wanda → rloo", "0.2 → 0.197", {"kind": "search", "estimator": "rloo", "sparsity_achieved": 0.197}),
-    "repaired": ("wanda + bias", "0.2 → 0.196", METRIC | {"repair": "bias", "sparsity_achieved": 0.196}),
-    "older": ("random", "0.2 → 0.195", METRIC | {"initializer": "random", "sparsity_achieved": 0.195}),
+    "metric": ("wanda", "0.2 → 0.201", METRIC | {"sparsity_achieved": 0.201}),
+    "start": ("wanda → no search", "0.2 → 0.202", {"kind": "start", "sparsity_achieved": 0.202}),
+    "search": ("wanda → rloo", "0.2 → 0.203", {"kind": "search", "estimator": "rloo", "sparsity_achieved": 0.203}),
+    "repaired": ("wanda + bias", "0.2 → 0.204", METRIC | {"repair": "bias", "sparsity_achieved": 0.204}),
+    "older": ("random", "0.2 → 0.205", METRIC | {"initializer": "random", "sparsity_achieved": 0.205}),
     "failed": ("magnitude", "0.2 → ?", METRIC | {"initializer": "magnitude", "status": "failed", "error": "it broke"}),
     "parameters": (
         "wanda",
