@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -19,6 +20,16 @@ from polyprune_core.testing.tiny import CONFIGURATIONS, tiny_model, tiny_windows
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("polyprune", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis.settings.load_profile("polyprune")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_usual() -> Iterator[None]:
+    """Signals do what they do at a terminal: one who runs the tests in the background ignores them."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
