@@ -78,7 +78,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: no such file, or it is not a JSON object.
     """
-    config = _read_json(folder / "config.json")
+    config = json_object(folder / "config.json")
     if config is None:
         raise ModelError(f"{folder} has no config.json: a model folder is what transformers' save_pretrained writes.")
     wrong = [name for name, kind in TYPES.items() if not isinstance(config.get(name), kind | None)]
@@ -96,7 +96,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: there are none, a shard of the index is missing, or there are only pickle files.
     """
-    index = _read_json(folder / WEIGHTS_INDEX)
+    index = json_object(folder / WEIGHTS_INDEX)
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if index is None:
@@ -185,7 +185,12 @@ def _update(digest: Any, path: Path) -> None:
             digest.update(block)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def json_object(path: Path) -> dict[str, Any] | None:
+    """Returns what a JSON file of a checkpoint holds, or None where there is none.
+
+    Raises:
+        ModelError: it cannot be read or holds no object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ModelError, PolypruneError, brief
-from polyprune_core.models.checkpoint import check_folder
+from polyprune_core.models.checkpoint import check_folder, json_object
 from polyprune_core.models.fitting import check_sizes, require_fit
 from polyprune_core.models.remote_code import is_own, named_code, named_kernels, register_models
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 READS_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+# Such a message is a value or a key alone, and says nothing without its type.
+FROM_A_WRONG_VALUE = (ArithmeticError, AttributeError, LookupError, TypeError)
 PROTOBUF = b"\n"  # how such a file begins; tiktoken's, of the same name, is text
 
 
@@ -36,6 +38,7 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device, trust_rem
 
     reader: Any = AutoModelForCausalLM
     config = check_folder(folder)
+    json_object(folder / "generation_config.json")
     own = is_own(config)
     if own:
         register_models()
@@ -72,6 +75,8 @@ def read_tokenizer(folder: Path, model: PreTrainedModel, trust_remote_code: bool
     from transformers import AutoTokenizer
 
     _require_sentencepiece(folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        json_object(folder / name)
     with _reading(folder, "tokenizer", False):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -186,4 +191,5 @@ def _reading(folder: Path, what: str, has_code: bool) -> Iterator[None]:
     except Exception as error:
         # Not a list of types: tokenizers raises a bare Exception, and a model's own code anything.
         hint = " Its own code may be needed: pass --trust-remote-code." if has_code else ""
-        raise ModelError(f"the {what} in {folder} cannot be read: {brief(error)}{hint}") from error
+        kind = f"{type(error).__name__}: " if isinstance(error, FROM_A_WRONG_VALUE) else ""
+        raise ModelError(f"the {what} in {folder} cannot be read: {kind}{brief(error)}{hint}") from error

@@ -165,8 +165,8 @@ def _clean_up_after(lock: Path, held: Path) -> None:
 
 def _finish(output: Path) -> None:
     new, old = _beside(output, NEW), _beside(output, OLD)
-    if old.exists() and new.exists() and not output.exists():
-        os.replace(new, output)  # complete: the old one is moved away only then
+    if old.exists() and not output.exists():
+        os.replace(new if new.exists() else old, output)  # the old one is moved away once the new one is complete
     for path in (new, old):
         shutil.rmtree(path, ignore_errors=True)
 

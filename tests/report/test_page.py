@@ -134,7 +134,10 @@ def test_the_page_has_the_numbers_of_the_table_the_costs_and_every_cell(store, t
 def test_a_criterion_that_draws_nothing_is_said_to_be_the_same_for_every_seed(tmp_path, text) -> None:
     made = cells(sparsities=(0.2,))
     found = [
-        (dataclasses.replace(row, nll=4.0, perplexity=math.exp(4)) if row.initializer == "random" else row, details)
+        (
+            dataclasses.replace(row, nll=4.0, perplexity=math.exp(4)) if row.cell.label.startswith("random") else row,
+            details,
+        )
         for row, details in made
     ]
     shown = page(load([fill(tmp_path / "store", found)]), AS_SHOWN)
@@ -285,7 +288,9 @@ def test_a_large_grid_is_below_a_megabyte(tmp_path) -> None:
             details = Details(rows[0][1].window_nll, run(), groups, scores > np.quantile(scores, sparsity), scores)
             name = f"a-criterion-of-ordinary-length-{number}"
             key = f"{number}-{sparsity:g}".replace(".", "-")
-            row = changed(pattern, id=key, initializer=name, sparsity=sparsity, nll=4 + number / 10)
+            row = changed(
+                pattern, id=key, initializer=name, sparsity=sparsity, sparsity_achieved=sparsity, nll=4 + number / 10
+            )
             made.append((row, details))
     text = page(load([fill(tmp_path / "store", made)]), AS_SHOWN)
     assert len(text.encode()) < 1_000_000

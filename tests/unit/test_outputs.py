@@ -155,6 +155,14 @@ def test_what_a_killed_process_left_is_finished_or_removed_by_the_next(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"out", next_output})
 
 
+def test_the_only_copy_that_is_left_beside_a_place_is_put_there(tmp_path: Path) -> None:
+    write(tmp_path / "out", "old")
+    (tmp_path / "out").rename(tmp_path / ".out.polyprune-old")
+    (tmp_path / ".out.polyprune-lock").touch()
+    write(tmp_path / "another")
+    assert (tmp_path / "out" / "weights").read_text() == "old"
+
+
 def test_what_a_living_process_is_writing_beside_is_left_alone(tmp_path: Path) -> None:
     with new_folder(tmp_path / "one", False, {}) as place, place.filled() as folder:
         (folder / "weights").write_text("half")
