@@ -51,6 +51,21 @@ def broken_tokenizer(folder: Path) -> str:
     return "the tokenizer in .* cannot be read"
 
 
+def broken_tokenizer_settings(folder: Path) -> str:
+    (folder / "tokenizer_config.json").write_text("[]")
+    return "tokenizer_config.json holds no JSON object"
+
+
+def broken_generation_settings(folder: Path) -> str:
+    (folder / "generation_config.json").write_text("[]")
+    return "generation_config.json holds no JSON object"
+
+
+def broken_activation(folder: Path) -> str:
+    edit_config(folder, hidden_act="nope")
+    return "cannot be read: KeyError: 'nope'"
+
+
 def broken_large_tokenizer(folder: Path) -> str:
     save_tokenizer(folder, WORDS + [f"word{i}" for i in range(20)])
     return "28 tokens, the model only 16 embeddings"
