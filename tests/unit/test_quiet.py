@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import datasets.utils.logging
 import huggingface_hub.utils
 import pytest
+import torch
 import transformers.utils.logging
 
 from polyprune_core import Provider
@@ -30,12 +34,13 @@ def test_bars_are_hidden_and_then_as_they_were(hiding) -> None:
 
 def test_a_plugin_that_reads_or_writes_models_draws_none() -> None:
     class Seeing:
-        def export(self) -> None:
+        def export(self, pruned: Any) -> None:
             raise RuntimeError(f"bars: {shown()}")
 
         def load(self) -> None:
             raise NotImplementedError
 
+    pruned = SimpleNamespace(base=SimpleNamespace(model=torch.nn.Linear(1, 1)))
     registry = Registry([Registered("exporter", Provider("seeing", "for a test", Seeing), Source("a", "1"))], [])
     with pytest.raises(Exception, match=r"bars: \[False, False, False\]"):
-        registry.build("exporter", "seeing").export()
+        registry.build("exporter", "seeing").export(pruned)
