@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial"
-BUILD = "from setuptools import build_meta; build_meta.build_wheel('wheels')"
+BUILD = "from hatchling import build; build.build_wheel('wheels')"
 
 
 def test_the_first_plugin_can_be_installed_from_a_folder_that_holds_more(tmp_path) -> None:
