@@ -19,6 +19,7 @@ from polyprune_core.utils.interrupts import watched
 SPELLED = {
     **{"→": "->", "±": "+/-", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "·": ".", "²": "^2"},
     **{"ᵀ": "^T", "∇": "grad ", "✓": "yes", "✗": "no", "≤": "<=", "≥": ">=", "≈": "~"},
+    "─": "-",
     **dict.fromkeys("▁▂▃▄▅▆▇█━", "#"),
 }
 STOPPING = ("SIGTERM", "SIGHUP")

@@ -18,13 +18,13 @@ LISTED = (sys.executable, "-c", PROGRAM, "plugins", "list")
 
 @pytest.mark.parametrize(
     ("encoding", "shown"),
-    [("utf-8", "0.2 → 0.21 ±0.1 é …"), ("cp1252", "0.2 -> 0.21 ±0.1 é …"), ("ascii", "0.2 -> 0.21 +/-0.1 ? ...")],
+    [("utf-8", "0.2 → 0.21 ±0.1 é … ─"), ("cp1252", "0.2 -> 0.21 ±0.1 é … -"), ("ascii", "0.2 -> 0.21 +/-0.1 ? ... -")],
 )
 def test_every_sign_can_be_written_in_every_encoding(monkeypatch, encoding: str, shown: str) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
     with streams():
-        sys.stdout.write("0.2 → 0.21 ±0.1 é …")
+        sys.stdout.write("0.2 → 0.21 ±0.1 é … ─")
         sys.stdout.flush()
     assert written.getvalue().decode(encoding) == shown
     assert sys.stdout.errors == "strict"
