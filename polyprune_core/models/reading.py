@@ -75,9 +75,9 @@ def read_tokenizer(folder: Path, model: PreTrainedModel, trust_remote_code: bool
     from transformers import AutoTokenizer
 
     _require_sentencepiece(folder)
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        json_object(folder / name)
-    with _reading(folder, "tokenizer", False):
+    json_object(folder / "special_tokens_map.json")
+    settings = json_object(folder / "tokenizer_config.json") or {}
+    with _reading(folder, "tokenizer", bool(settings.get("auto_map")) and not trust_remote_code):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )

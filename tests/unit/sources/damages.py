@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -54,6 +55,12 @@ def broken_tokenizer(folder: Path) -> str:
 def broken_tokenizer_settings(folder: Path) -> str:
     (folder / "tokenizer_config.json").write_text("[]")
     return "tokenizer_config.json holds no JSON object"
+
+
+def broken_tokenizer_code(folder: Path) -> str:
+    mine = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(mine))
+    return "the tokenizer in .* pass --trust-remote-code"
 
 
 def broken_generation_settings(folder: Path) -> str:
