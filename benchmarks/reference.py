@@ -81,7 +81,7 @@ def _members(thing: Any) -> list[str]:
 
 
 def _commands(command: click.Command, path: str, parent: click.Context | None) -> Iterator[str]:
-    context = click.Context(command, parent, info_name=path.rpartition(" ")[2])
+    context = click.Context(command, parent, info_name=path.rpartition(" ")[2], **command.context_settings)
     yield f"### {path}"
     yield f"`{path} {' '.join(command.collect_usage_pieces(context))}`"
     yield inspect.cleandoc(command.help or "")
