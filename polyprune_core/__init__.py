@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from polyprune_core.api.calls import compare, evaluate, load_results, prune
     from polyprune_core.api.comparison import ComparisonResults
     from polyprune_core.evaluation.calibration import Calibration
+    from polyprune_core.evaluation.layerwise import Seen
     from polyprune_core.models.remote_code import register_models
     from polyprune_core.models.sources import LoadedModel, load_model
     from polyprune_core.pruning.budget import SelectionRule
     from polyprune_core.pruning.mask_file import MaskFile, write_masks
     from polyprune_core.pruning.provenance import export_report
     from polyprune_core.pruning.pruned_model import PrunedModel
+    from polyprune_core.pruning.readers import Reader
     from polyprune_core.pruning.space import MaskSpace
     from polyprune_core.pruning.starting import PolicyStart
     from polyprune_core.pruning.writable import check_writable, write_model
@@ -56,6 +58,8 @@ _LAZY = {
     "PolicyStart": "polyprune_core.pruning.starting",
     "PrunedModel": "polyprune_core.pruning.pruned_model",
     "PruningResult": "polyprune_core.runs.prune",
+    "Reader": "polyprune_core.pruning.readers",
+    "Seen": "polyprune_core.evaluation.layerwise",
     "SelectionRule": "polyprune_core.pruning.budget",
     "check_writable": "polyprune_core.pruning.writable",
     "compare": "polyprune_core.api.calls",
@@ -98,9 +102,11 @@ __all__ = [
     "Provider",
     "PrunedModel",
     "PruningResult",
+    "Reader",
     "Repair",
     "Scores",
     "SearchPolicy",
+    "Seen",
     "Selection",
     "SelectionRule",
     "State",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import PluginError
+from polyprune_core.evaluation.layerwise import Refit, SideBySide
 from polyprune_core.evaluation.losses import Metered, Objective, token_losses
 from polyprune_core.evaluation.moments import (
     Moments,
@@ -23,6 +24,7 @@ from polyprune_core.evaluation.moments import (
 )
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
@@ -126,6 +128,24 @@ class Calibration(Metered):
             values = Objective(compactor, space).losses(masks, ids).clone()  # no inference tensor: it can be written
         self.count(ids.numel(), passes=len(masks))
         return values
+
+    def refitted(self, pruned: PrunedModel, refit: Refit) -> dict[str, Tensor]:
+        """Returns the parameters by name that `refit` makes of the readers that are left, layer after layer.
+
+        `refit(reader, seen)` is given what the reader takes in where the model is pruned, and earlier readers are as
+        `refit` has made them, beside what it should give. The text passes once through the dense model, and through
+        the pruned one once for each reader of a layer and once more.
+
+        Raises:
+            ModelError: a layer of the model does more than add what its readers give to its hidden states.
+        """
+        batches = [ids.to(self.model.device) for ids in self.windows.split(self.batch_size)]
+        with ExitStack() as stack:
+            compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
+            models = SideBySide(compactor, self.layout, pruned.axis_keep())
+            updates = models.refitted(batches, pruned.left_readers(), refit, self.progress)
+        self.count(self.windows.numel(), passes=models.passes)
+        return updates
 
     def input_statistics(self) -> dict[str, InputStatistics]:
         """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model."""

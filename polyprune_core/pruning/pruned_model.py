@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from polyprune_core.models.sources import LoadedModel
-    from polyprune_core.pruning.readers import CutReader
+    from polyprune_core.pruning.readers import Reader
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,15 @@ class PrunedModel:
                 found[name] = (weight.shape[1 - cut.dim],)
         return found
 
-    def cut_readers(self) -> list[CutReader]:
-        """The readers that lost some of their input features and not all, in the order of the layout."""
-        from polyprune_core.pruning.readers import cut_readers
+    def left_readers(self) -> list[Reader]:
+        """The readers that are left some or all of their input features, in the order of the layout."""
+        from polyprune_core.pruning.readers import left_readers
 
-        return cut_readers(self.base.model, self.space, self.axis_keep())
+        return left_readers(self.base.model, self.space, self.axis_keep())
+
+    def cut_readers(self) -> list[Reader]:
+        """Those of `left_readers` that lost some of their input features."""
+        return [reader for reader in self.left_readers() if not reader.whole]
 
     def added(self) -> list[str]:
         """The parameters that `updates` adds to those of the dense model."""

@@ -1,4 +1,4 @@
-"""The readers that a selection has cut: what a repair in closed form works on."""
+"""The readers that a selection leaves: what a repair in closed form works on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from polyprune_core.pruning.space import MaskSpace
 
 
 @dataclass(frozen=True)
-class CutReader:
-    """A linear module that has lost some of its F input features, and not all of them.
+class Reader:
+    """A linear module of F input features of which some stay.
 
     Attributes:
         module: its name in the dense model.
@@ -34,14 +34,19 @@ class CutReader:
     units: Tensor
     cut: Cut
 
+    @property
+    def whole(self) -> bool:
+        """Whether all features stay."""
+        return bool(self.keep.all())
+
     def updates(self, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Tensor]:
         """Returns a new weight (out, kept) and a new bias (out,) by name, as the model stores them."""
         changed = {} if weight is None else {self.cut.parameter: weight.float().movedim(-1, self.cut.dim).contiguous()}
         return changed | ({} if bias is None else {f"{self.module}.bias": bias.float()})
 
 
-def cut_readers(model: Any, space: MaskSpace, axis_keep: Mapping[str, Tensor]) -> list[CutReader]:
-    """Returns those of a selection, in the order of the layout."""
+def left_readers(model: Any, space: MaskSpace, axis_keep: Mapping[str, Tensor]) -> list[Reader]:
+    """Returns the readers that a selection leaves anything to read, in the order of the layout."""
     layout, units = space.layout, _units(space)
     by_reader: dict[str, list[Axis]] = {}
     for axis in layout.axes:
@@ -59,12 +64,12 @@ def cut_readers(model: Any, space: MaskSpace, axis_keep: Mapping[str, Tensor]) -
                 own = slice(axis.reader_cut.start, axis.reader_cut.start + axis.size * axis.reader_width)
                 keep[own] = axis_keep[axis.name].repeat_interleave(axis.reader_width)
                 owner[own] = units[axis.name].repeat_interleave(axis.reader_width)
-        if keep.all() or not keep.any():
+        if not keep.any():
             continue
         bias = getattr(model.get_submodule(module), "bias", None)
         bias = bias.detach().float() if isinstance(bias, Tensor) else None
         device, cut = weight.device, axes[0].reader_cut
-        found.append(CutReader(module, axes[0].name, weight, bias, keep.to(device), owner.to(device), cut))
+        found.append(Reader(module, axes[0].name, weight, bias, keep.to(device), owner.to(device), cut))
     return found
 
 
