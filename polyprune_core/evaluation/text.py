@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from polyprune_core.errors import ConfigError, DataError, PolypruneError, unknown_name
 from polyprune_core.evaluation import pydocs
@@ -16,7 +16,6 @@ from polyprune_core.evaluation.rows import TEXT_COLUMN, holds_rows, join_rows, n
 from polyprune_core.models.quiet import no_bars
 
 Role = Literal["calibration", "evaluation"]
-ROLES: tuple[Role, ...] = ("calibration", "evaluation")
 BUILTIN = {"pydocs": {"calibration": pydocs.calibration_text, "evaluation": pydocs.evaluation_text}}
 HUB_SPLIT = {"calibration": "train", "evaluation": "test"}
 
@@ -36,19 +35,55 @@ class Text:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def load_texts(names: Mapping[Role, str], column: str | None = None) -> dict[str, Text]:
-    """Returns the text of each role.
+@dataclass(frozen=True)
+class Texts:
+    """What is calibrated on, and what is evaluated on: the first of several is the headline."""
+
+    calibration: Text
+    evaluations: tuple[Text, ...]
+
+    @property
+    def hashes(self) -> dict[str, Any]:
+        """Returns the sha256 of the calibration and of the first evaluation text by role, and of further ones."""
+        first, *further = (text.sha256 for text in self.evaluations)
+        found = {"calibration": self.calibration.sha256, "evaluation": first}
+        return found | ({"further evaluations": further} if further else {})
+
+
+def load_texts(calibration: str, evaluations: Sequence[str], column: str | None = None) -> Texts:
+    """Returns the texts of these names.
 
     Raises:
-        ConfigError: a column was named and no text has columns.
+        ConfigError: a column was named and no text has columns, or two evaluation texts have one name.
         DataError: as `load_text` does.
     """
-    if column and not any(_has_columns(part) for name in names.values() for part in parts_of(name)):
+    _check_column(column, (calibration, *evaluations))
+    _check_column(column, (calibration, *evaluations))
+    return Texts(load_text(calibration, "calibration", column), _load_distinct(evaluations, column))
+
+
+def load_evaluations(names: Sequence[str], column: str | None = None) -> tuple[Text, ...]:
+    """Returns the texts to evaluate on; raises as `load_texts` does."""
+    _check_column(column, names)
+    return _load_distinct(names, column)
+
+
+def _load_distinct(names: Sequence[str], column: str | None) -> tuple[Text, ...]:
+    texts = tuple(load_text(name, "evaluation", column) for name in names)
+    called = [text.name for text in texts]
+    if twice := next((name for name in called if called.count(name) > 1), None):
+        raise ConfigError(
+            f"--evaluation: two texts are called {twice!r}; results would not tell them apart. Rename one."
+        )
+    return texts
+
+
+def _check_column(column: str | None, names: Sequence[str]) -> None:
+    if column and not any(_has_columns(part) for name in names for part in parts_of(name)):
         raise ConfigError(
             f"--text-column {column} is about datasets and .jsonl, .json and .parquet files; "
-            f"{' and '.join(dict.fromkeys(names.values()))} has no columns. Leave it out."
+            f"{' and '.join(dict.fromkeys(names))} has no columns. Leave it out."
         )
-    return {role: load_text(name, role, column) for role, name in names.items()}
 
 
 def load_text(name: str, role: Role, column: str | None = None) -> Text:

@@ -52,10 +52,11 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class TextsRecord:
-    """The two texts."""
+    """What is calibrated on, and the headline of what is evaluated on; where there are several, all `evaluations`."""
 
     calibration: TextRecord
     evaluation: TextRecord
+    evaluations: list[TextRecord] | None = None
 
 
 @dataclass(frozen=True)

@@ -273,10 +273,8 @@ def test_a_file_that_is_broken_or_of_another_kind_is_refused_by_name(tmp_path, n
 def test_a_column_where_no_text_has_one_is_refused(tmp_path) -> None:
     rows = write(tmp_path / "a.jsonl", '{"body": "some text"}')
     with pytest.raises(ConfigError, match=r"--text-column body is about datasets.*builtin:pydocs has no columns"):
-        load_texts({"calibration": "builtin:pydocs", "evaluation": "builtin:pydocs"}, "body")
-    assert (
-        load_texts({"calibration": rows, "evaluation": "builtin:pydocs"}, "body")["calibration"].content == "some text"
-    )
+        load_texts("builtin:pydocs", ("builtin:pydocs",), "body")
+    assert load_texts(rows, ("builtin:pydocs",), "body").calibration.content == "some text"
 
 
 # Mixes.
