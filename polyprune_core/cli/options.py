@@ -84,7 +84,7 @@ EVALUATION = setting(
     type=TextList(),
     metavar="LIST",
     shell_complete=complete_text,
-    help="Texts as builtin:pydocs, files or hub datasets; the first is the headline, none the calibration text.",
+    help="Texts as builtin:prose, files or hub datasets; the first is the headline, none the calibration text.",
 )
 TASKS = [
     setting("--tasks", "-t", type=CommaList(), metavar="LIST", help="Tasks of lm-evaluation-harness."),
@@ -104,7 +104,7 @@ TEXT = [
         "--calibration",
         metavar="TEXT",
         shell_complete=complete_text,
-        help="builtin:pydocs, a file, a hub dataset, or A+B of these in equal shares.",
+        help="builtin:pydocs, builtin:prose, a file, a hub dataset, or A+B of these in equal shares.",
     ),
     EVALUATION,
     *CUTTING,

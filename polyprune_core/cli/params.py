@@ -115,9 +115,9 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def complete_text(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the built-in text; for anything else files."""
-    builtin = "builtin:pydocs"
-    return [CompletionItem(builtin) if builtin.startswith(incomplete) else CompletionItem(incomplete, type="file")]
+    """Completes the built-in texts; for anything else files."""
+    names = [name for name in ("builtin:pydocs", "builtin:prose", "builtin:mix") if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
 class Setting(click.Option):

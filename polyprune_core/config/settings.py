@@ -220,6 +220,8 @@ class Comparison(Settings, TaskSettings):
 class Pruning(Settings):
     """One model to cut for good."""
 
+    # A model that is kept has to do more than what it was calibrated on.
+    evaluation: EvaluationTexts = ("builtin:pydocs", "builtin:prose")
     initializer: str = "thinet"
     estimator: Annotated[Word | None, BeforeValidator(lambda name: None if name == "none" else name)] = None
     granularity: str = "head+channel"

@@ -1,4 +1,4 @@
-"""Names of texts to texts: the built-in one, files, datasets of the hub, and mixes of these to calibrate on."""
+"""Names of texts to texts: built-in ones, files, datasets of the hub, and mixes of these to calibrate on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyprune_core.errors import ConfigError, DataError, PolypruneError, unknown_name
-from polyprune_core.evaluation import pydocs
+from polyprune_core.evaluation import prose, pydocs
 from polyprune_core.evaluation.rows import TEXT_COLUMN, holds_rows, join_rows, no_column, read_file
 from polyprune_core.models.quiet import no_bars
 
 Role = Literal["calibration", "evaluation"]
-BUILTIN = {"pydocs": {"calibration": pydocs.calibration_text, "evaluation": pydocs.evaluation_text}}
+BUILTIN = {
+    "pydocs": {"calibration": pydocs.calibration_text, "evaluation": pydocs.evaluation_text},
+    "prose": {"calibration": prose.calibration_text, "evaluation": prose.evaluation_text},
+}
+MIXES = {"builtin:mix": "builtin:pydocs+builtin:prose"}
 HUB_SPLIT = {"calibration": "train", "evaluation": "test"}
 
 
@@ -87,12 +91,14 @@ def _check_column(column: str | None, names: Sequence[str]) -> None:
 
 
 def load_text(name: str, role: Role, column: str | None = None) -> Text:
-    """Returns `builtin:pydocs`, a file, a hub dataset `owner/name[:config[:split]]`, or for calibration `A+B` of these.
+    """Returns `builtin:pydocs`, `builtin:prose`, a file, a hub dataset `owner/name[:config[:split]]`, or a mix `A+B`.
+
+    A mix is for calibration; `builtin:mix` is that of the built-in texts.
 
     A `.raw` file holds one row a line, like the WikiText release, and gives the text that the hub's copy gives: rows
     joined by "\\n\\n", each with its own line end, blank rows empty. Rows of a dataset, a .jsonl, a .json or a .parquet
     file are those of `column`, or of "text", joined likewise; a null row is an empty one. Any of these files may be
-    compressed (.gz). Any other file is taken as it is. The built-in text and a hub dataset without a stated split give
+    compressed (.gz). Any other file is taken as it is. A built-in text and a hub dataset without a stated split give
     disjoint parts for the two roles.
 
     Raises:
@@ -101,7 +107,8 @@ def load_text(name: str, role: Role, column: str | None = None) -> Text:
     parts = parts_of(name)
     if len(parts) > 1:
         if role == "evaluation":
-            raise DataError(f"--evaluation {name}: perplexity is of one text; a mix is for --calibration.")
+            told = ",".join(parts)
+            raise DataError(f"--evaluation {name}: perplexity is of one text; a mix is for --calibration. Give {told}.")
         if len(set(parts)) < len(parts) or not all(parts):
             raise DataError(f"--calibration {name}: give different texts joined by +, each one once.")
         texts = tuple(load_text(part, role, column) for part in parts)
@@ -109,7 +116,7 @@ def load_text(name: str, role: Role, column: str | None = None) -> Text:
     if name.startswith("builtin:"):
         builtin = name.removeprefix("builtin:")
         if builtin not in BUILTIN:
-            raise DataError(unknown_name("built-in text", builtin, BUILTIN))
+            raise DataError(unknown_name("built-in text", builtin, (*BUILTIN, "mix")))
         content = BUILTIN[builtin][role]()
     elif _is_file(path := os.path.expanduser(name)):
         content, name = read_file(Path(path), column), Path(path).name
@@ -124,7 +131,7 @@ def load_text(name: str, role: Role, column: str | None = None) -> Text:
 
 def parts_of(name: str) -> list[str]:
     """Returns the names that a mix `A+B` joins; a file whose own name has a + is one text."""
-    return [name] if _is_file(name) else name.split("+")
+    return [name] if _is_file(name) else MIXES.get(name, name).split("+")
 
 
 def _is_file(name: str) -> bool:

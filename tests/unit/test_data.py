@@ -129,7 +129,7 @@ def test_a_text_that_is_not_there_is_refused_without_asking_the_hub(hub, name) -
 
 @pytest.mark.parametrize("name", ["builtin:pydoc", "builtin:", "builtin:wikitext"])
 def test_an_unknown_built_in_text_is_refused_with_those_there_are(name) -> None:
-    with pytest.raises(DataError, match=r"no built-in text named .* Available: pydocs"):
+    with pytest.raises(DataError, match=r"no built-in text named .* Available: mix, prose, pydocs"):
         load_text(name, "calibration")
 
 
