@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PrivateAttr,
     ValidationError,
     model_validator,
@@ -34,6 +35,13 @@ Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 OrNone = AfterValidator(lambda specs: specs or (NO_REPAIR,))
 Place = Annotated[Path, BeforeValidator(lambda value: user_path(value) if isinstance(value, str) else value)]
 ManyOrOne = BeforeValidator(lambda value: _many(value))
+# A list of one is written as the one, so that cells keep the identity and records the look of before there were lists.
+OneAsIs = PlainSerializer(lambda values: values[0] if len(values) == 1 else list(values))
+# What a model is evaluated on: every text at every length; the first of both is the headline.
+EvaluationTexts = Annotated[tuple[Word, ...], Field(min_length=1), Distinct, OneAsIs, ManyOrOne]
+EvaluationLengths = Annotated[
+    tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), Distinct, OneAsIs, ManyOrOne
+]
 
 
 # Settings of a search by name. Rates and sizes are those of the paper's released scripts, in both; the step is the
@@ -62,7 +70,7 @@ PRESETS["released"] = PRESETS["paper"] | {
 
 
 class Settings(BaseModel):
-    """What every row of a table shares: one model, one text, one evaluation."""
+    """What every row of a table shares: one model, one text to calibrate on, the same evaluations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -73,13 +81,13 @@ class Settings(BaseModel):
     dtype: Dtype = "auto"
     device: str = "auto"
     calibration: str = "builtin:pydocs"
-    evaluation: str = "builtin:pydocs"
+    evaluation: EvaluationTexts = ("builtin:pydocs",)
     text_column: str | None = None
     bos: Bos = "auto"
     calibration_samples: Positive = 64
     repair_samples: Positive = 512
     seq_len: Annotated[int, Field(ge=2)] = 128
-    eval_seq_len: Annotated[int, Field(ge=2)] = 128
+    eval_seq_len: EvaluationLengths = (128,)
     limit: Positive | None = None
     batch_size: Positive = 2
     steps: Positive = 50
@@ -213,6 +221,8 @@ class Comparison(Settings, TaskSettings):
 class Pruning(Settings):
     """One model to cut for good."""
 
+    # A model that is kept has to do more than what it was calibrated on.
+    evaluation: EvaluationTexts = ("builtin:pydocs", "builtin:prose")
     initializer: str = "thinet"
     estimator: Annotated[Word | None, BeforeValidator(lambda name: None if name == "none" else name)] = None
     granularity: str = "head+channel"

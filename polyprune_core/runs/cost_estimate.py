@@ -10,6 +10,7 @@ from typing import Any
 from polyprune_core.config.cell import Cell, Search
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
+from polyprune_core.evaluation.text import load_text
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results.row import Row
@@ -64,14 +65,21 @@ def work_of(config: Comparison, registry: Registry, evaluation: int, finished: C
 
 
 def evaluation_tokens(config: Comparison) -> int | None:
-    """Returns the tokens of one evaluation, the text's length guessed from its characters; None for a distant text."""
-    limit = config.limit * config.eval_seq_len if config.limit else None
-    if Path(config.evaluation).is_file():
-        length = Path(config.evaluation).stat().st_size
-    elif config.evaluation == "builtin:pydocs":
-        from polyprune_core.evaluation.pydocs import evaluation_text
+    """Returns the tokens of evaluating a model on all its texts at all lengths, guessed from characters.
 
-        length = len(evaluation_text())
+    None where a text is distant and there is no limit.
+    """
+    limit = config.limit * config.eval_seq_len[0] if config.limit else None
+    each = [_tokens(name, limit) for name in config.evaluation]
+    known = [tokens for tokens in each if tokens is not None]
+    return sum(known) * len(config.eval_seq_len) if len(known) == len(each) else None
+
+
+def _tokens(text: str, limit: int | None) -> int | None:
+    if Path(text).is_file():
+        length = Path(text).stat().st_size
+    elif text.startswith("builtin:"):
+        length = len(load_text(text, "evaluation").content)
     else:
         return limit
     tokens = length // CHARACTERS_PER_TOKEN

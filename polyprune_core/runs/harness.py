@@ -1,10 +1,12 @@
-"""One model on one text: everything that cells share, computed once."""
+"""One model and its texts: everything that cells share, computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,10 +18,10 @@ from polyprune_core.config.settings import Settings
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
 from polyprune_core.evaluation.moments import MomentStore, Reading
-from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
-from polyprune_core.evaluation.text import Text
-from polyprune_core.evaluation.windows import Cutter, sample_windows, shared_runs
+from polyprune_core.evaluation.text import Text, Texts
+from polyprune_core.evaluation.windows import Cutter, limits, sample_windows, shared_runs
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
@@ -34,6 +36,21 @@ from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
 from polyprune_core.utils.rng import generator
 
+
+@dataclass(frozen=True)
+class CutText:
+    """A text to evaluate on, its windows (N, T), and the share of them that is in the text calibrated on too."""
+
+    text: Text
+    windows: Tensor
+    overlap: float
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return f"{self.text.name} in windows of {self.windows.shape[1]}"
+
+
 OF_UNITS = ("cost", "group", "kind", "layer", "peers")
 
 
@@ -43,7 +60,7 @@ class Harness:
     def __init__(
         self,
         loaded: LoadedModel,
-        texts: dict[str, Text],
+        texts: Texts,
         settings: Settings,
         registry: Registry,
         reporter: Reporter,
@@ -56,9 +73,13 @@ class Harness:
         self.compactor = Compactor(loaded.model, self.layout)
         self.texts = texts
         self.cutter = Cutter.of(loaded.tokenizer, loaded.model, settings.bos)
-        self.calibration_windows, self.evaluation_windows = self._windows()
-        self.overlap = shared_runs(self.evaluation_windows, self.calibration_windows, self.cutter.beginning)
-        self.evaluator = Evaluator(self.evaluation_windows, whole=lambda: self.compactor.applied({}))
+        self._check_lengths()
+        self.calibration_windows = self.cutter.pool(texts.calibration, settings.seq_len, settings.calibration_samples)
+        self.evaluated = self._evaluated()
+        self.evaluators = [
+            Evaluator(each.windows, whole=lambda: self.compactor.applied({}), text=each.text.name)
+            for each in self.evaluated
+        ]
         self.witness = Witness(
             loaded.model, self.calibration_windows, lambda: self.compactor.applied({}), self._read_weights_again
         )
@@ -139,7 +160,8 @@ class Harness:
 
         Raises PluginError at the end of the block, with the model as before, where one of another's did not.
         """
-        shared = {"the calibration text": self.calibration_windows, "the evaluation text": self.evaluation_windows}
+        shared = {"the calibration text": self.calibration_windows}
+        shared |= {f"the evaluation text {each.name}": each.windows for each in self.evaluated}
         for name, space in self.spaces.items():
             shared |= {f"the {what} of units of {name}": getattr(space, what) for what in OF_UNITS}
         return self.witness.over(self.registry.outside(*plugins), shared)
@@ -176,18 +198,21 @@ class Harness:
         return self._terms[key]
 
     @cached_property
-    def dense(self) -> Evaluation:
-        """The dense model on the evaluation windows."""
+    def dense(self) -> tuple[Evaluation, ...]:
+        """The dense model on every text at every length, the headline first."""
         self.memory.restart()
-        evaluation = self._evaluate("dense model", self.evaluator.dense)
+        found = in_turn(self.evaluators, Evaluator.dense, self.loaded.model, "dense model", self.reporter)
         self.dense_peak_mb = self.memory.megabytes()
-        return evaluation
+        return found
 
-    def evaluate(self, label: str, pruned: PrunedModel) -> Evaluation:
-        """Returns the evaluation of the smaller model, run without its removed units and with what a repair changed."""
+    def evaluate(self, label: str, pruned: PrunedModel) -> tuple[Evaluation, ...]:
+        """Returns what the smaller model scores on every text at every length, the headline first.
+
+        It is run without its removed units and with what a repair changed.
+        """
         _ = self.dense
         with self.compactor.applied(pruned.axis_keep(), pruned.updates):
-            return self._evaluate(label, self.evaluator.compare)
+            return in_turn(self.evaluators, Evaluator.compare, self.loaded.model, label, self.reporter)
 
     def task_scores(self, label: str, pruned: PrunedModel | None = None) -> TaskScores:
         """Returns the scores of a pruned model, built as an exporter would, or of the dense one."""
@@ -213,20 +238,21 @@ class Harness:
             self.spaces[granularity] = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
         return self.spaces[granularity]
 
-    def _windows(self) -> tuple[Tensor, Tensor]:
-        """The windows to calibrate on, and those to evaluate on."""
-        asked, texts = self.settings, self.texts
+    def _check_lengths(self) -> None:
+        asked = self.settings
         longest = getattr(self.loaded.model.config, "max_position_embeddings", None)
-        for role, seq_len in (("calibration", asked.seq_len), ("evaluation", asked.eval_seq_len)):
+        roles = [("calibration", asked.seq_len), *(("evaluation", each) for each in asked.eval_seq_len)]
+        for role, seq_len in roles:
             if longest and seq_len > longest:
                 self.reporter.status(
                     f"{role} windows of {seq_len} tokens are longer than the {longest} the model was made for"
                 )
-        return (
-            self.cutter.pool(texts["calibration"], asked.seq_len, asked.calibration_samples),
-            self.cutter.windows(texts["evaluation"], asked.eval_seq_len, asked.limit),
-        )
 
-    def _evaluate(self, label: str, run: Callable[..., Evaluation]) -> Evaluation:
-        with self.reporter.task(f"perplexity of {label}", len(self.evaluator.batches)) as task:
-            return run(self.loaded.model, lambda done, total: task.update(done))
+    def _evaluated(self) -> tuple[CutText, ...]:
+        """Every evaluation text at every length, in the order in which they were asked for."""
+        asked, found = self.settings, []
+        for text, (seq_len, limit) in product(self.texts.evaluations, limits(asked.eval_seq_len, asked.limit).items()):
+            windows = self.cutter.windows(text, seq_len, limit)
+            overlap = shared_runs(windows, self.calibration_windows, self.cutter.beginning)
+            found.append(CutText(text, windows, overlap))
+        return tuple(found)
