@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import NO_REPAIR, Scale, Scope
+from polyprune_core.config.cell import AUTO, NO_REPAIR, AskedScale, AskedScope, Scope
 from polyprune_core.errors import BudgetError, ConfigError, plain, unknown_name
 from polyprune_core.utils.files import user_path
 
@@ -166,21 +166,22 @@ class Comparison(Settings, TaskSettings):
     budget: Annotated[tuple[Budget, ...], Distinct, ManyOrOne] = ()
     repair: Annotated[tuple[Spec, ...], Distinct, OrNone, ManyOrOne] = (NO_REPAIR,)
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
-    scope: Annotated[tuple[Scope, ...], Distinct, ManyOrOne] = ()
-    scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct, ManyOrOne] = ("zscore",)
+    scope: Annotated[tuple[AskedScope, ...], Distinct, ManyOrOne] = ()
+    scale: Annotated[tuple[AskedScale, ...], Field(min_length=1), Distinct, ManyOrOne] = (AUTO,)
     # Decides no number: neither results nor the commands that make them again hold it.
     report_to: Annotated[Loggers, Field(exclude=True)] = ()
     _search_scope: Scope = PrivateAttr("global")
 
     @property
-    def metric_scopes(self) -> tuple[Scope, ...]:
-        """The scopes of metrics alone; `kind` unless told."""
-        return self.scope or ("kind",)
+    def metric_scopes(self) -> tuple[AskedScope, ...]:
+        """The scopes of metrics alone; `auto` unless told."""
+        return self.scope or (AUTO,)
 
     @property
     def search_scopes(self) -> tuple[Scope, ...]:
         """The scopes of searches; unless told, the one that the policy makes most of."""
-        return self.scope or (self._search_scope,)
+        told = (self._search_scope if scope == "auto" else scope for scope in self.scope)
+        return tuple(dict.fromkeys(told)) or (self._search_scope,)
 
     def for_policy(self, optimizer: str, learning_rate: float, scope: Scope) -> Comparison:
         """Returns the comparison with what its policy brings, where nothing else was asked for."""
@@ -219,8 +220,8 @@ class Pruning(Settings):
     budget: Budget | None = None
     repair: str = NO_REPAIR
     seed: Seed = 0
-    scope: Scope | None = None
-    scale: Scale = "zscore"
+    scope: AskedScope | None = None
+    scale: AskedScale = AUTO
     exporter: str = "huggingface"
     from_masks: Place | None = None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyprune_core.config.cell import NO_REPAIR
+from polyprune_core.config.cell import AUTO, NO_REPAIR, Cell
 from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
@@ -17,6 +17,7 @@ from polyprune_core.results.summaries import Summary
 MARKS = {"better": "✓", "worse": "✗", "better before correction": "(✓)", "worse before correction": "(✗)"}
 ALIKE = "(=)"
 TELL_APART = ("granularity", "scope", "scale")
+POOLING = ("scope", "scale")
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,10 @@ PAPER = (
 
 
 def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
-    """Returns what a row is called; `varied` names the settings that tell rows of this table apart."""
+    """Returns what a row is called; `varied` names the settings that tell rows of this table apart.
+
+    A pooling that was chosen is always told, after `auto:` where others of the table were given.
+    """
     if row.cell.kind == "dense":
         return "dense"
     name = row.cell.initializer or ""
@@ -176,10 +180,18 @@ def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
         name += " → no search"
     if row.cell.kind == "search":
         name += f" → {row.cell.estimator}"
-    notes = [str(getattr(row.cell, key)) for key in TELL_APART if key in varied and getattr(row.cell, key)]
+    notes = [note for key in TELL_APART if (note := _note(row, key, varied))]
     name += f" + {row.cell.repair}" if row.cell.repair not in (None, NO_REPAIR) else ""
     name += " ∇" if row.backward_passes else ""
     return plain(f"{name} ({', '.join(notes)})" if notes else name)
+
+
+def _note(row: Row, key: str, varied: frozenset[str]) -> str:
+    chosen = getattr(row, f"{key}_chosen", None)
+    if chosen:
+        return f"auto: {chosen}" if f"{AUTO} {key}" in varied else chosen
+    asked = getattr(row.cell, key)
+    return str(asked) if asked and key in varied else ""
 
 
 def section(row: Row) -> str:
@@ -189,7 +201,16 @@ def section(row: Row) -> str:
 
 def varied(results: Results) -> frozenset[str]:
     """Returns the settings that rows of one table differ in."""
-    return frozenset(key for key in TELL_APART if len({getattr(row.cell, key) for row in results.rows} - {None}) > 1)
+    return told_apart([row.cell for row in results.rows])
+
+
+def told_apart(cells: Sequence[Cell]) -> frozenset[str]:
+    """Returns the settings that the cells of one table differ in; "auto scope" where a metric's was given too."""
+    found = {key for key in TELL_APART if len({getattr(cell, key) for cell in cells} - {None}) > 1}
+    for key in POOLING:
+        asked = {getattr(cell, key) for cell in cells if cell.kind == "baseline"}
+        found |= {f"{AUTO} {key}"} if AUTO in asked and len(asked) > 1 else set()
+    return frozenset(found)
 
 
 def caption(results: Results) -> str:

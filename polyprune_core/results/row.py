@@ -35,7 +35,8 @@ class Row:
     """One measured cell. Perplexity over `eval_tokens` predicted tokens; nll and kl_to_dense in nats per token.
 
     `budget_achieved` is in the terms of the cell's budget, where that is not a sparsity. `tasks` holds the metrics of
-    each task, and their standard errors over its items as METRIC_stderr.
+    each task, and their standard errors over its items as METRIC_stderr. `scope_chosen` and `scale_chosen` are those of
+    a metric whose cell asks for `auto`.
     """
 
     id: str
@@ -59,6 +60,15 @@ class Row:
     error: str | None = None
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
+    scope_chosen: str | None = None
+    scale_chosen: str | None = None
+
+    @property
+    def pooling(self) -> dict[str, str]:
+        """The scope and the scale that units were selected in, as far as the cell has them."""
+        asked = {"scope": self.cell.scope, "scale": self.cell.scale}
+        taken = {"scope": self.scope_chosen or asked["scope"], "scale": self.scale_chosen or asked["scale"]}
+        return {name: value for name, value in taken.items() if value}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the row as one flat record: its id, the cell's columns, what was measured."""

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import LegalShapes, Scores, Selection
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.plausible import check_decision
+from polyprune_core.runs.pooling import scales, selection_losses
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import Trace
@@ -43,24 +44,31 @@ class Cost:
     peak_memory_mb: float | None = None
 
     def plus(self, other: Cost) -> Cost:
-        """Returns the two one after the other; peak memory is that of the latter, where it has one."""
+        """Returns the two one after the other; peak memory is the higher one."""
+        peaks = [peak for peak in (self.peak_memory_mb, other.peak_memory_mb) if peak is not None]
         return Cost(
             self.forward_passes + other.forward_passes,
             self.forward_tokens + other.forward_tokens,
             self.backward_passes + other.backward_passes,
             self.seconds + other.seconds,
-            self.peak_memory_mb if other.peak_memory_mb is None else other.peak_memory_mb,
+            max(peaks, default=None),
         )
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a cell decided, under which budget, at what cost."""
+    """What a cell decided, under which budget, at what cost.
 
+    `cell` has the scope and the scale that were chosen, where the one asked left them open; `losses` are those of the
+    poolings that were tried, by "scope, scale", in nats per token.
+    """
+
+    cell: Pruned
     pruned: PrunedModel
     terms: PricedBudget
     trace: Trace | None
     cost: Cost
+    losses: dict[str, float] = field(default_factory=dict)
 
     @property
     def selection(self) -> Selection:
@@ -91,8 +99,10 @@ class Decider:
             self._chosen[plain] = self._choose(plain, checkpoint)
         chosen = self._chosen[plain]
         pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed)
-        check_decision(cell, pruned, chosen.terms, self._rule(cell, chosen.terms), chosen.trace, self._steps(cell))
-        return dataclasses.replace(chosen, pruned=pruned, cost=chosen.cost.plus(spent))
+        pooled = chosen.cell.model_copy(update={"repair": cell.repair})
+        rule = self._rule(pooled, chosen.terms)
+        check_decision(pooled, pruned, chosen.terms, rule, chosen.trace, self._steps(cell))
+        return dataclasses.replace(chosen, cell=pooled, pruned=pruned, cost=chosen.cost.plus(spent))
 
     def _steps(self, cell: Pruned) -> int:
         if not isinstance(cell, Search):
@@ -112,15 +122,12 @@ class Decider:
         return dataclasses.replace(pruned, updates=dict(updates), recipe=pruned.recipe | {"repair": spec}), cost
 
     def _choose(self, cell: Pruned, checkpoint: Checkpoint | None) -> Decision:
+        if isinstance(cell, Metric):
+            return self._pooled(cell)
         terms = self.harness.terms(cell)
         space, rule = terms.space, self._rule(cell, terms)
         one_budget = self.registry.for_one_budget(cell.initializer)
         scores, cost = self.scores(space, cell.initializer, cell.seed, rule if one_budget else None)
-        if isinstance(cell, Metric):
-            how = "raw" if scores.comparable else cell.scale
-            ranked = Scores(scale(scores.values, space, how), scores.source)
-            pruned = PrunedModel(self.harness.loaded, space, rule.select(ranked.values, space), ranked)
-            return Decision(pruned, terms, None, cost)
         searching = [("estimator", cell.estimator)] if isinstance(cell, Search) else []
         with self.harness.watched(("policy", self.settings.policy), *searching):
             own = dataclasses.replace(scores, values=scores.values.clone())  # those of the other cells stay as they are
@@ -131,7 +138,37 @@ class Decider:
                 cost, source = cost.plus(spent), cell.estimator
             learned, drawn_from = Scores(policy.ranking(parameters), source), policy.policy(parameters, rule.sparsity)
         selection = rule.select(learned.values, space)
-        return Decision(PrunedModel(self.harness.loaded, space, selection, learned, drawn_from), terms, trace, cost)
+        return Decision(
+            cell, PrunedModel(self.harness.loaded, space, selection, learned, drawn_from), terms, trace, cost
+        )
+
+    def _pooled(self, cell: Metric) -> Decision:
+        """Returns the metric's selection; of the poolings left open, the one that loses least on windows held back."""
+        one_budget = self.registry.for_one_budget(cell.initializer)
+        tried, cost = list[Decision](), Cost()
+        for asked, terms in self.harness.in_scopes(cell):
+            rule = self._rule(asked, terms)
+            scores, spent = self.scores(terms.space, cell.initializer, cell.seed, rule if one_budget else None)
+            cost = cost.plus(spent) if one_budget or not tried else cost
+            for how in scales(cell, scores.comparable):
+                pooled = asked.model_copy(update={"scale": how})
+                values = scale(scores.values, terms.space, "raw" if scores.comparable else how)
+                selection, ranked = rule.select(values, terms.space), Scores(values, scores.source)
+                pruned = PrunedModel(self.harness.loaded, terms.space, selection, ranked)
+                tried.append(Decision(pooled, pruned, terms, None, Cost()))
+        losses, spent = self._held_back(cell, tried) if cell.open else ([0.0], Cost())
+        best = tried[losses.index(min(losses))]
+        named = {f"{each.cell.scope}, {each.cell.scale}": loss for each, loss in zip(tried, losses, strict=True)}
+        return dataclasses.replace(best, cost=cost.plus(spent), losses=named if cell.open else {})
+
+    def _held_back(self, cell: Metric, tried: list[Decision]) -> tuple[list[float], Cost]:
+        """Returns the losses of selections on windows that the metric has not seen, and what they cost."""
+        objective = Objective(self.harness.compactor, tried[0].terms.space)
+        windows = self.harness.held_back(cell.seed)
+        label = f"pooling of {cell.initializer}"
+        with self.harness.reporter.task(label, len(tried)) as task, self._priced(objective) as cost:
+            losses = selection_losses(objective, [each.selection for each in tried], windows, task.update)
+        return losses, cost[0]
 
     def scores(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None = None) -> tuple[Scores, Cost]:
         """Returns a metric's scores and what they cost, computed once per space, metric, seed and budget.

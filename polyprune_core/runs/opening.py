@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyprune_core.config.cell import Pruned
+from polyprune_core.config.cell import Metric, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.tasks import Tasks
@@ -47,7 +47,9 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
         )
     for cell in cells(config) if budgets else ():
         if isinstance(cell, Pruned):
-            harness.terms(cell)
+            harness.in_scopes(cell)
+        if isinstance(cell, Metric) and cell.open:
+            harness.held_back(cell.seed)
     return harness
 
 

@@ -250,6 +250,10 @@ def _decide(config: Comparison, decider: Decider) -> tuple[PrunedModel, Cost, Pr
     assert isinstance(cell, Pruned)
     decision = decider.decide(cell)
     texts = {role: text.sha256 for role, text in harness.texts.items()}
-    recipe = cell.model_dump(mode="json") | {"min_keep": config.min_keep, "revision": config.revision, "texts": texts}
+    recipe = decision.cell.model_dump(mode="json") | {
+        "min_keep": config.min_keep,
+        "revision": config.revision,
+        "texts": texts,
+    }
     recipe["bos"] = config.bos
     return dataclasses.replace(decision.pruned, recipe=recipe), decision.cost, decision.terms
