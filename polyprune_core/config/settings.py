@@ -20,6 +20,8 @@ from pydantic import (
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, NO_REPAIR, AskedScale, AskedScope, Scope
+from polyprune_core.config.presets import PRESETS, Preset
+from polyprune_core.config.protect import Protect
 from polyprune_core.errors import BudgetError, ConfigError, plain, unknown_name
 from polyprune_core.utils.files import user_path
 
@@ -36,37 +38,12 @@ Place = Annotated[Path, BeforeValidator(lambda value: user_path(value) if isinst
 ManyOrOne = BeforeValidator(lambda value: _many(value))
 
 
-# Settings of a search by name. Rates and sizes are those of the paper's released scripts, in both; the step is the
-# paper's own formula, or the released code's.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "policy": "probabilities",
-        "optimizer": "sgd",
-        "precondition": "none",
-        "learning_rate": 2e-3,
-        "masks_per_step": 2,
-        "batch_size": 8,
-        "seq_len": 128,
-        "warmup": 0.0,
-        "averaging": 0.0,
-        "scope": "kind",
-        "initializers": "wanda",
-        "initializer": "wanda",
-    },
-}
-PRESETS["released"] = PRESETS["paper"] | {
-    "precondition": "half-natural",
-    "policy": "probabilities:start=sigmoid-norm-released",
-}
-
-
 class Settings(BaseModel):
     """What every row of a table shares: one model, one text, one evaluation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    preset: Literal["default", "paper", "released"] = "default"
+    preset: Preset = "default"
     model: str = "smollm2-135m"
     revision: Word | None = None
     trust_remote_code: bool = False
@@ -92,13 +69,19 @@ class Settings(BaseModel):
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_keep: Annotated[int, Field(ge=0, lt=2**53)] = 1
+    protect: Annotated[str, AfterValidator(lambda text: str(Protect.parse(text)) or None)] | None = None
+
+    @property
+    def protected(self) -> Protect:
+        """The layers that are left whole."""
+        return Protect.parse(self.protect)
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        preset = PRESETS.get(str(values.get("preset", "default")), {})
+        preset = dict(PRESETS).get(values.get("preset", "default"), {})
         return {name: value for name, value in preset.items() if name in cls.model_fields} | values
 
     @property

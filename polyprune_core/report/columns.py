@@ -223,13 +223,20 @@ def conditions(results: Results) -> str:
     model, calibration, evaluation = results.model, results.texts["calibration"], results.texts["evaluation"]
     prunable = ", ".join(f"{count / 1e6:.1f} M {name}" for name, count in model["prunable_parameters"].items())
     return plain(
-        f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
+        f"{model['name']}{_weights(model)}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
         f"{model['dtype']} on {model['device']}. "
         f"Perplexity on {evaluation['name']}: {counted(evaluation['windows'], 'window')} of "
         f"{evaluation['tokens_per_window']}; "
         f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."
         f"{_cut(evaluation)}"
     )
+
+
+def _weights(model: Mapping[str, Any]) -> str:
+    """Which weights they are that go by this name, as far as that is known."""
+    sha256 = f"weights sha256 {model['sha256'][:8]}…" if model.get("sha256") else ""
+    told = "; ".join(filter(None, (model.get("source"), sha256)))
+    return f" ({told})" if told else ""
 
 
 def _cut(evaluation: Mapping[str, Any]) -> str:

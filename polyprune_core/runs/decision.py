@@ -110,7 +110,7 @@ class Decider:
         return self.settings.steps_for(extra_passes(self.registry.build("estimator", cell.estimator)))
 
     def _rule(self, cell: Pruned, terms: PricedBudget) -> SelectionRule:
-        return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes)
+        return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes, self.settings.protected)
 
     def repaired(self, pruned: PrunedModel, spec: str, seed: int) -> tuple[PrunedModel, Cost]:
         """Returns the model with what a repair changes of it, and what that cost."""
@@ -208,6 +208,7 @@ class Decider:
         options = SearchOptions(
             steps=self._steps(cell),
             sparsity=terms.sparsity,
+            whole=self._rule(cell, terms).whole(terms.space),
             **settings.model_dump(include=STEPPING),
         )
         harness.memory.restart()

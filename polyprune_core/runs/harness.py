@@ -169,7 +169,9 @@ class Harness:
         if key not in self._terms:
             space = self.space(cell.granularity)
             with self.reporter.task(f"what {cell.asked} means for {space.name}", 1):
-                self._terms[key] = price_budget(cell.target, space, cell.scope, self.settings.min_keep, self)
+                self._terms[key] = price_budget(
+                    cell.target, space, cell.scope, self.settings.min_keep, self, self.settings.protected
+                )
         return self._terms[key]
 
     def in_scopes(self, cell: Pruned) -> list[tuple[Pruned, PricedBudget]]:

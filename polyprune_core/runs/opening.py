@@ -76,6 +76,7 @@ def _model(harness: Harness) -> dict[str, Any]:
     return {
         "name": harness.loaded.name,
         "sha256": harness.loaded.sha256,
+        "source": harness.loaded.source,
         "dtype": str(harness.loaded.model.dtype).removeprefix("torch."),
         "device": str(harness.loaded.model.device),
         "parameters": harness.layout.total_parameters,
