@@ -74,7 +74,8 @@ class Calibration(Metered):
         self.batch_size, self.progress = batch_size, progress
         self._compactor, self._budget, self._measure = compactor, budget, measure
         self._store = store or MomentStore()
-        self.readings, self.seconds_elsewhere = set(readings), 0.0
+        self.readings: set[Reading] = set(readings)
+        self.seconds_elsewhere = 0.0
         self._inputs: dict[str, InputStatistics] = {}
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 

@@ -81,7 +81,15 @@ class Spent:
 
 
 class Metered(Spent):
-    """Counts what it spends, in all and within blocks."""
+    """Counts what it spends, in all and within blocks.
+
+    Attributes:
+        readings: the passes that others may have made already, and that are counted here.
+        seconds_elsewhere: what counted passes took that another has made.
+    """
+
+    readings: set[Any] | frozenset[Any] = frozenset()
+    seconds_elsewhere = 0.0
 
     def count(self, tokens: int, *, passes: int = 1, backward: bool = False) -> None:
         """Takes in forward passes of `tokens` each, and as many backward ones."""

@@ -21,7 +21,7 @@ from polyprune_core.models.checkpoint import (
     stored_dtype,
     weights_sha256,
 )
-from polyprune_core.models.fetch import from_catalogue, from_gguf, from_hub, require_unchanged
+from polyprune_core.models.fetch import from_catalogue, from_gguf, from_hub, origin, require_unchanged
 from polyprune_core.models.quiet import silent
 from polyprune_core.models.remote_code import is_own, named_code
 
@@ -58,6 +58,18 @@ class LoadedModel:
 
         kept: torch.dtype = getattr(torch, self.stored) if self.stored else self.model.dtype
         return kept
+
+    @property
+    def source(self) -> str | None:
+        """Where the weights come from, in words: files of one name need not be the same ones."""
+        note = origin(self.path) if self.path else None
+        if self.path is None or (note is None and self.path.parent.name != "snapshots"):
+            return None
+        if note is None:
+            owner = self.path.parent.parent.name.removeprefix("models--").replace("--", "/")
+            return f"{owner} of the hub, commit {self.path.name[:8]}"
+        entry = catalogue().get(self.name)
+        return entry.wheel.told if entry and entry.wheel and entry.cache_name == self.path.name else note["source"]
 
     @property
     def licence(self) -> str | None:

@@ -131,7 +131,7 @@ class PrunedModel:
         selection = self.selection
         return {
             "version": __version__,
-            "base": {"name": last_name(self.base.name), "sha256": self.base.sha256},
+            "base": {"name": last_name(self.base.name), "sha256": self.base.sha256, "source": self.base.source},
             "dtype": {"stored": _name_of(self.base.stored_dtype), "computed": _name_of(self.base.model.dtype)},
             "granularity": self.space.name,
             "sparsity": {"asked": self.recipe.get("sparsity"), "achieved": selection.sparsity},

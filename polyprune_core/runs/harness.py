@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import Pruned
+from polyprune_core.config.cell import AUTO, Pruned
 from polyprune_core.config.settings import Settings
+from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
 from polyprune_core.evaluation.moments import MomentStore, Reading
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
 from polyprune_core.evaluation.text import Text, Texts
-from polyprune_core.evaluation.windows import Cutter, limits, sample_windows, shared_runs
+from polyprune_core.evaluation.windows import Cutter, held_back_windows, limits, sample_windows, shared_runs
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
@@ -31,6 +32,7 @@ from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Scores, Selection
+from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES
 from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
@@ -139,7 +141,7 @@ class Harness:
         asked, pool = self.settings, self.calibration_windows
         if len(pool) >= asked.repair_samples:
             return pool
-        return self.cutter.pool(self.texts["calibration"], asked.seq_len, asked.repair_samples)
+        return self.cutter.pool(self.texts.calibration, asked.seq_len, asked.repair_samples)
 
     def _calibration(self, windows: Tensor, rng: torch.Generator, task: Task, **more: Any) -> Calibration:
         return Calibration(
@@ -154,6 +156,22 @@ class Harness:
             store=self.moments,
             **more,
         )
+
+    def held_back(self, seed: int) -> Tensor:
+        """Returns windows of the calibration text that no metric of this seed looks at.
+
+        Raises:
+            ConfigError: the metric looks at all of them.
+        """
+        asked, pool = self.settings, self.calibration_windows
+        windows = held_back_windows(pool, asked.calibration_samples, seed, HELD_BACK)
+        if not len(windows):
+            raise ConfigError(
+                f"the calibration text has {len(pool)} windows of {asked.seq_len} tokens, and a metric looks at all of "
+                "them, so that none is left to choose its pooling by. Give a longer text, a lower "
+                "--calibration-samples or --seq-len, or both --scope and --scale."
+            )
+        return windows
 
     def watched(self, *plugins: tuple[str, str]) -> AbstractContextManager[None]:
         """Has the block's plugins (kind, spec) leave the model, and the code that rows are measured with, as they were.
@@ -194,8 +212,28 @@ class Harness:
         if key not in self._terms:
             space = self.space(cell.granularity)
             with self.reporter.task(f"what {cell.asked} means for {space.name}", 1):
-                self._terms[key] = price_budget(cell.target, space, cell.scope, self.settings.min_keep, self)
+                self._terms[key] = price_budget(
+                    cell.target, space, cell.scope, self.settings.min_keep, self, self.settings.protected
+                )
         return self._terms[key]
+
+    def in_scopes(self, cell: Pruned) -> list[tuple[Pruned, PricedBudget]]:
+        """Returns the cell in each scope that it may take, with what its budget means there.
+
+        Raises:
+            BudgetError: it cannot be met in any of them.
+        """
+        scopes = SCOPE_NAMES if cell.scope == AUTO else (cell.scope,)
+        found, refused = list[tuple[Pruned, PricedBudget]](), list[BudgetError]()
+        for scope in scopes:
+            asked = cell.model_copy(update={"scope": scope})
+            try:
+                found.append((asked, self.terms(asked)))
+            except BudgetError as error:
+                refused.append(error)
+        if not found:
+            raise refused[0]
+        return found
 
     @cached_property
     def dense(self) -> tuple[Evaluation, ...]:

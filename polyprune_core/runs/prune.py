@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# What masks have decided, that is not asked of them again.
+DECIDED = {"granularity", "initializer", "estimator", "scope", "scale", "seed", "protect"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A pruned model on disk: what it scores as read back, beside the dense model and the model cut in memory.
@@ -257,7 +261,7 @@ def _written(
 
 
 def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
-    decided = request.model_fields_set & {"granularity", "initializer", "estimator", "scope", "scale", "seed"}
+    decided = request.model_fields_set & DECIDED
     if decided:
         names = ", ".join(f"--{name}" for name in sorted(decided))
         raise ConfigError(
@@ -271,9 +275,8 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
     harness, terms = decider.harness, None
     if request.budget is not None:
         rule = masks.rule()
-        terms = price_budget(
-            BudgetSpec.parse(request.budget), masks.space(harness.loaded), rule.scope, rule.min_keep, harness
-        )
+        target, space = BudgetSpec.parse(request.budget), masks.space(harness.loaded)
+        terms = price_budget(target, space, rule.scope, rule.min_keep, harness, rule.protect)
     pruned = masks.apply(harness.loaded, request.sparsity, terms, decider.shapes)
     asked = "repair" in request.model_fields_set
     if not asked and request.sparsity is None and terms is None:
@@ -287,7 +290,11 @@ def _decide(config: Comparison, decider: Decider) -> tuple[PrunedModel, Cost, Pr
     cell, harness = cells(config)[-1], decider.harness
     assert isinstance(cell, Pruned)
     decision = decider.decide(cell)
-    recipe = cell.model_dump(mode="json") | {"min_keep": config.min_keep, "revision": config.revision}
-    recipe["texts"] = harness.texts.hashes
+    recipe = decision.cell.model_dump(mode="json") | {
+        "min_keep": config.min_keep,
+        "protect": config.protect,
+        "revision": config.revision,
+        "texts": harness.texts.hashes,
+    }
     recipe["bos"] = config.bos
     return dataclasses.replace(decision.pruned, recipe=recipe), decision.cost, decision.terms

@@ -99,7 +99,7 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
         "installed, `polyprune_core.register_models()` takes its place, and nothing has to be trusted.\n"
     )
     formats = origin["dtype"]
-    rows = {"base model": base["name"], "base weights, sha256": base["sha256"]}
+    rows = {"base model": base["name"], "base weights": base["source"], "base weights, sha256": base["sha256"]}
     rows |= {"weights": f"{formats['written']} (of the base: {formats['stored']})", "decided in": formats["computed"]}
     rows |= origin["recipe"]
     rows = {name: value for name, value in rows.items() if value is not None}
