@@ -2,7 +2,8 @@
 
 Optimal Brain Surgeon (Hassibi and Stork 1993) for whole columns, as in ZipLM (arXiv 2302.04089, eq. 3) and OSSCAR
 (arXiv 2403.12983). With W the weight, C the covariance of its inputs and H = (C + λI)^-1, removing the columns R and
-fitting the others anew adds tr(W_R (H_RR)^-1 W_Rᵀ) to the error, and leaves W - W_R (H_RR)^-1 H_R: and H - H_:R (H_RR)^-1 H_R:.
+fitting the others anew adds tr(W_R (H_RR)^-1 W_Rᵀ) to the error, and leaves W - W_R (H_RR)^-1 H_R: and H - H_:R
+(H_RR)^-1 H_R:.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """FLAP: how much a reader's input features fluctuate, so how badly a constant bias stands in for them.
 
-arXiv 2312.11983, section 3, with x_j the inputs of an attention output or MLP down projection W over the n tokens of the
-calibration text and Fl_j = sum (x_j - mean x_j)² / (n - 1): `wifv` Fl_j |W_:j|², `ifv` Fl_j, `wifn` Wanda's mean_i
-|W_ij| (mean x_j²)^½. As in the released code the values of the attention are squared; those of a layer and kind are
-standardised, column by column and with n - 1; and a unit's score is their mean over its columns. Scores so made say how
-much each layer gives, and --scale does not apply. A unit alone in its layer scores the sum of its values, not squared.
-With the repair `bias` it is the published method. Forward passes alone, on the unpruned model.
+arXiv 2312.11983, section 3, with x_j the inputs of an attention output or MLP down projection W over the n tokens of
+the calibration text and Fl_j = sum (x_j - mean x_j)² / (n - 1): `wifv` Fl_j |W_:j|², `ifv` Fl_j, `wifn` Wanda's
+mean_i |W_ij| (mean x_j²)^½. As in the released code the values of the attention are squared; those of a layer and
+kind are standardised, column by column and with n - 1; and a unit's score is their mean over its columns. Scores so
+made say how much each layer gives, and --scale does not apply. A unit alone in its layer scores the sum of its
+values, not squared. With the repair `bias` it is the published method. Forward passes alone, on the unpruned model.
 """
 
 from __future__ import annotations

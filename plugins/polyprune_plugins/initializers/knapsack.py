@@ -1,11 +1,11 @@
 """Knapsack: the order of `obs` within a layer, and across layers what each removal adds to the error per parameter.
 
-The greedy removal of `obs` gives a curve for every layer: the error E(k) of its output once k of its units are gone and
-the others are fitted anew. A unit's score is its slope, the error that its removal adds for each parameter that goes,
-made monotone along the order (the lower convex hull of the curve) and divided by a size of the layer, `norm`. Taking the
-best under any budget then solves the knapsack over those hulls, as the allocations of ZipLM (arXiv 2302.04089, section
-3.2) do for their measured errors. Scores say how much each layer gives, so --scale does not apply. Forward passes alone,
-on the unpruned model.
+The greedy removal of `obs` gives a curve for every layer: the error E(k) of its output once k of its units are gone
+and the others are fitted anew. A unit's score is its slope, the error that its removal adds for each parameter that
+goes, made monotone along the order (the lower convex hull of the curve) and divided by a size of the layer, `norm`.
+Taking the best under any budget then solves the knapsack over those hulls, as the allocations of ZipLM (arXiv
+2302.04089, section 3.2) do for their measured errors. Scores say how much each layer gives, so --scale does not
+apply. Forward passes alone, on the unpruned model.
 """
 
 from __future__ import annotations

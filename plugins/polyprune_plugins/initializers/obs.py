@@ -2,8 +2,9 @@
 
 Optimal Brain Surgeon (Hassibi and Stork 1993) for whole columns of a reader, as in ZipLM (arXiv 2302.04089, eq. 3),
 SlimGPT (arXiv 2412.18110) and OSSCAR (arXiv 2403.12983). With W the reader's weight, C the covariance of its inputs
-over the text and H = (C + λI)^-1, the unit with columns R goes next for which tr(W_R (H_RR)^-1 W_Rᵀ) is least; then W and H are what is left of them. λ is `ridge` times the median of the diagonal of C. The repair `least-squares`
-makes the fit that is counted on here.
+over the text and H = (C + λI)^-1, the unit with columns R goes next for which tr(W_R (H_RR)^-1 W_Rᵀ) is least; then W
+and H are what is left of them. λ is `ridge` times the median of the diagonal of C. The repair `least-squares` makes
+the fit that is counted on here.
 
 A score is the share of its layer's units that go before, so that a pool takes the same share of every layer; that of a
 unit alone in its layer is all that is lost with it, E|W(x - E x)|². Forward passes alone, on the unpruned model.
