@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from polyprune_core.api.calls import compare, evaluate, load_results, prune
     from polyprune_core.api.comparison import ComparisonResults
     from polyprune_core.evaluation.calibration import Calibration
+    from polyprune_core.evaluation.removal import Removal, removals
     from polyprune_core.models.remote_code import register_models
     from polyprune_core.models.sources import LoadedModel, load_model
     from polyprune_core.pruning.budget import SelectionRule
@@ -56,6 +57,7 @@ _LAZY = {
     "PolicyStart": "polyprune_core.pruning.starting",
     "PrunedModel": "polyprune_core.pruning.pruned_model",
     "PruningResult": "polyprune_core.runs.prune",
+    "Removal": "polyprune_core.evaluation.removal",
     "SelectionRule": "polyprune_core.pruning.budget",
     "check_writable": "polyprune_core.pruning.writable",
     "compare": "polyprune_core.api.calls",
@@ -65,6 +67,7 @@ _LAZY = {
     "load_results": "polyprune_core.api.calls",
     "prune": "polyprune_core.api.calls",
     "register_models": "polyprune_core.models.remote_code",
+    "removals": "polyprune_core.evaluation.removal",
     "write_masks": "polyprune_core.pruning.mask_file",
     "write_model": "polyprune_core.pruning.writable",
 }
@@ -98,6 +101,7 @@ __all__ = [
     "Provider",
     "PrunedModel",
     "PruningResult",
+    "Removal",
     "Repair",
     "Scores",
     "SearchPolicy",
@@ -116,6 +120,7 @@ __all__ = [
     "load_results",
     "prune",
     "register_models",
+    "removals",
     "write_masks",
     "write_model",
 ]
