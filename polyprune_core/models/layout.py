@@ -44,6 +44,26 @@ class Axis:
     outputs: int
     config_counts: tuple[tuple[str, int], ...]
     cached_values: int = 0
+    of: str = ""
+    within: str | None = None
+    adds: str | None = None
+    router: str | None = None
+    experts: str | None = None
+    at_least: int = 0
+    whole: bool = False
+    returns: int | None = None
+    attributes: tuple[str, ...] = ()
+    capped: tuple[str, ...] = ()
+
+    @property
+    def runs_in(self) -> str:
+        """The module around whose forward the axis is cut."""
+        return self.module if self.within is None else self.within
+
+    @property
+    def added(self) -> str:
+        """The module whose output is added to the residual stream."""
+        return self.adds or self.module
 
     @cached_property
     def reader_cut(self) -> Cut:
@@ -70,18 +90,25 @@ class Axis:
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """All axes of a model, layer by layer; `layers` is the dotted path of its decoder layers."""
+    """All axes of a model, layer by layer; `layers` is the dotted path of its decoder layers.
+
+    `views` are second ways to divide what an axis divides. `fixed` are layers that hold something which cannot be cut,
+    `mixers`, by the names of those modules: such a layer is never removed.
+    """
 
     family: str
     layers: str
     num_layers: int
     axes: tuple[Axis, ...]
     total_parameters: int
+    views: tuple[Axis, ...] = ()
+    mixers: tuple[str, ...] = ()
+    fixed: tuple[int, ...] = ()
 
     @cached_property
     def axis(self) -> dict[str, Axis]:
-        """Axes by name."""
-        return {axis.name: axis for axis in self.axes}
+        """Axes and views by name."""
+        return {axis.name: axis for axis in (*self.axes, *self.views)}
 
     @property
     def cached_values(self) -> int:
@@ -89,5 +116,6 @@ class ModelLayout:
         return sum(axis.size * axis.cached_values for axis in self.axes)
 
     def of_kind(self, *kinds: str) -> list[Axis]:
-        """Axes of the given sublayer kinds, in layer order."""
-        return [axis for axis in self.axes if axis.kind in kinds]
+        """Axes and views of the given kinds, in layer order."""
+        found = [axis for axis in self.axis.values() if axis.kind in kinds]
+        return sorted(found, key=lambda axis: axis.layer)

@@ -180,7 +180,10 @@ def _distinct(labels: Tensor) -> list[int]:
 
 
 def _floor(order: Tensor, space: MaskSpace, min_keep: int, shapes: LegalShapes = ANY_SHAPE) -> Tensor:
-    counts = [min(min_keep, group.count) if group.count > 1 else 0 for group in space.groups]
+    counts = [
+        max(floor, min(min_keep, group.count)) if group.count > 1 else 0
+        for group, floor in zip(space.groups, space.floors, strict=True)
+    ]
     return _best(order, space, least_counts(counts, space, shapes))
 
 
