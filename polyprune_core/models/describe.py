@@ -13,6 +13,12 @@ from polyprune_core.models.families import Family, family_of
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 
 
+# What a second way to divide a sublayer takes from the first.
+OF_THE_SUBLAYER = {"module", "within", "has", "lacks", "norm", "adds", "reader", "entry_width", "whole", "outputs"} | {
+    "returns"
+}
+
+
 def describe(model: Any) -> ModelLayout:
     """Returns the layout of a causal language model.
 
@@ -61,7 +67,7 @@ def _told(family: Family) -> str:
 def _filled(family: Family, kind: str) -> dict[str, Any]:
     """Returns what a family says of a kind, with what it takes from the one it is `of`."""
     says = dict(family.axes[kind])
-    base = {key: value for key, value in family.axes.get(says.get("of", ""), {}).items() if key != "attributes"}
+    base = {key: value for key, value in family.axes.get(says.get("of", ""), {}).items() if key in OF_THE_SUBLAYER}
     return {"norm": [], "entry_width": 1, "outputs": 1, "cache": 0, **base, **says}
 
 
@@ -151,7 +157,9 @@ class _Sublayer:
             adds=adds[0] if adds else None,
             router=self._path_of(says["router"]) if "router" in says else None,
             experts=self._path_of(says["experts"]) if "experts" in says else None,
-            at_least=self._number(says["at_least"]) if "at_least" in says else 0,
+            scaled=self._path_of(says["scaled"]) if "scaled" in says else None,
+            at_least=self._number(says.get("at_least", 0)),
+            multiple=says.get("multiple", 1),
             whole=whole,
             returns=says.get("returns"),
             attributes=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("attributes", ()))),
@@ -212,8 +220,8 @@ class _Sublayer:
             return int(target.weight.shape[dim]) // self.width
         return self._number(name)
 
-    def _number(self, name: str) -> int:
-        value = _find(self.home, name)
+    def _number(self, name: str | int) -> int:
+        value = _find(self.home, name) if isinstance(name, str) else name
         if not isinstance(value, int):
             raise self._error(f"it has no number {name}")
         return value

@@ -23,12 +23,14 @@ GROUP = "polyprune.families"
 VARIABLE = "POLYPRUNE_FAMILIES"
 OWN = "polyprune"
 LISTS = ("norm", "rows", "scales", "attributes", "capped", "whole")
-NAMES = ("of", "module", "within", "has", "lacks", "adds", "reader", "router", "experts", "at_least", "counted_on")
+NAMES = ("of", "module", "within", "has", "lacks", "adds", "reader", "router", "experts", "scaled", "counted_on")
 # What an axis may say, with the type of it.
 AXIS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(NAMES, (str,)),
     **dict.fromkeys(LISTS, (list,)),
     "entry_width": (str, int),
+    "at_least": (str, int),
+    "multiple": (int,),
     "outputs": (int,),
     "returns": (int,),
     "cache": (int,),

@@ -131,8 +131,12 @@ def _layer(layer_class: Any, config: Any, index: int, fields: set[str]) -> Any:
 
 def _without(layer: Any, config: Any, kinds: Any, index: int) -> None:
     """Takes sublayers out of a layer."""
+    gone: list[str] = []
     for kind in kinds:
         sublayer = config.polyprune["sublayers"][kind]
+        if any(sublayer["module"].startswith(f"{outer}.") for outer in gone):
+            continue
+        gone.append(sublayer["module"])
         missing = Missing(index, sublayer["outputs"], sublayer.get("returns"), sublayer.get("width"))
         path, _, leaf = sublayer["module"].rpartition(".")
         owner = layer.get_submodule(path)

@@ -38,8 +38,11 @@ def cut_copy(
     for name in updates.keys() - dict(model.named_parameters()).keys():
         module, _, leaf = name.rpartition(".")
         smaller.get_submodule(module).register_parameter(leaf, nn.Parameter(state[name], requires_grad=False))
+    gone = [layout.axis[name].module for name, keep in axis_keep.items() if not keep.any()]
     for name, keep in axis_keep.items():
         axis = layout.axis[name]
+        if any(axis.module.startswith(f"{outer}.") for outer in gone):
+            continue
         if keep.any():
             _state_widths(smaller, axis, int(keep.sum()))
         else:

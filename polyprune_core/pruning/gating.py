@@ -27,6 +27,9 @@ def gated(model: nn.Module, layout: ModelLayout, axis_keep: Mapping[str, Tensor]
             if axis.router:
                 undo.enter_context(_chosen_from(model, axis, keep))
                 continue
+            if axis.scaled:
+                undo.enter_context(_scaled(model, axis, keep))
+                continue
             reader: Any = model.get_submodule(axis.reader_module)
             cut, features = axis.reader_cut, reader.weight.shape[axis.reader_cut.dim]
             own = keep.repeat_interleave(cut.width).to(reader.weight.device, reader.weight.dtype)
@@ -55,6 +58,23 @@ def _chosen_from(model: nn.Module, axis: Axis, keep: Tensor) -> Iterator[None]:
             module = model.get_submodule(axis.module)
             undo.enter_context(module.register_forward_hook(lambda _module, _inputs, output: torch.zeros_like(output)))
         yield
+
+
+@contextmanager
+def _scaled(model: nn.Module, axis: Axis, keep: Tensor) -> Iterator[None]:
+    """Runs the block with a product in place of a parameter, so that gradients reach the gate."""
+    path, _, leaf = str(axis.scaled).rpartition(".")
+    owner, cut = model.get_submodule(path), next(cut for cut in axis.cuts if cut.parameter == axis.scaled)
+    parameters = dict(owner._parameters)
+    weight: Any = owner._parameters.pop(leaf)
+    try:
+        gate = keep.repeat_interleave(cut.width).to(weight.device, weight.dtype)
+        vars(owner)[leaf] = (weight.movedim(cut.dim, -1) * gate).movedim(-1, cut.dim).contiguous()
+        yield
+    finally:
+        vars(owner).pop(leaf, None)
+        owner._parameters.clear()
+        owner._parameters.update(parameters)
 
 
 class _AddedToLogits(TorchFunctionMode):

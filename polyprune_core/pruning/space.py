@@ -146,6 +146,21 @@ class MaskSpace:
             yield total
 
 
+def said_of(space: MaskSpace) -> Iterator[str]:
+    """Yields what a user should know of units that a name does not say: their kinds, and units that are sublayers."""
+    if set(space.kinds) != set(space.name.split("+")):
+        counts = {kind: sum(g.count for g in space.groups if g.kind == kind) for kind in space.kinds}
+        yield f"{space.name} is {' and '.join(f'{count:,} units of {kind}' for kind, count in counts.items())}"
+    for kind in space.kinds:
+        groups = [g for g in space.groups if g.kind == kind and g.count == 1]
+        axes = [space.layout.axis[name] for g in groups for name, span in g.spans if isinstance(span, int)]
+        if axes and all(axis.size == 1 and axis.kind != kind for axis in axes):
+            yield (
+                f"{len(groups)} layers have one unit of {kind} each, so a budget for {kind} can only be met by emptying "
+                f"whole {axes[0].kind} sublayers; a granularity that divides them is finer (query-head, or auto)"
+            )
+
+
 def _span(cut: Cut, size: int) -> slice:
     return slice(cut.start, cut.start + size * cut.width)
 
