@@ -234,8 +234,12 @@ def _floor(order: Tensor, space: MaskSpace, min_keep: int, shapes: LegalShapes, 
 def _least(space: MaskSpace, min_keep: int, protect: Protect) -> list[int]:
     layers = space.layout.num_layers
     return [
-        group.count if protect.covers(group.layer, layers) else min(min_keep, group.count) if group.count > 1 else 0
-        for group in space.groups
+        group.count
+        if protect.covers(group.layer, layers)
+        else max(floor, min(min_keep, group.count))
+        if group.count > 1
+        else 0
+        for group, floor in zip(space.groups, space.floors, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,12 +49,7 @@ class PrunedModel:
     @property
     def parameters(self) -> int:
         """The parameters of the smaller model, tied ones counted once."""
-        removed = 0
-        for name, keep in self.axis_keep().items():
-            axis = self.layout.axis[name]
-            kept = int(keep.sum())
-            removed += (axis.size - kept) * axis.entry_parameters + (0 if kept else axis.module_parameters)
-        return self.layout.total_parameters - removed + self.added_parameters
+        return sum(math.prod(shape) for shape in self.shapes().values()) + self.added_parameters
 
     @property
     def added_parameters(self) -> int:

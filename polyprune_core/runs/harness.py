@@ -29,7 +29,7 @@ from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
-from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES
@@ -273,7 +273,10 @@ class Harness:
             names = granularity.split("+")
             with self.watched(*(("granularity", name) for name in names)):
                 parts = [self.registry.build("granularity", name).groups(self.layout) for name in names]
-            self.spaces[granularity] = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+            space = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+            for told in said_of(space):
+                self.reporter.status(told)
+            self.spaces[granularity] = space
         return self.spaces[granularity]
 
     def _check_lengths(self) -> None:

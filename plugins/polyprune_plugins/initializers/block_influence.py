@@ -82,7 +82,7 @@ class BlockInfluence:
                 if index < layout.num_layers - 1:
                     undo.enter_context(layer.register_forward_hook(tallies[index]))
             for axis in layout.axes:
-                undo.enter_context(model.get_submodule(axis.module).register_forward_hook(add))
+                undo.enter_context(model.get_submodule(axis.added).register_forward_hook(add))
             for ids in calibration.batches():
                 output = body(input_ids=ids, use_cache=False).last_hidden_state
                 if self.last == "normed":
