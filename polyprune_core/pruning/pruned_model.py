@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,17 @@ class PrunedModel:
         from polyprune_core.pruning.build import state_items
 
         return state_items(self)
+
+    def stored_as(self, dtype: torch.dtype) -> PrunedModel:
+        """Returns the model with the dense weights as their files have them, where it computes in another format.
+
+        What a repair changed stays as it is.
+
+        Raises:
+            ModelError: the dense model's files have changed since they were read.
+        """
+        same = self.base.model.dtype == dtype
+        return self if same else dataclasses.replace(self, base=self.base.as_stored())
 
     def build(self) -> PreTrainedModel:
         """Returns the smaller model: eval mode, no gradients, device and dtype of the dense one, `config.use_cache` on.
