@@ -67,6 +67,16 @@ class PrunedModel:
 
         return kept_layers(self.layout, self.axis_keep())
 
+    @property
+    def needs_code(self) -> bool:
+        """Whether its layers differ in what its family's class has one number for, so that code of its own is needed.
+
+        It is about models of transformers' own classes.
+        """
+        from polyprune_core.pruning.build import compact_config
+
+        return hasattr(compact_config(self), "auto_map")
+
     def axis_keep(self) -> dict[str, Tensor]:
         """Kept entries by axis name: (size,) bool."""
         return self.space.axis_keep(self.selection.keep)
