@@ -95,7 +95,7 @@ def main() -> None:
             if said.get("verbose"):
                 tell("".join(traceback.format_exception(error)))
             tell("polyprune: " + str(error))
-            status = 2
+            status = error.status
         except click.ClickException as error:
             tell(f"polyprune: {_message(error)}")
             status = 2

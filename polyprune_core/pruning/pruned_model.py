@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,16 @@ class PrunedModel:
 
         return kept_layers(self.layout, self.axis_keep())
 
+    @property
+    def needs_code(self) -> bool:
+        """Whether its layers differ in what its family's class has one number for, so that code of its own is needed.
+
+        It is about models of transformers' own classes.
+        """
+        from polyprune_core.pruning.build import compact_config
+
+        return hasattr(compact_config(self), "auto_map")
+
     def axis_keep(self) -> dict[str, Tensor]:
         """Kept entries by axis name: (size,) bool."""
         return self.space.axis_keep(self.selection.keep)
@@ -105,6 +116,17 @@ class PrunedModel:
         from polyprune_core.pruning.build import state_items
 
         return state_items(self)
+
+    def stored_as(self, dtype: torch.dtype) -> PrunedModel:
+        """Returns the model with the dense weights as their files have them, where it computes in another format.
+
+        What a repair changed stays as it is.
+
+        Raises:
+            ModelError: the dense model's files have changed since they were read.
+        """
+        same = self.base.model.dtype == dtype
+        return self if same else dataclasses.replace(self, base=self.base.as_stored())
 
     def build(self) -> PreTrainedModel:
         """Returns the smaller model: eval mode, no gradients, device and dtype of the dense one, `config.use_cache` on.
