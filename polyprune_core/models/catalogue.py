@@ -21,12 +21,6 @@ class Wheel:
     member: str
 
     @property
-    def told(self) -> str:
-        """What the weights are: another file than the original of the same name."""
-        file = self.member.rsplit("/", 1)[-1]
-        return f"4-bit weights of {file}, sha256 {self.member_sha256[:8]}…, in {self.label}, dequantised"
-
-    @property
     def label(self) -> str:
         """The wheel as a requirement, `name==version`."""
         return f"{self.distribution}=={self.version}"
@@ -41,6 +35,12 @@ class WheelSource(Wheel):
 
     member_sha256: str
     more: tuple[Wheel, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """What the weights are: another file than the original of the same name."""
+        file = self.member.rsplit("/", 1)[-1]
+        return f"4-bit weights of {file}, sha256 {self.member_sha256[:8]}…, in {self.label}, dequantised"
 
 
 @dataclass(frozen=True)

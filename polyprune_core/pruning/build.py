@@ -242,7 +242,7 @@ def _renaming(pruned: Pruned) -> Callable[[str], str]:
 
 def _sublayers(pruned: Pruned) -> dict[str, Any]:
     """What has to be known of each kind of sublayer to take it out of a layer."""
-    layout, found = pruned.layout, {}
+    layout, found = pruned.layout, dict[str, Any]()
     for axis in layout.axes:
         prefix = f"{layout.layers}.{axis.layer}."
         norms = {name.removeprefix(prefix).rpartition(".")[0]: None for name in axis.module_only}

@@ -382,13 +382,13 @@ def counts_by_name(model: nn.Module, axis: Axis, entries: int) -> Iterator[tuple
 @contextmanager
 def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     had = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
         module.__dict__.pop("forward")
         if had is not None:
-            module.forward = had  # type: ignore[method-assign]
+            module.forward = had
 
 
 def width_out(model: nn.Module, axis: Axis) -> int:
