@@ -67,16 +67,16 @@ GRID = [
         "--scope",
         type=CommaList(),
         metavar="LIST",
-        shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer.",
-        unless="kind; for searches the policy's",
+        shell_complete=words("auto", "kind", "global", "layer"),
+        help="Who shares a budget: auto (by loss on text held back), kind, global or layer.",
+        unless="auto; for searches the policy's",
     ),
     setting(
         "--scale",
         type=CommaList(),
         metavar="LIST",
-        shell_complete=words("raw", "zscore", "per-parameter"),
-        help="Scores compared across layers: raw, zscore or per-parameter.",
+        shell_complete=words("auto", "raw", "zscore", "per-parameter"),
+        help="Scores compared across layers: auto (by loss on text held back), raw, zscore or per-parameter.",
     ),
 ]
 
@@ -167,7 +167,6 @@ def _run(
 def _varied(request: Comparison) -> frozenset[str]:
     """Returns the settings that tell rows of this grid apart."""
     from polyprune_core.config.grid import cells
-    from polyprune_core.report.columns import TELL_APART
+    from polyprune_core.report.columns import told_apart
 
-    values = {name: {getattr(cell, name) for cell in cells(request)} for name in TELL_APART}
-    return frozenset(name for name, found in values.items() if len(found - {None}) > 1)
+    return told_apart(cells(request))

@@ -11,6 +11,7 @@ import rich_click as click
 from polyprune_core.cli.params import (
     CommaList,
     Setting,
+    TextList,
     UserPath,
     complete_model,
     complete_text,
@@ -18,6 +19,7 @@ from polyprune_core.cli.params import (
     setting,
     words,
 )
+from polyprune_core.config.presets import PRESETS
 from polyprune_core.errors import ConfigError
 
 # Options of the commands themselves: what they ask for is in no request.
@@ -62,6 +64,29 @@ MODEL = [
     ),
     *LOADING,
 ]
+EVALUATED = [
+    setting(
+        "--eval-seq-len",
+        type=CommaList(int),
+        metavar="LIST",
+        help="Tokens of an evaluation window; the first is the headline's.",
+    ),
+    setting(
+        "--limit",
+        "-L",
+        type=int,
+        metavar="N",
+        help="Windows of an evaluation at the first length, evenly spaced; at others about as many tokens.",
+        unless="all",
+    ),
+]
+EVALUATION = setting(
+    "--evaluation",
+    type=TextList(),
+    metavar="LIST",
+    shell_complete=complete_text,
+    help="Texts as builtin:prose, files or hub datasets; the first is the headline, none the calibration text.",
+)
 TASKS = [
     setting("--tasks", "-t", type=CommaList(), metavar="LIST", help="Tasks of lm-evaluation-harness."),
     setting(
@@ -80,20 +105,14 @@ TEXT = [
         "--calibration",
         metavar="TEXT",
         shell_complete=complete_text,
-        help="builtin:pydocs, a file, a hub dataset, or A+B of these in equal shares.",
+        help="builtin:pydocs, builtin:prose, a file, a hub dataset, or A+B of these in equal shares.",
     ),
-    setting(
-        "--evaluation",
-        metavar="TEXT",
-        shell_complete=complete_text,
-        help="As above, but one text, and never the calibration text.",
-    ),
+    EVALUATION,
     *CUTTING,
     setting("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at."),
     setting("--repair-samples", type=int, metavar="N", help="Windows that a repair looks at, at most."),
     setting("--seq-len", type=int, metavar="T", help="Tokens of a calibration window."),
-    setting("--eval-seq-len", type=int, metavar="T", help="Tokens of an evaluation window."),
-    setting("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced.", unless="all"),
+    *EVALUATED,
 ]
 SEARCH = [
     setting("--steps", type=int, metavar="N", help="Search steps."),
@@ -103,8 +122,8 @@ SEARCH = [
     setting(
         "--preset",
         metavar="NAME",
-        shell_complete=words("default", "paper", "released"),
-        help="paper or released: that search's settings; others given win.",
+        shell_complete=words(*PRESETS),
+        help="Settings of a published protocol: paper, released, llm-pruner-paper, …; others given win.",
     ),
     setting(
         "--policy",
@@ -128,6 +147,7 @@ SEARCH = [
     ),
     setting("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises."),
     setting("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged."),
+    setting("--protect", metavar="LAYERS", help="Layers left whole, as first=4,last=2.", unless="none"),
     setting("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps."),
 ]
 TRACKING = [

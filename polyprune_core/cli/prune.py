@@ -46,15 +46,15 @@ ONE = [
     setting(
         "--scope",
         metavar="NAME",
-        shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer.",
-        unless="kind; for searches the policy's",
+        shell_complete=words("auto", "kind", "global", "layer"),
+        help="Who shares a budget: auto (by loss on text held back), kind, global or layer.",
+        unless="auto; for searches the policy's",
     ),
     setting(
         "--scale",
         metavar="NAME",
-        shell_complete=words("raw", "zscore", "per-parameter"),
-        help="Scores compared across layers: raw, zscore or per-parameter.",
+        shell_complete=words("auto", "raw", "zscore", "per-parameter"),
+        help="Scores compared across layers: auto (by loss on text held back), raw, zscore or per-parameter.",
     ),
     setting(
         "--exporter",

@@ -20,6 +20,10 @@ from polyprune_core.errors import BudgetError
 
 Scope = Literal["kind", "global", "layer"]
 Scale = Literal["raw", "zscore", "per-parameter"]
+# What may be asked of a metric alone; `auto`: chosen by loss on calibration text that the metric has not seen.
+AskedScope = Literal["auto", "kind", "global", "layer"]
+AskedScale = Literal["auto", "raw", "zscore", "per-parameter"]
+AUTO: Literal["auto"] = "auto"
 NO_REPAIR = "none"
 
 
@@ -39,8 +43,8 @@ class Cell(BaseModel):
     target: BudgetSpec | None = None
     repair: str | None = None
     seed: int | None = None
-    scope: Scope | None = None
-    scale: Scale | None = None
+    scope: AskedScope | None = None
+    scale: AskedScale | None = None
 
     @property
     def sparsity(self) -> float | None:
@@ -108,20 +112,26 @@ class Pruned(Cell):
     target: BudgetSpec
     repair: str = NO_REPAIR
     seed: int = 0
-    scope: Scope = "kind"
+    scope: AskedScope = "kind"
 
 
 class Metric(Pruned):
     """A metric alone, its scores compared across layers by `scale`."""
 
     kind: Literal["baseline"] = "baseline"
-    scale: Scale = "zscore"
+    scale: AskedScale = "zscore"
+
+    @property
+    def open(self) -> bool:
+        """Whether its pooling is chosen."""
+        return AUTO in (self.scope, self.scale)
 
 
 class Start(Pruned):
     """The policy that a search starts from, with nothing learned."""
 
     kind: Literal["start"] = "start"
+    scope: Scope = "kind"
 
 
 class Search(Pruned):
@@ -129,6 +139,7 @@ class Search(Pruned):
 
     kind: Literal["search"] = "search"
     estimator: str
+    scope: Scope = "kind"
 
     def start(self) -> Start:
         """Returns the cell of the search's own start."""

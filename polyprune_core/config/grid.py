@@ -13,7 +13,9 @@ from polyprune_core.config.settings import Comparison, Settings
 # Names of what the identity of a cell holds itself: settings of a preset, weights, texts, number format and device.
 NAMES = ("preset", "model", "revision", "dtype", "device", "calibration", "evaluation", "text_column")
 # What decides the numbers of some kinds of cells only. A setting that is not listed here decides them all.
-PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep")
+PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep", "protect")
+# Settings that came later: cells that leave them out have the ids that they had before.
+LATER = ("protect",)
 POLICY_ONLY = ("policy",)
 SEARCH_ONLY = (
     "steps",
@@ -45,6 +47,7 @@ def cell_id(cell: Cell, settings: Settings, identity: dict[str, Any]) -> str:
         decides["steps"] = settings.search_steps
     ignored = (*NAMES, *IGNORED[cell.kind], *(() if cell.repaired else REPAIRED_ONLY))
     decides = {name: value for name, value in decides.items() if name not in ignored}
+    decides = {name: value for name, value in decides.items() if name not in LATER or value is not None}
     if cell.kind == "dense":
         identity = {name: value for name, value in identity.items() if name != "calibration"}
     coordinates = {"kind": cell.kind, **cell.model_dump(exclude_defaults=True)}

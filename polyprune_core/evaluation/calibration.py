@@ -76,7 +76,8 @@ class Calibration(Metered):
         self.batch_size, self.progress = batch_size, progress
         self._compactor, self._budget, self._measure = compactor, budget, measure
         self._store = store or MomentStore()
-        self.readings, self.seconds_elsewhere = set(readings), 0.0
+        self.readings: set[Reading] = set(readings)
+        self.seconds_elsewhere = 0.0
         self._inputs: dict[str, InputStatistics] = {}
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
@@ -209,7 +210,7 @@ class Calibration(Metered):
         return {name: InputStatistics(*(total / tokens for total in totals)) for name, (tokens, totals) in sums.items()}
 
     def _collect_gradients(self, squares: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        names = [cut.parameter for axis in self.layout.axes for cut in axis.cuts]
+        names = list(dict.fromkeys(cut.parameter for axis in self.layout.axes for cut in axis.cuts))
         parameters = [self.model.get_parameter(name) for name in names]
         mean = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in zip(names, parameters, strict=True)}
         square = {name: torch.zeros_like(total) for name, total in mean.items()} if squares else {}

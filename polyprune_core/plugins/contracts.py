@@ -66,6 +66,9 @@ class Initializer(Protocol):
     A metric that needs "budget" is asked anew for every sparsity and scope, which `calibration.budget` holds, and is
     taken at its word: its scores are compared across layers as they are, whatever scale the run asks for, so that what
     `calibration.budget.select` gave it while it measured is what the run selects.
+
+    One more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
+    are compared across layers as they are too.
     """
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
@@ -118,8 +121,9 @@ class GradientEstimator(Protocol):
 # Powers of the Fisher information that a step may be divided by.
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
+    "initializer": {"comparable": False},
     "estimator": {"independent_units": False, "extra_passes": 0},
-    "exporter": {"legal_shapes": lambda layout: LegalShapes(), "check": None},
+    "exporter": {"legal_shapes": lambda layout: LegalShapes(), "check": None, "rounding": 0.0, "runtime": None},
 }
 
 
@@ -195,12 +199,42 @@ class Repair(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """Where what an exporter writes runs for real.
+
+    `program` is a Python file that a process of its own runs, in which polyprune cannot be imported. It defines
+    `open_model(folder: str, threads: int)`, which returns an object with
+
+        version: str
+        tokenize(text: str) -> list[int] | None                 None where it reads token ids alone
+        log_probs(ids: list[int], top: int) -> list[tuple[float, dict[int, float]]]
+        generate(ids: list[int], new: int) -> tuple[list[int], float, float]
+
+    `log_probs` tells for each token but the first its natural log-probability after those before it, and those of the
+    `top` likeliest tokens in its place. `generate` returns the `new` likeliest tokens one after another, and the
+    seconds that reading `ids` and writing them took.
+
+    Attributes:
+        name: of the runtime.
+        requires: modules that the program imports, with what pip installs to have them.
+        program: the file.
+        tolerance: how far a log-probability may be from what transformers computes of the same weights, in nats.
+    """
+
+    name: str
+    requires: Mapping[str, str]
+    program: Path
+    tolerance: float = 1e-3
+
+
 class Exporter(Protocol):
     """What is written for a pruned model.
 
-    Two more methods may be declared. `legal_shapes(layout: ModelLayout) -> LegalShapes` says what the format can hold;
-    without it anything. `check(base: LoadedModel)`, called before anything is scored or searched, raises ModelError
-    where no smaller form of `base` can be written.
+    More may be declared. `legal_shapes(layout: ModelLayout) -> LegalShapes` says what the format can hold; without it
+    anything. `check(base: LoadedModel)`, called before anything is scored or searched, raises ModelError where no
+    smaller form of `base` can be written. `rounding` is what the format loses of a weight, relative to it, beside the
+    rounding of the number format that `load` says it is stored in. `runtime() -> Runtime` says where it runs.
     """
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,12 +50,7 @@ class PrunedModel:
     @property
     def parameters(self) -> int:
         """The parameters of the smaller model, tied ones counted once."""
-        removed = 0
-        for name, keep in self.axis_keep().items():
-            axis = self.layout.axis[name]
-            kept = int(keep.sum())
-            removed += (axis.size - kept) * axis.entry_parameters + (0 if kept else axis.module_parameters)
-        return self.layout.total_parameters - removed + self.added_parameters
+        return sum(math.prod(shape) for shape in self.shapes().values()) + self.added_parameters
 
     @property
     def added_parameters(self) -> int:
@@ -66,6 +63,16 @@ class PrunedModel:
         from polyprune_core.pruning.build import kept_layers
 
         return kept_layers(self.layout, self.axis_keep())
+
+    @property
+    def needs_code(self) -> bool:
+        """Whether its layers differ in what its family's class has one number for, so that code of its own is needed.
+
+        It is about models of transformers' own classes.
+        """
+        from polyprune_core.pruning.build import compact_config
+
+        return hasattr(compact_config(self), "auto_map")
 
     def axis_keep(self) -> dict[str, Tensor]:
         """Kept entries by axis name: (size,) bool."""
@@ -114,6 +121,17 @@ class PrunedModel:
 
         return state_items(self)
 
+    def stored_as(self, dtype: torch.dtype) -> PrunedModel:
+        """Returns the model with the dense weights as their files have them, where it computes in another format.
+
+        What a repair changed stays as it is.
+
+        Raises:
+            ModelError: the dense model's files have changed since they were read.
+        """
+        same = self.base.model.dtype == dtype
+        return self if same else dataclasses.replace(self, base=self.base.as_stored())
+
     def build(self) -> PreTrainedModel:
         """Returns the smaller model: eval mode, no gradients, device and dtype of the dense one, `config.use_cache` on.
 
@@ -135,7 +153,7 @@ class PrunedModel:
         selection = self.selection
         return {
             "version": __version__,
-            "base": {"name": last_name(self.base.name), "sha256": self.base.sha256},
+            "base": {"name": last_name(self.base.name), "sha256": self.base.sha256, "source": self.base.source},
             "dtype": {"stored": _name_of(self.base.stored_dtype), "computed": _name_of(self.base.model.dtype)},
             "granularity": self.space.name,
             "sparsity": {"asked": self.recipe.get("sparsity"), "achieved": selection.sparsity},

@@ -49,7 +49,10 @@ def _plugins(row: Row, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
+    """A list as a list; one of one as its item, which is how some of them are written."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    return value[0] if len(value) == 1 else list(value)
 
 
 def _text(value: Any) -> str:

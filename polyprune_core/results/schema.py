@@ -24,7 +24,10 @@ FILE = "results.schema.json"
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The dense model; `parameters` counts all, `prunable_parameters` those of each granularity."""
+    """The dense model; `parameters` counts all, `prunable_parameters` those of each granularity.
+
+    `sha256` is that of its weights, `source` says where they come from.
+    """
 
     name: str
     dtype: str
@@ -32,6 +35,7 @@ class ModelRecord:
     parameters: int
     prunable_parameters: dict[str, int]
     sha256: str | None = None
+    source: str | None = None
     weights_mb: float | None = None
 
 
@@ -52,10 +56,11 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class TextsRecord:
-    """The two texts."""
+    """What is calibrated on, and the headline of what is evaluated on; where there are several, all `evaluations`."""
 
     calibration: TextRecord
     evaluation: TextRecord
+    evaluations: list[TextRecord] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,23 @@ class EvaluationRecord:
 
     windows: int
     ci95: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class OnTextSummary:
+    """Rows that differ in their seed only, on one text at one length: means over seeds.
+
+    `excess` is in nats over the dense model, and `share` its fraction of that of the best metric without repair.
+    """
+
+    text: str
+    seq_len: int
+    perplexity_mean: float | None
+    perplexity_sd: float | None
+    kl_to_dense: float | None
+    top1_agreement: float | None
+    excess: float | None
+    share: float | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +112,7 @@ class Summarised:
     ci95: tuple[float | None, float | None] | None
     versus: VersusRecord | None
     tasks: dict[str, dict[str, float]] | None = None
+    evaluations: list[OnTextSummary] | None = None
     best: bool | None = None
     pareto: list[str] | None = None
 

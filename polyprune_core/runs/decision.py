@@ -6,13 +6,13 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from polyprune_core.config.cell import NO_REPAIR, Metric, Pruned, Search
 from polyprune_core.evaluation.calibration import Calibration
-from polyprune_core.evaluation.losses import Objective, counts
+from polyprune_core.evaluation.losses import Metered, Objective, counts
 from polyprune_core.evaluation.moments import Reading
 from polyprune_core.evaluation.windows import search_batches
 from polyprune_core.plugins.contracts import BoundPolicy, extra_passes
@@ -26,6 +26,7 @@ from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import LegalShapes, Scores, Selection
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.plausible import check_decision
+from polyprune_core.runs.pooling import scales, selection_losses
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import Trace
@@ -49,25 +50,32 @@ class Cost:
     readings: frozenset[Reading] = frozenset()
 
     def plus(self, other: Cost) -> Cost:
-        """Returns the two one after the other; peak memory is that of the latter, where it has one."""
+        """Returns the two one after the other; peak memory is the higher one."""
+        peaks = [peak for peak in (self.peak_memory_mb, other.peak_memory_mb) if peak is not None]
         return Cost(
             self.forward_passes + other.forward_passes,
             self.forward_tokens + other.forward_tokens,
             self.backward_passes + other.backward_passes,
             self.seconds + other.seconds,
-            self.peak_memory_mb if other.peak_memory_mb is None else other.peak_memory_mb,
+            max(peaks, default=None),
             self.readings | other.readings,
         )
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a cell decided, under which budget, at what cost."""
+    """What a cell decided, under which budget, at what cost.
 
+    `cell` has the scope and the scale that were chosen, where the one asked left them open; `losses` are those of the
+    poolings that were tried, by "scope, scale", in nats per token.
+    """
+
+    cell: Pruned
     pruned: PrunedModel
     terms: PricedBudget
     trace: Trace | None
     cost: Cost
+    losses: dict[str, float] = field(default_factory=dict)
 
     @property
     def selection(self) -> Selection:
@@ -99,8 +107,10 @@ class Decider:
             self._chosen[plain] = self._choose(plain, checkpoint)
         chosen = self._chosen[plain]
         pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed, chosen.cost.readings)
-        check_decision(cell, pruned, chosen.terms, self._rule(cell, chosen.terms), chosen.trace, self._steps(cell))
-        return dataclasses.replace(chosen, pruned=pruned, cost=_peaked(chosen.cost.plus(spent), chosen.cost))
+        pooled = chosen.cell.model_copy(update={"repair": cell.repair})
+        rule = self._rule(pooled, chosen.terms)
+        check_decision(pooled, pruned, chosen.terms, rule, chosen.trace, self._steps(cell))
+        return dataclasses.replace(chosen, cell=pooled, pruned=pruned, cost=chosen.cost.plus(spent))
 
     def _steps(self, cell: Pruned) -> int:
         if not isinstance(cell, Search):
@@ -108,7 +118,7 @@ class Decider:
         return self.settings.steps_for(extra_passes(self.registry.build("estimator", cell.estimator)))
 
     def _rule(self, cell: Pruned, terms: PricedBudget) -> SelectionRule:
-        return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes)
+        return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes, self.settings.protected)
 
     def repaired(
         self, pruned: PrunedModel, spec: str, seed: int, readings: Iterable[Reading] = ()
@@ -126,7 +136,7 @@ class Decider:
         """Tells once of a text that weights should not be fitted to."""
         if "mix" not in self.registry.get("repair", spec).provider.needs:
             return
-        text, tokens = self.harness.texts["calibration"], calibration.windows.numel()
+        text, tokens = self.harness.texts.calibration, calibration.windows.numel()
         widest = max((reader.weight.shape[1] for reader in pruned.cut_readers()), default=0)
         if len(text.parts or (text,)) == 1:
             self._warn_once(
@@ -147,15 +157,12 @@ class Decider:
             self.harness.reporter.warn(message)
 
     def _choose(self, cell: Pruned, checkpoint: Checkpoint | None) -> Decision:
+        if isinstance(cell, Metric):
+            return self._pooled(cell)
         terms = self.harness.terms(cell)
         space, rule = terms.space, self._rule(cell, terms)
         one_budget = self.registry.for_one_budget(cell.initializer)
         scores, cost = self.scores(space, cell.initializer, cell.seed, rule if one_budget else None)
-        if isinstance(cell, Metric):
-            how = "raw" if scores.comparable else cell.scale
-            ranked = Scores(scale(scores.values, space, how), scores.source)
-            pruned = PrunedModel(self.harness.loaded, space, rule.select(ranked.values, space), ranked)
-            return Decision(pruned, terms, None, cost)
         searching = [("estimator", cell.estimator)] if isinstance(cell, Search) else []
         with self.harness.watched(("policy", self.settings.policy), *searching):
             own = dataclasses.replace(scores, values=scores.values.clone())  # those of the other cells stay as they are
@@ -166,7 +173,37 @@ class Decider:
                 cost, source = cost.plus(spent), cell.estimator
             learned, drawn_from = Scores(policy.ranking(parameters), source), policy.policy(parameters, rule.sparsity)
         selection = rule.select(learned.values, space)
-        return Decision(PrunedModel(self.harness.loaded, space, selection, learned, drawn_from), terms, trace, cost)
+        return Decision(
+            cell, PrunedModel(self.harness.loaded, space, selection, learned, drawn_from), terms, trace, cost
+        )
+
+    def _pooled(self, cell: Metric) -> Decision:
+        """Returns the metric's selection; of the poolings left open, the one that loses least on windows held back."""
+        one_budget = self.registry.for_one_budget(cell.initializer)
+        tried, cost = list[Decision](), Cost()
+        for asked, terms in self.harness.in_scopes(cell):
+            rule = self._rule(asked, terms)
+            scores, spent = self.scores(terms.space, cell.initializer, cell.seed, rule if one_budget else None)
+            cost = cost.plus(spent) if one_budget or not tried else cost
+            for how in scales(cell, scores.comparable):
+                pooled = asked.model_copy(update={"scale": how})
+                values = scale(scores.values, terms.space, "raw" if scores.comparable else how)
+                selection, ranked = rule.select(values, terms.space), Scores(values, scores.source)
+                pruned = PrunedModel(self.harness.loaded, terms.space, selection, ranked)
+                tried.append(Decision(pooled, pruned, terms, None, Cost()))
+        losses, spent = self._held_back(cell, tried) if cell.open else ([0.0], Cost())
+        best = tried[losses.index(min(losses))]
+        named = {f"{each.cell.scope}, {each.cell.scale}": loss for each, loss in zip(tried, losses, strict=True)}
+        return dataclasses.replace(best, cost=cost.plus(spent), losses=named if cell.open else {})
+
+    def _held_back(self, cell: Metric, tried: list[Decision]) -> tuple[list[float], Cost]:
+        """Returns the losses of selections on windows that the metric has not seen, and what they cost."""
+        objective = Objective(self.harness.compactor, tried[0].terms.space)
+        windows = self.harness.held_back(cell.seed)
+        label = f"pooling of {cell.initializer}"
+        with self.harness.reporter.task(label, len(tried)) as task, self._priced(objective) as cost:
+            losses = selection_losses(objective, [each.selection for each in tried], windows, task.update)
+        return losses, cost[0]
 
     def scores(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None = None) -> tuple[Scores, Cost]:
         """Returns a metric's scores and what they cost, computed once per space, metric, seed and budget.
@@ -187,7 +224,7 @@ class Decider:
         return scores, cost[0]
 
     @contextmanager
-    def _priced(self, spending: Calibration) -> Iterator[list[Cost]]:
+    def _priced(self, spending: Metered) -> Iterator[list[Cost]]:
         """Yields where the cost of the block stands at its end: passes of `spending`, time and peak memory."""
         self.harness.memory.restart()
         start, cost = time.perf_counter(), list[Cost]()
@@ -209,6 +246,7 @@ class Decider:
         options = SearchOptions(
             steps=self._steps(cell),
             sparsity=terms.sparsity,
+            whole=self._rule(cell, terms).whole(terms.space),
             **settings.model_dump(include=STEPPING),
         )
         harness.memory.restart()
@@ -231,9 +269,3 @@ class Decider:
             name: getattr(trace, name) for name in ("forward_passes", "forward_tokens", "backward_passes", "seconds")
         }
         return learned, trace, Cost(**spent, peak_memory_mb=harness.memory.megabytes())
-
-
-def _peaked(cost: Cost, before: Cost) -> Cost:
-    """Returns the cost with the larger of two peaks, where both are known."""
-    peaks = [each.peak_memory_mb for each in (cost, before) if each.peak_memory_mb is not None]
-    return dataclasses.replace(cost, peak_memory_mb=max(peaks, default=None))

@@ -1,38 +1,57 @@
-"""One model on one text: everything that cells share, computed once."""
+"""One model and its texts: everything that cells share, computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import Pruned
+from polyprune_core.config.cell import AUTO, Pruned
 from polyprune_core.config.settings import Settings
+from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
 from polyprune_core.evaluation.moments import MomentStore, Reading
-from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
-from polyprune_core.evaluation.text import Text
-from polyprune_core.evaluation.windows import Cutter, sample_windows, shared_runs
+from polyprune_core.evaluation.text import Text, Texts
+from polyprune_core.evaluation.windows import Cutter, held_back_windows, limits, sample_windows, shared_runs
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
-from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Scores, Selection
+from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES
 from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
 from polyprune_core.utils.rng import generator
+
+
+@dataclass(frozen=True)
+class CutText:
+    """A text to evaluate on, its windows (N, T), and the share of them that is in the text calibrated on too."""
+
+    text: Text
+    windows: Tensor
+    overlap: float
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return f"{self.text.name} in windows of {self.windows.shape[1]}"
+
 
 OF_UNITS = ("cost", "group", "kind", "layer", "peers")
 
@@ -43,7 +62,7 @@ class Harness:
     def __init__(
         self,
         loaded: LoadedModel,
-        texts: dict[str, Text],
+        texts: Texts,
         settings: Settings,
         registry: Registry,
         reporter: Reporter,
@@ -56,9 +75,13 @@ class Harness:
         self.compactor = Compactor(loaded.model, self.layout)
         self.texts = texts
         self.cutter = Cutter.of(loaded.tokenizer, loaded.model, settings.bos)
-        self.calibration_windows, self.evaluation_windows = self._windows()
-        self.overlap = shared_runs(self.evaluation_windows, self.calibration_windows, self.cutter.beginning)
-        self.evaluator = Evaluator(self.evaluation_windows, whole=lambda: self.compactor.applied({}))
+        self._check_lengths()
+        self.calibration_windows = self.cutter.pool(texts.calibration, settings.seq_len, settings.calibration_samples)
+        self.evaluated = self._evaluated()
+        self.evaluators = [
+            Evaluator(each.windows, whole=lambda: self.compactor.applied({}), text=each.text.name)
+            for each in self.evaluated
+        ]
         self.witness = Witness(
             loaded.model, self.calibration_windows, lambda: self.compactor.applied({}), self._read_weights_again
         )
@@ -118,7 +141,7 @@ class Harness:
         asked, pool = self.settings, self.calibration_windows
         if len(pool) >= asked.repair_samples:
             return pool
-        return self.cutter.pool(self.texts["calibration"], asked.seq_len, asked.repair_samples)
+        return self.cutter.pool(self.texts.calibration, asked.seq_len, asked.repair_samples)
 
     def _calibration(self, windows: Tensor, rng: torch.Generator, task: Task, **more: Any) -> Calibration:
         return Calibration(
@@ -134,12 +157,29 @@ class Harness:
             **more,
         )
 
+    def held_back(self, seed: int) -> Tensor:
+        """Returns windows of the calibration text that no metric of this seed looks at.
+
+        Raises:
+            ConfigError: the metric looks at all of them.
+        """
+        asked, pool = self.settings, self.calibration_windows
+        windows = held_back_windows(pool, asked.calibration_samples, seed, HELD_BACK)
+        if not len(windows):
+            raise ConfigError(
+                f"the calibration text has {len(pool)} windows of {asked.seq_len} tokens, and a metric looks at all of "
+                "them, so that none is left to choose its pooling by. Give a longer text, a lower "
+                "--calibration-samples or --seq-len, or both --scope and --scale."
+            )
+        return windows
+
     def watched(self, *plugins: tuple[str, str]) -> AbstractContextManager[None]:
         """Has the block's plugins (kind, spec) leave the model, and the code that rows are measured with, as they were.
 
         Raises PluginError at the end of the block, with the model as before, where one of another's did not.
         """
-        shared = {"the calibration text": self.calibration_windows, "the evaluation text": self.evaluation_windows}
+        shared = {"the calibration text": self.calibration_windows}
+        shared |= {f"the evaluation text {each.name}": each.windows for each in self.evaluated}
         for name, space in self.spaces.items():
             shared |= {f"the {what} of units of {name}": getattr(space, what) for what in OF_UNITS}
         return self.witness.over(self.registry.outside(*plugins), shared)
@@ -172,22 +212,45 @@ class Harness:
         if key not in self._terms:
             space = self.space(cell.granularity)
             with self.reporter.task(f"what {cell.asked} means for {space.name}", 1):
-                self._terms[key] = price_budget(cell.target, space, cell.scope, self.settings.min_keep, self)
+                self._terms[key] = price_budget(
+                    cell.target, space, cell.scope, self.settings.min_keep, self, self.settings.protected
+                )
         return self._terms[key]
 
-    @cached_property
-    def dense(self) -> Evaluation:
-        """The dense model on the evaluation windows."""
-        self.memory.restart()
-        evaluation = self._evaluate("dense model", self.evaluator.dense)
-        self.dense_peak_mb = self.memory.megabytes()
-        return evaluation
+    def in_scopes(self, cell: Pruned) -> list[tuple[Pruned, PricedBudget]]:
+        """Returns the cell in each scope that it may take, with what its budget means there.
 
-    def evaluate(self, label: str, pruned: PrunedModel) -> Evaluation:
-        """Returns the evaluation of the smaller model, run without its removed units and with what a repair changed."""
+        Raises:
+            BudgetError: it cannot be met in any of them.
+        """
+        scopes = SCOPE_NAMES if cell.scope == AUTO else (cell.scope,)
+        found, refused = list[tuple[Pruned, PricedBudget]](), list[BudgetError]()
+        for scope in scopes:
+            asked = cell.model_copy(update={"scope": scope})
+            try:
+                found.append((asked, self.terms(asked)))
+            except BudgetError as error:
+                refused.append(error)
+        if not found:
+            raise refused[0]
+        return found
+
+    @cached_property
+    def dense(self) -> tuple[Evaluation, ...]:
+        """The dense model on every text at every length, the headline first."""
+        self.memory.restart()
+        found = in_turn(self.evaluators, Evaluator.dense, self.loaded.model, "dense model", self.reporter)
+        self.dense_peak_mb = self.memory.megabytes()
+        return found
+
+    def evaluate(self, label: str, pruned: PrunedModel) -> tuple[Evaluation, ...]:
+        """Returns what the smaller model scores on every text at every length, the headline first.
+
+        It is run without its removed units and with what a repair changed.
+        """
         _ = self.dense
         with self.compactor.applied(pruned.axis_keep(), pruned.updates):
-            return self._evaluate(label, self.evaluator.compare)
+            return in_turn(self.evaluators, Evaluator.compare, self.loaded.model, label, self.reporter)
 
     def task_scores(self, label: str, pruned: PrunedModel | None = None) -> TaskScores:
         """Returns the scores of a pruned model, built as an exporter would, or of the dense one."""
@@ -210,23 +273,27 @@ class Harness:
             names = granularity.split("+")
             with self.watched(*(("granularity", name) for name in names)):
                 parts = [self.registry.build("granularity", name).groups(self.layout) for name in names]
-            self.spaces[granularity] = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+            space = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+            for told in said_of(space):
+                self.reporter.status(told)
+            self.spaces[granularity] = space
         return self.spaces[granularity]
 
-    def _windows(self) -> tuple[Tensor, Tensor]:
-        """The windows to calibrate on, and those to evaluate on."""
-        asked, texts = self.settings, self.texts
+    def _check_lengths(self) -> None:
+        asked = self.settings
         longest = getattr(self.loaded.model.config, "max_position_embeddings", None)
-        for role, seq_len in (("calibration", asked.seq_len), ("evaluation", asked.eval_seq_len)):
+        roles = [("calibration", asked.seq_len), *(("evaluation", each) for each in asked.eval_seq_len)]
+        for role, seq_len in roles:
             if longest and seq_len > longest:
                 self.reporter.status(
                     f"{role} windows of {seq_len} tokens are longer than the {longest} the model was made for"
                 )
-        return (
-            self.cutter.pool(texts["calibration"], asked.seq_len, asked.calibration_samples),
-            self.cutter.windows(texts["evaluation"], asked.eval_seq_len, asked.limit),
-        )
 
-    def _evaluate(self, label: str, run: Callable[..., Evaluation]) -> Evaluation:
-        with self.reporter.task(f"perplexity of {label}", len(self.evaluator.batches)) as task:
-            return run(self.loaded.model, lambda done, total: task.update(done))
+    def _evaluated(self) -> tuple[CutText, ...]:
+        """Every evaluation text at every length, in the order in which they were asked for."""
+        asked, found = self.settings, []
+        for text, (seq_len, limit) in product(self.texts.evaluations, limits(asked.eval_seq_len, asked.limit).items()):
+            windows = self.cutter.windows(text, seq_len, limit)
+            overlap = shared_runs(windows, self.calibration_windows, self.cutter.beginning)
+            found.append(CutText(text, windows, overlap))
+        return tuple(found)
