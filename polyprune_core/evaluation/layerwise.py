@@ -10,8 +10,8 @@ B windows of T tokens a batch, H hidden features, k kept input features of a rea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -44,6 +44,10 @@ class Seen:
     target: Tensor
     cross: Tensor
 
+    def cloned(self) -> Seen:
+        """Returns the same in tensors that may be changed, where the mode of torch allows it."""
+        return Seen(*(getattr(self, each.name).clone() for each in fields(self)))
+
 
 Refit = Callable[[Reader, Seen], Mapping[str, Tensor]]
 
@@ -66,7 +70,7 @@ class SideBySide:
     def __init__(self, compactor: Compactor, layout: ModelLayout, axis_keep: Mapping[str, Tensor]) -> None:
         self.compactor, self.layout, self.axis_keep = compactor, layout, axis_keep
         self.model: Any = compactor.model
-        self.layers: Sequence[nn.Module] = list(self.model.get_submodule(layout.layers))
+        self.layers: list[nn.Module] = list(self.model.get_submodule(layout.layers).children())
         self.passes = 0
         self._given: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
 
@@ -97,7 +101,8 @@ class SideBySide:
                     continue
                 with self.compactor.applied(self.axis_keep, updates):
                     seen = self._seen(index, reader, modules[:place], states, [added for _, added in dense])
-                updates |= {name: value.clone() for name, value in refit(reader, seen).items()}
+                with torch.inference_mode(False):
+                    updates |= refit(reader, seen.cloned())
             with self.compactor.applied(self.axis_keep, updates):
                 after = [_hidden(self._run(index, state.pruned)) for state in states]
             states = [_Batch(hidden, pruned) for (hidden, _), pruned in zip(dense, after, strict=True)]
@@ -133,7 +138,7 @@ class SideBySide:
         running: list[str] = []
         with ExitStack() as undo:
             for name in found:
-                undo.enter_context(_hooked(self.model, name, lambda inputs, output, name=name: running.append(name)))
+                undo.enter_context(self._heard(name, lambda name, _output: running.append(name)))
             with self.compactor.applied({}):
                 self._run(index, self._first)
         return list(dict.fromkeys(running))
@@ -153,10 +158,8 @@ class SideBySide:
         with ExitStack() as undo, self.compactor.applied({}):
             for layer in self.layers:
                 undo.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            try:
+            with suppress(_Enough):
                 self.model.base_model(input_ids=ids, use_cache=False)
-            except _Enough:
-                pass
         if len(ids) not in self._given:
             self._given[len(ids)] = calls
         self._first = first[0]
@@ -171,9 +174,7 @@ class SideBySide:
         given: dict[str, Tensor] = {}
         with ExitStack() as undo:
             for name in modules:
-                undo.enter_context(
-                    _hooked(self.model, name, lambda inputs, output, name=name: given.__setitem__(name, output))
-                )
+                undo.enter_context(self._heard(name, given.__setitem__))
             return _hidden(self._run(index, hidden)), given
 
     def _until(
@@ -189,32 +190,30 @@ class SideBySide:
 
         with ExitStack() as undo:
             for name in before:
-                undo.enter_context(
-                    _hooked(self.model, name, lambda inputs, output, name=name: given.__setitem__(name, output))
-                )
+                undo.enter_context(self._heard(name, given.__setitem__))
             hook = self.model.get_submodule(module).register_forward_pre_hook(lambda _module, inputs: stop(inputs))
             undo.callback(hook.remove)
-            try:
+            with suppress(_Enough):
                 self._run(index, hidden)
-            except _Enough:
-                pass
         return taken[0], given
+
+    @contextmanager
+    def _heard(self, module: str, tell: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Tells the name and the output of a module whenever it runs in the block."""
+
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            tell(module, output)
+
+        handle = self.model.get_submodule(module).register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def _hidden(output: Any) -> Tensor:
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
-
-
-@contextmanager
-def _hooked(model: Any, module: str, tell: Callable[[Any, Tensor], Any]) -> Iterator[None]:
-    hook = model.get_submodule(module).register_forward_hook(
-        lambda _module, inputs, output: (tell(inputs, output), None)[1]
-    )
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _require_sum(before: Tensor, after: Tensor, parts: Any, layer: nn.Module) -> None:
