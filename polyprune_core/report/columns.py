@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyprune_core.config.cell import NO_REPAIR
 from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
@@ -99,7 +98,7 @@ def _count(summary: Summary) -> str:
 
 
 def _passes(summary: Summary) -> str:
-    return str(summary.row.backward_passes or "") if summary.row.cell.kind != "dense" else ""
+    return str(summary.row.backward_passes or "")
 
 
 def _agreement(summary: Summary) -> str:
@@ -169,15 +168,13 @@ PAPER = (
 
 def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
     """Returns what a row is called; `varied` names the settings that tell rows of this table apart."""
-    if row.cell.kind == "dense":
-        return "dense"
-    name = row.cell.initializer or ""
+    name = "dense" if row.cell.kind == "dense" else row.cell.initializer or ""
     if row.cell.kind == "start":
         name += " → no search"
     if row.cell.kind == "search":
         name += f" → {row.cell.estimator}"
     notes = [str(getattr(row.cell, key)) for key in TELL_APART if key in varied and getattr(row.cell, key)]
-    name += f" + {row.cell.repair}" if row.cell.repair not in (None, NO_REPAIR) else ""
+    name += f" + {row.cell.repair}" if row.cell.repaired else ""
     name += " ∇" if row.backward_passes else ""
     return plain(f"{name} ({', '.join(notes)})" if notes else name)
 

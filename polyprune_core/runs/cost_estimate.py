@@ -10,7 +10,7 @@ from typing import Any
 from polyprune_core.config.cell import Cell, Search
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
-from polyprune_core.plugins.contracts import extra_passes
+from polyprune_core.plugins.contracts import extra_passes, trained_tokens
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results.row import Row
 
@@ -59,7 +59,8 @@ def work_of(config: Comparison, registry: Registry, evaluation: int, finished: C
         unrepaired = cell.without("repair")
         search = 0 if unrepaired in searched else _search_tokens(cell, config, registry)
         searched.add(unrepaired)
-        work[cell] = metric + search + _repair_tokens(cell, config, registry) + evaluation
+        trained = (BACKWARD - 1) * _trained_tokens(cell, registry)
+        work[cell] = metric + search + _repair_tokens(cell, config, registry) + trained + evaluation
     return work
 
 
@@ -111,7 +112,7 @@ def memory(
         return Estimate(max(row.peak_memory_mb or 0.0 for row in measured), "measured in finished cells")
     if parameters is None:
         return Estimate(None, "the model's size is not known yet")
-    backward = any("gradients" in _needs(cell, registry) for cell in cells(config))
+    backward = any("gradients" in _needs(cell, registry) | _repair_needs(cell, registry) for cell in cells(config))
     times, dtype = PEAK_BACKWARD if backward else PEAK, config.dtype
     if dtype == "auto":
         own = sizes.get("dtype", "bfloat16")
@@ -131,8 +132,17 @@ def _metric_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
 
 
 def _repair_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
-    needs = registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
-    return config.repair_samples * config.seq_len if needs else 0
+    if not _repair_needs(cell, registry):
+        return 0
+    return config.repair_samples * config.seq_len + 2 * _trained_tokens(cell, registry)
+
+
+def _trained_tokens(cell: Cell, registry: Registry) -> int:
+    return trained_tokens(registry.build("repair", cell.repair)) if cell.repair else 0
+
+
+def _repair_needs(cell: Cell, registry: Registry) -> frozenset[str]:
+    return registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
 
 
 def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:

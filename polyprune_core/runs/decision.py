@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from polyprune_core.config.cell import NO_REPAIR, Metric, Pruned, Search
+from polyprune_core.config.cell import NO_REPAIR, Dense, Metric, Pruned, Search
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.losses import Objective, counts
 from polyprune_core.evaluation.moments import Reading
@@ -31,6 +31,7 @@ from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import Trace
 from polyprune_core.utils.rng import generator
 
+REPAIRED_FROM = ("repair_samples", "seq_len")
 STEPPING = {"masks_per_step", "learning_rate", "precondition", "optimizer", "warmup", "averaging"}
 
 
@@ -62,10 +63,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a cell decided, under which budget, at what cost."""
+    """What a cell decided, under which budget (the dense model has none), at what cost."""
 
     pruned: PrunedModel
-    terms: PricedBudget
+    terms: PricedBudget | None
     trace: Trace | None
     cost: Cost
 
@@ -98,9 +99,20 @@ class Decider:
         if plain not in self._chosen:
             self._chosen[plain] = self._choose(plain, checkpoint)
         chosen = self._chosen[plain]
-        pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed, chosen.cost.readings)
-        check_decision(cell, pruned, chosen.terms, self._rule(cell, chosen.terms), chosen.trace, self._steps(cell))
+        pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed, chosen.cost.readings, checkpoint)
+        terms = self.harness.terms(cell)
+        check_decision(cell, pruned, terms, self._rule(cell, terms), chosen.trace, self._steps(cell))
         return dataclasses.replace(chosen, pruned=pruned, cost=_peaked(chosen.cost.plus(spent), chosen.cost))
+
+    @property
+    def sample(self) -> dict[str, int]:
+        """What repairs look at, as a recipe names it."""
+        return {name: getattr(self.settings, name) for name in REPAIRED_FROM}
+
+    def trained(self, cell: Dense, checkpoint: Checkpoint | None = None) -> Decision:
+        """Returns the dense model after the cell's repair."""
+        pruned, cost = self.repaired(self.harness.whole(), cell.repair or NO_REPAIR, cell.seed or 0, (), checkpoint)
+        return Decision(pruned, None, None, cost)
 
     def _steps(self, cell: Pruned) -> int:
         if not isinstance(cell, Search):
@@ -111,16 +123,34 @@ class Decider:
         return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes)
 
     def repaired(
-        self, pruned: PrunedModel, spec: str, seed: int, readings: Iterable[Reading] = ()
+        self,
+        pruned: PrunedModel,
+        spec: str,
+        seed: int,
+        readings: Iterable[Reading] = (),
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[PrunedModel, Cost]:
-        """Returns the model with what a repair changes of it, and what that cost beside `readings`."""
-        with self.harness.reporter.task(f"repair {spec}", 1) as task, self.harness.watched(("repair", spec)):
-            calibration = self.harness.repair_calibration(seed, f"repair {spec}", task, readings)
+        """Returns the model with what a repair changes of it, and what that cost beside `readings`.
+
+        A repair that saves its state goes on from what is beside `checkpoint`.
+        """
+        harness, keeper = self.harness, checkpoint.of_repair() if checkpoint else None
+        with harness.reporter.task(f"repair {spec}", 1) as task, self._left_alone(spec):
+            calibration = harness.repair_calibration(seed, spec, task, readings, keeper)
             self._warn(pruned, spec, calibration)
             with self._priced(calibration) as cost:
                 updates = self.registry.build("repair", spec).repair(pruned, calibration)
-        recipe = pruned.recipe | {"repair": spec}
+        recipe = pruned.recipe | {"repair": spec} | (self.sample if spec != NO_REPAIR else {})
         return dataclasses.replace(pruned, updates=dict(updates), recipe=recipe), cost[0]
+
+    @contextmanager
+    def _left_alone(self, spec: str) -> Iterator[None]:
+        """Runs a repair, which may build and train models, with the dense one as it was loaded."""
+        with ExitStack() as stack:
+            if self.registry.get("repair", spec).provider.needs:
+                stack.enter_context(self.harness.compactor.paused())
+            stack.enter_context(self.harness.watched(("repair", spec)))
+            yield
 
     def _warn(self, pruned: PrunedModel, spec: str, calibration: Calibration) -> None:
         """Tells once of a text that weights should not be fitted to."""

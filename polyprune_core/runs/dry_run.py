@@ -135,6 +135,7 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
         ]
     from polyprune_core.models.placement import pick_device, pick_dtype
     from polyprune_core.results.store import Store
+    from polyprune_core.search.checkpoint import Checkpoint
 
     found = load_texts({role: getattr(config, role) for role in ROLES}, config.text_column)
     texts: dict[str, str] = {role: text.sha256 for role, text in found.items()}
@@ -153,7 +154,7 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
             notes.append(str(error))
         if row:
             rows[cell] = row
-        elif store.checkpoint(key).exists():
+        elif store.checkpoint(key).exists() or Checkpoint(store.checkpoint(key), key).of_repair().path.exists():
             begun.add(cell)
     measured = [row for row in rows.values() if row.status == "ok"] or _earlier_rows(output, shared)
     return Stored(rows, frozenset(begun), measured), notes
