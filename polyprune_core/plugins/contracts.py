@@ -135,7 +135,7 @@ def extra_passes(estimator: GradientEstimator) -> int:
 
 
 def trained_tokens(repair: Repair) -> int:
-    """Tokens that a repair trains on: each goes through the dense model and forth and back through the small one."""
+    """Tokens that a repair trains on, at most its sample; each goes through both models, and back through the small."""
     return int(getattr(repair, "trained_tokens", OPTIONAL["repair"]["trained_tokens"]))
 
 

@@ -59,7 +59,7 @@ def work_of(config: Comparison, registry: Registry, evaluation: int, finished: C
         unrepaired = cell.without("repair")
         search = 0 if unrepaired in searched else _search_tokens(cell, config, registry)
         searched.add(unrepaired)
-        trained = (BACKWARD - 1) * _trained_tokens(cell, registry)
+        trained = (BACKWARD - 1) * _trained_tokens(cell, config, registry)
         work[cell] = metric + search + _repair_tokens(cell, config, registry) + trained + evaluation
     return work
 
@@ -134,11 +134,12 @@ def _metric_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
 def _repair_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
     if not _repair_needs(cell, registry):
         return 0
-    return config.repair_samples * config.seq_len + 2 * _trained_tokens(cell, registry)
+    return config.repair_samples * config.seq_len + 2 * _trained_tokens(cell, config, registry)
 
 
-def _trained_tokens(cell: Cell, registry: Registry) -> int:
-    return trained_tokens(registry.build("repair", cell.repair)) if cell.repair else 0
+def _trained_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
+    asked = trained_tokens(registry.build("repair", cell.repair)) if cell.repair else 0
+    return min(asked, config.repair_samples * config.seq_len)
 
 
 def _repair_needs(cell: Cell, registry: Registry) -> frozenset[str]:

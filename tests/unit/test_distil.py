@@ -12,12 +12,20 @@ from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.models.describe import describe
 from polyprune_core.search import checkpoint
 from polyprune_core.search.checkpoint import Checkpoint
-from polyprune_core.testing.tiny import logits_of, tiny_base, tiny_calibration, tiny_pruned, tiny_space, tiny_windows
+from polyprune_core.testing.tiny import (
+    VOCABULARY,
+    logits_of,
+    tiny_base,
+    tiny_calibration,
+    tiny_pruned,
+    tiny_space,
+    tiny_windows,
+)
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.repairs.distil import Distil
 from polyprune_plugins.repairs.least_squares import LeastSquares
 
-WINDOWS = tiny_windows()
+WINDOWS = torch.randint(VOCABULARY, (22, 12), generator=generator(0, "windows"))
 FEW = Distil(start="least-squares", tokens=5 * 4 * 12, lr=3e-3)
 
 
@@ -48,7 +56,7 @@ def calibration(pruned, keeper=None, progress=lambda done, total: None):
 def divergence(pruned, updates) -> float:
     wanted = logits_of(pruned.base.model).log_softmax(dim=-1)
     given = logits_of(replace(pruned, updates=updates).build()).log_softmax(dim=-1)
-    return float(kl_div(given, wanted, reduction="sum", log_target=True) / WINDOWS.numel())
+    return float(kl_div(given, wanted, reduction="sum", log_target=True) / tiny_windows().numel())
 
 
 def test_it_brings_the_pruned_model_closer_to_the_dense_one_than_its_start(pruned) -> None:
@@ -76,6 +84,12 @@ def test_its_passes_are_counted_with_those_of_its_start(pruned) -> None:
     assert whole.backward_passes == 5
     assert whole.forward_passes == alone.forward_passes + 10
     assert whole.forward_tokens == alone.forward_tokens + 2 * FEW.tokens
+
+
+def test_no_window_is_trained_on_twice(pruned) -> None:
+    found = calibration(pruned)
+    replace(FEW, start="none", tokens=10**6).repair(pruned, found)
+    assert found.backward_passes == len(WINDOWS) // 4
 
 
 class Killed(BaseException):

@@ -30,7 +30,10 @@ TOKENS_AT_A_TIME = 1024
 
 @dataclass(frozen=True)
 class Distil:
-    """`start`: the repair to start from. `tokens`: to train on. `train`: weights of readers, or all. `lr`: at first."""
+    """`start`: the repair to start from. `train`: weights of readers, or all. `lr`: at first.
+
+    `tokens`: to train on, at most all windows of the repair's sample once.
+    """
 
     start: str = "least-squares"
     tokens: int = 65_536
@@ -49,8 +52,8 @@ class Distil:
         import torch
 
         windows = calibration.windows
-        steps = max(1, self.tokens // (BATCH * windows.shape[1]))
-        order = _order(len(windows), steps * BATCH, calibration.rng).view(steps, BATCH)
+        steps = max(1, min(self.tokens, windows.numel()) // (BATCH * windows.shape[1]))
+        order = torch.randperm(len(windows), generator=calibration.rng).split(BATCH)
         saved = calibration.saved() or {"step": 0, "weights": calibration.repair(self.start, pruned), "averages": {}}
         weights: dict[str, Tensor] = dict(saved["weights"])
         student, trained = self._student(dataclasses.replace(pruned, updates=weights))
@@ -82,14 +85,6 @@ class Distil:
             parameter.data = pruned.updates.get(name, parameter.data).to(parameter.device).float().clone()
             trained[name] = parameter.requires_grad_(True)
         return student, trained
-
-
-def _order(windows: int, draws: int, rng: Any) -> Tensor:
-    """Returns (draws,) windows: all of them in a random order, then again in another."""
-    import torch
-
-    rounds = -(-draws // windows)
-    return torch.cat([torch.randperm(windows, generator=rng) for _ in range(rounds)])[:draws]
 
 
 def _back_propagate(student: Any, ids: Tensor, calibration: Calibration) -> None:
