@@ -60,7 +60,7 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("repair"),
-        help="What happens to the weights that stay: none, bias or another repair.",
+        help="What happens to the weights that stay: none, least-squares, distil or another repair.",
     ),
     setting("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks."),
     setting(

@@ -163,6 +163,7 @@ class Comparison(Settings, TaskSettings):
     # Decides no number: neither results nor the commands that make them again hold it.
     report_to: Annotated[Loggers, Field(exclude=True)] = ()
     _search_scope: Scope = PrivateAttr("global")
+    _trained: tuple[str, ...] = PrivateAttr(())
 
     @property
     def metric_scopes(self) -> tuple[AskedScope, ...]:
@@ -180,6 +181,17 @@ class Comparison(Settings, TaskSettings):
         own = {"optimizer": self.optimizer or optimizer, "learning_rate": self.learning_rate or learning_rate}
         filled = self.model_copy(update=own)
         filled._search_scope = scope
+        return filled
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The repairs that train, which the dense model gets too; known once plugins have been asked."""
+        return self._trained
+
+    def with_trained(self, repairs: tuple[str, ...]) -> Comparison:
+        """Returns the comparison with the repairs that train."""
+        filled = self.model_copy()
+        filled._trained = repairs
         return filled
 
     @property

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.layerwise import Refit, SideBySide
-from polyprune_core.evaluation.losses import Metered, Objective, token_losses
+from polyprune_core.evaluation.losses import Metered, Objective, counts, token_losses
 from polyprune_core.evaluation.moments import (
     Moments,
     MomentStore,
@@ -31,6 +33,26 @@ from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Scores
 
 Measure = Callable[[str, nn.Module, MaskSpace, "Calibration"], Scores]
+Mend = Callable[[str, PrunedModel, "Calibration"], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The state of long work, and what it had cost when it was kept."""
+
+    state: Mapping[str, Any]
+    spent: Mapping[str, int]
+    seconds: float
+
+
+class Keeper(Protocol):
+    """Where long work keeps its state, so that it can go on after an interruption."""
+
+    def read(self, parse: Callable[[Any], Any]) -> Any:
+        """Returns `parse(state)`, or None where none was kept."""
+
+    def keep(self, state: Callable[[], Any]) -> None:
+        """Keeps `state()`, if it is time to."""
 
 
 @dataclass
@@ -64,17 +86,21 @@ class Calibration(Metered):
         measure: Measure | None = None,
         store: MomentStore | None = None,
         readings: Iterable[Reading] = (),
+        mend: Mend | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """Takes what it holds and what it draws on.
 
         `compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time.
         `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`. `store`:
         where moments are kept, for others too. `readings`: passes whose cost the row bears already.
+        `mend`: makes the updates of another repair, for `repair`. `keeper`: for `save`.
         """
         super().__init__()
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
         self.batch_size, self.progress = batch_size, progress
         self._compactor, self._budget, self._measure = compactor, budget, measure
+        self._mend, self._keeper, self._start = mend, keeper, time.perf_counter()
         self._store = store or MomentStore()
         self.readings: set[Reading] = set(readings)
         self.seconds_elsewhere = 0.0
@@ -105,6 +131,40 @@ class Calibration(Metered):
             raise PluginError(f"this calibration was made without other metrics, so {spec!r} cannot be measured.")
         scores = self._measure(spec, self.model, space, self)
         return scale(scores.values, space, "raw" if scores.comparable else how)
+
+    def repair(self, spec: str, pruned: PrunedModel) -> Mapping[str, Tensor]:
+        """Returns what another repair changes on this calibration, which bears its cost.
+
+        Raises:
+            PluginError: there is no such repair or option, or this calibration was made without other repairs.
+        """
+        if self._mend is None:
+            raise PluginError(f"this calibration was made without other repairs, so {spec!r} cannot be asked.")
+        return self._mend(spec, pruned, self)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keeps the state of long work beside the cell, at most every few seconds, with what it has cost so far.
+
+        `state` is a tree of numbers and tensors: mappings with text as keys, lists, tuples, None. Where nothing is
+        kept, as in `polyprune prune`, this does nothing.
+        """
+        if self._keeper is not None:
+            seconds = time.perf_counter() - self._start + self.seconds_elsewhere
+            self._keeper.keep(lambda: {"state": state, "spent": counts(self), "seconds": seconds})
+
+    def saved(self) -> Mapping[str, Any] | None:
+        """Returns the state that was saved last before an interruption, its tensors on the CPU; None where none was.
+
+        What it had cost until then is counted here in place of what has been.
+        """
+        found = None if self._keeper is None else self._keeper.read(_kept)
+        if found is None:
+            return None
+        kept: Kept = found
+        for name, value in kept.spent.items():
+            setattr(self, name, value)
+        self.seconds_elsewhere += kept.seconds
+        return kept.state
 
     def rand(self, *size: int) -> Tensor:
         """Returns uniform draws in [0, 1) from `rng`."""
@@ -230,3 +290,8 @@ class Calibration(Metered):
             for parameter, before in zip(parameters, wanted, strict=True):
                 parameter.requires_grad_(before)
         return mean, square
+
+
+def _kept(found: Any) -> Kept:
+    spent = {name: int(found["spent"][name]) for name in counts(Metered())}
+    return Kept(dict(found["state"]), spent, float(found["seconds"]))

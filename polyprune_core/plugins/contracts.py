@@ -123,6 +123,7 @@ PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
     "initializer": {"comparable": False},
     "estimator": {"independent_units": False, "extra_passes": 0},
+    "repair": {"trained_tokens": 0},
     "exporter": {"legal_shapes": lambda layout: LegalShapes(), "check": None, "rounding": 0.0, "runtime": None},
 }
 
@@ -135,6 +136,11 @@ def independent_units(estimator: GradientEstimator) -> bool:
 def extra_passes(estimator: GradientEstimator) -> int:
     """Forward passes of one step beside its masks."""
     return int(getattr(estimator, "extra_passes", OPTIONAL["estimator"]["extra_passes"]))
+
+
+def trained_tokens(repair: Repair) -> int:
+    """Tokens that a repair trains on, at most its sample; each goes through both models, and back through the small."""
+    return int(getattr(repair, "trained_tokens", OPTIONAL["repair"]["trained_tokens"]))
 
 
 class BoundPolicy(Protocol):
@@ -188,7 +194,12 @@ class SearchPolicy(Protocol):
 
 
 class Repair(Protocol):
-    """What happens to the weights that stay, once it is decided which units go."""
+    """What happens to the weights that stay, once it is decided which units go.
+
+    A repair that back-propagates says that it needs "gradients"; a comparison then has a row of the dense model after
+    the same training. It may declare `trained_tokens`, what it trains on, by which its cost is foretold. Long work goes
+    on after an interruption where it keeps its state with `calibration.save` and looks for it with `calibration.saved`.
+    """
 
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         """Returns new values of parameters, by name in the dense model, floating-point and finite.

@@ -99,7 +99,7 @@ def compact_config(pruned: Pruned) -> PreTrainedConfig:
         for index, layer in enumerate(per_layer)
         if (different := {field: value for field, value in layer.items() if value != values.get(field)})
     }
-    biases = [name.rpartition(".")[0] for name in map(_renaming(pruned), pruned.added())]
+    biases = [name.rpartition(".")[0] for name in map(renaming(pruned), pruned.added())]
     if not varying and not biases and not resized:
         try:
             config: PreTrainedConfig = stock["AutoConfig"](**values)
@@ -220,12 +220,12 @@ def _shared_values(pruned: Pruned) -> dict[str, Any]:
 
 def state_items(pruned: Pruned) -> Iterator[tuple[str, Tensor]]:
     """Yields the smaller model's parameters under its own names."""
-    renamed = _renaming(pruned)
+    renamed = renaming(pruned)
     for name, tensor in compact_items(pruned.base.model, pruned.layout, pruned.axis_keep(), pruned.updates):
         yield renamed(name), tensor
 
 
-def _renaming(pruned: Pruned) -> Callable[[str], str]:
+def renaming(pruned: Pruned) -> Callable[[str], str]:
     """Returns what gives a parameter of the dense model its name in the smaller one, whose layers are counted anew."""
     path = pruned.layout.layers
     kept = kept_layers(pruned.layout, pruned.axis_keep())

@@ -115,6 +115,13 @@ class PrunedModel:
         known = dict(self.base.model.named_parameters())
         return [name for name in self.updates if name not in known]
 
+    def names(self) -> dict[str, str]:
+        """Returns the name in the dense model of every parameter of the smaller one, by its own name there."""
+        from polyprune_core.pruning.build import renaming
+
+        renamed = renaming(self)
+        return {renamed(name): name for name in [*self.shapes(), *self.added()]}
+
     def state_dict(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the smaller model's parameters under its own names, one after another: a shard at a time is enough."""
         from polyprune_core.pruning.build import state_items

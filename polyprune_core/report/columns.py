@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyprune_core.config.cell import AUTO, NO_REPAIR, Cell
+from polyprune_core.config.cell import AUTO, Cell
 from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
@@ -127,7 +127,7 @@ def _count(summary: Summary) -> str:
 
 
 def _passes(summary: Summary) -> str:
-    return str(summary.row.backward_passes or "") if summary.row.cell.kind != "dense" else ""
+    return str(summary.row.backward_passes or "")
 
 
 def _agreement(summary: Summary) -> str:
@@ -207,15 +207,13 @@ def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
 
     A pooling that was chosen is always told, after `auto:` where others of the table were given.
     """
-    if row.cell.kind == "dense":
-        return "dense"
-    name = row.cell.initializer or ""
+    name = "dense" if row.cell.kind == "dense" else row.cell.initializer or ""
     if row.cell.kind == "start":
         name += " → no search"
     if row.cell.kind == "search":
         name += f" → {row.cell.estimator}"
     notes = [note for key in TELL_APART if (note := _note(row, key, varied))]
-    name += f" + {row.cell.repair}" if row.cell.repair not in (None, NO_REPAIR) else ""
+    name += f" + {row.cell.repair}" if row.cell.repaired else ""
     name += " ∇" if row.backward_passes else ""
     return plain(f"{name} ({', '.join(notes)})" if notes else name)
 

@@ -35,19 +35,23 @@ def run_cell(decider: Decider, blank: Row, store: Store, run: dict[str, Any]) ->
     """Returns the row of a cell that nobody has run; a reason the user can mend makes it a failed one."""
     harness, cell = decider.harness, blank.cell
     checkpoint = Checkpoint(store.checkpoint(blank.id), blank.id, harness.reporter)
-    if isinstance(cell, Dense):
+    if cell.is_reference:
         _ = harness.dense  # without which nothing can be compared
     try:
         harness.witness.require()
-        if isinstance(cell, Dense):
+        if cell.is_reference:
             row, trace = _dense_row(blank, harness), None
             details = Details(run=run, **_windows(harness.dense))
         else:
-            decision = decider.decide(cell, checkpoint)
+            if isinstance(cell, Dense):
+                decision = decider.trained(cell, checkpoint)
+            else:
+                decision = decider.decide(cell, checkpoint)
             evaluations = harness.evaluate(cell.label, decision.pruned)
             blank = dataclasses.replace(blank, tasks=harness.task_scores(cell.label, decision.pruned))
             row, trace = pruned_row(blank, decision, evaluations, harness.dense), decision.trace
-            details = _decided(decision, evaluations, run)
+            whole = isinstance(cell, Dense)
+            details = Details(run=run, **_windows(evaluations)) if whole else _decided(decision, evaluations, run)
         for reason in impossible(row):
             raise ResultError(f"{cell.label}: {reason}, which cannot be, so the row is not kept.")
     except PolypruneError as error:
@@ -74,7 +78,7 @@ def pruned_row(blank: Row, decision: Decision, evaluations: Sequence[Evaluation]
         scale_chosen=decision.cell.scale if blank.cell.scale == AUTO else None,
         sparsity_achieved=selection.sparsity,
         budget_achieved=decision.terms.spent(selection, decision.pruned.added_parameters)
-        if blank.cell.budget
+        if decision.terms and blank.cell.budget
         else None,
         parameters_kept=kept,
         parameters_kept_fraction=kept / total,

@@ -11,7 +11,7 @@ from polyprune_core.config.cell import AUTO, Cell, Metric, Search
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.text import load_text
-from polyprune_core.plugins.contracts import extra_passes
+from polyprune_core.plugins.contracts import extra_passes, trained_tokens
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results.row import Row
 from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES, most_candidates
@@ -65,7 +65,8 @@ def work_of(config: Comparison, registry: Registry, evaluation: int, finished: C
         chosen = _pooling_tokens(cell, config, registry) + _search_tokens(cell, config, registry)
         search = 0 if unrepaired in searched else chosen
         searched.add(unrepaired)
-        work[cell] = metric + search + _repair_tokens(cell, config, registry) + evaluation
+        trained = (BACKWARD - 1) * _trained_tokens(cell, config, registry)
+        work[cell] = metric + search + _repair_tokens(cell, config, registry) + trained + evaluation
     return work
 
 
@@ -124,7 +125,7 @@ def memory(
         return Estimate(max(row.peak_memory_mb or 0.0 for row in measured), "measured in finished cells")
     if parameters is None:
         return Estimate(None, "the model's size is not known yet")
-    backward = any("gradients" in _needs(cell, registry) for cell in cells(config))
+    backward = any("gradients" in _needs(cell, registry) | _repair_needs(cell, registry) for cell in cells(config))
     times, dtype = PEAK_BACKWARD if backward else PEAK, config.dtype
     if dtype == "auto":
         own = sizes.get("dtype", "bfloat16")
@@ -151,8 +152,18 @@ def _pooling_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
 
 
 def _repair_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
-    needs = registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
-    return config.repair_samples * config.seq_len if needs else 0
+    if not _repair_needs(cell, registry):
+        return 0
+    return config.repair_samples * config.seq_len + 2 * _trained_tokens(cell, config, registry)
+
+
+def _trained_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
+    asked = trained_tokens(registry.build("repair", cell.repair)) if cell.repair else 0
+    return min(asked, config.repair_samples * config.seq_len)
+
+
+def _repair_needs(cell: Cell, registry: Registry) -> frozenset[str]:
+    return registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
 
 
 def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, Pruned
 from polyprune_core.config.settings import Settings
 from polyprune_core.errors import BudgetError, ConfigError
-from polyprune_core.evaluation.calibration import Calibration
+from polyprune_core.evaluation.calibration import Calibration, Keeper
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
 from polyprune_core.evaluation.moments import MomentStore, Reading
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
@@ -31,7 +31,7 @@ from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor
-from polyprune_core.pruning.types import Scores, Selection
+from polyprune_core.pruning.types import Scores, Selection, UnitGroup
 from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES
 from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
@@ -129,12 +129,22 @@ class Harness:
     def calibration(self, seed: int, purpose: str, task: Task, rule: SelectionRule | None = None) -> Calibration:
         """Returns the sample of a seed, with the generator of a purpose; `rule` is for a metric that needs it."""
         windows = sample_windows(self.calibration_windows, self.settings.calibration_samples, seed)
-        return self._calibration(windows, generator(seed, purpose), task, budget=rule)
+        return self._calibration(windows, generator(seed, purpose), task, self.compactor, budget=rule)
 
-    def repair_calibration(self, seed: int, purpose: str, task: Task, readings: Iterable[Reading]) -> Calibration:
-        """Returns the sample of a seed that a repair looks at; `readings` are passes that its row bears already."""
+    def repair_calibration(
+        self, seed: int, spec: str, task: Task, readings: Iterable[Reading], keeper: Keeper | None
+    ) -> Calibration:
+        """Returns the sample of a seed that a repair looks at; `readings` are passes that its row bears already.
+
+        It is for use without the compactor; `keeper` keeps its state.
+        """
         windows = sample_windows(self._repair_pool, self.settings.repair_samples, seed)
-        return self._calibration(windows, generator(seed, purpose), task, readings=readings)
+        rng = generator(seed, f"repair {spec}")
+        return self._calibration(windows, rng, task, None, readings=readings, mend=self._mend, keeper=keeper)
+
+    def _mend(self, spec: str, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
+        updates: Mapping[str, Tensor] = self.registry.build("repair", spec).repair(pruned, calibration)
+        return updates
 
     @cached_property
     def _repair_pool(self) -> Tensor:
@@ -143,7 +153,9 @@ class Harness:
             return pool
         return self.cutter.pool(self.texts.calibration, asked.seq_len, asked.repair_samples)
 
-    def _calibration(self, windows: Tensor, rng: torch.Generator, task: Task, **more: Any) -> Calibration:
+    def _calibration(
+        self, windows: Tensor, rng: torch.Generator, task: Task, compactor: Compactor | None, **more: Any
+    ) -> Calibration:
         return Calibration(
             self.loaded.model,
             self.layout,
@@ -151,7 +163,7 @@ class Harness:
             rng,
             self.settings.batch_size,
             progress=lambda done, total: task.update(done / total),
-            compactor=self.compactor,
+            compactor=compactor,
             measure=self.measure,
             store=self.moments,
             **more,
@@ -278,6 +290,14 @@ class Harness:
                 self.reporter.status(told)
             self.spaces[granularity] = space
         return self.spaces[granularity]
+
+    def whole(self) -> PrunedModel:
+        """Returns the model with nothing removed."""
+        units = [UnitGroup(axis.kind, axis.layer, 1, ((axis.name, axis.size),)) for axis in self.layout.axes if not axis.of]
+        space = MaskSpace(self.layout, units, "nothing")
+        keep = torch.ones(len(space), dtype=torch.bool)
+        selection = Selection(keep, space.total_cost, space.total_cost)
+        return PrunedModel(self.loaded, space, selection, Scores(keep.float(), "nothing"))
 
     def _check_lengths(self) -> None:
         asked = self.settings

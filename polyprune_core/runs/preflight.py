@@ -16,12 +16,16 @@ from polyprune_core.plugins.validation import check_defaults, check_estimator
 def settled(config: Comparison, registry: Registry) -> Comparison:
     """Returns the comparison with the step and the scope of its policy, where nothing else was asked for.
 
+    It then knows too which of its repairs train.
+
     Raises:
         PluginError: there is no such policy, or what it declares is no default.
     """
     policy = registry.build("policy", config.policy)
     check_defaults(repr(policy), policy)
-    return config.for_policy(policy.optimizer, policy.learning_rate, cast(Scope, policy.scope))
+    training = tuple(spec for spec in config.repair if "gradients" in registry.get("repair", spec).provider.needs)
+    settled = config.for_policy(policy.optimizer, policy.learning_rate, cast(Scope, policy.scope))
+    return settled.with_trained(training)
 
 
 def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str, str]]:

@@ -7,6 +7,7 @@ U units, N windows, T tokens.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +157,15 @@ def tiny_calibration(
     """
     text = tiny_windows() if windows is None else windows
     rng = generator(seed, "tiny calibration")
-    return Calibration(model, describe(model), text, rng, batch_size, budget=budget, measure=load_registry().measure)
+    registry = load_registry()
+
+    def mend(spec: str, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
+        updates: Mapping[str, Tensor] = registry.build("repair", spec).repair(pruned, calibration)
+        return updates
+
+    return Calibration(
+        model, describe(model), text, rng, batch_size, budget=budget, measure=registry.measure, mend=mend
+    )
 
 
 def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:
