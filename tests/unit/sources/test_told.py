@@ -1,4 +1,4 @@
-"""One name for two files of weights: where they come from is told, so that their numbers are not taken for one another."""
+"""One name for two files of weights: where they come from is told."""
 
 from __future__ import annotations
 
