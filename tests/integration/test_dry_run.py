@@ -18,6 +18,7 @@ from polyprune_core.cli import dryrun
 
 SMALL = ("-m", "tiny", "--limit", "4", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
 SMALL += ("--batch-size", "2", "--steps", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")
+SMALL += ("--scope", "kind", "--scale", "zscore")
 GRID = ("compare", *SMALL, "--estimators", "rloo,antithetic", "--baselines", "random,llm-pruner")
 
 
