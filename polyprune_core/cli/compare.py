@@ -39,7 +39,7 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
-        help="Metrics shown alone.",
+        help="Metrics shown alone; all: every one that can score the units.",
     ),
     setting(
         "--granularity",
