@@ -90,6 +90,7 @@ TEXT = [
     ),
     *CUTTING,
     setting("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at."),
+    setting("--repair-samples", type=int, metavar="N", help="Windows that a repair looks at, at most."),
     setting("--seq-len", type=int, metavar="T", help="Tokens of a calibration window."),
     setting("--eval-seq-len", type=int, metavar="T", help="Tokens of an evaluation window."),
     setting("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced.", unless="all"),

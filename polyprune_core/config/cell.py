@@ -58,10 +58,15 @@ class Cell(BaseModel):
         return f"budget {self.budget}" if self.budget else f"sparsity {self.sparsity}"
 
     @property
+    def repaired(self) -> bool:
+        """Whether a repair changes the weights that stay."""
+        return self.repair not in (None, NO_REPAIR)
+
+    @property
     def label(self) -> str:
         """What the cell is called while it runs; granularity, scope and scale are left out."""
         name = f"{self.initializer} → {self.estimator}" if self.estimator else self.initializer
-        repaired = f" + {self.repair}" if self.repair not in (None, NO_REPAIR) else ""
+        repaired = f" + {self.repair}" if self.repaired else ""
         return f"{name}{repaired}, {self.asked}, seed {self.seed}"
 
     def without(self, *names: str) -> Cell:

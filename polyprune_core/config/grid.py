@@ -25,6 +25,7 @@ SEARCH_ONLY = (
     "warmup",
     "averaging",
 )
+REPAIRED_ONLY = ("repair_samples",)
 IGNORED = {
     "dense": (*PRUNED_ONLY, *POLICY_ONLY, *SEARCH_ONLY),
     "baseline": (*POLICY_ONLY, *SEARCH_ONLY),
@@ -42,7 +43,8 @@ def cell_id(cell: Cell, settings: Settings, identity: dict[str, Any]) -> str:
     decides = settings.model_dump(include=set(Settings.model_fields))
     if cell.kind == "search":
         decides["steps"] = settings.search_steps
-    decides = {name: value for name, value in decides.items() if name not in (*NAMES, *IGNORED[cell.kind])}
+    ignored = (*NAMES, *IGNORED[cell.kind], *(() if cell.repaired else REPAIRED_ONLY))
+    decides = {name: value for name, value in decides.items() if name not in ignored}
     if cell.kind == "dense":
         identity = {name: value for name, value in identity.items() if name != "calibration"}
     coordinates = {"kind": cell.kind, **cell.model_dump(exclude_defaults=True)}

@@ -77,6 +77,7 @@ class Settings(BaseModel):
     text_column: str | None = None
     bos: Bos = "auto"
     calibration_samples: Positive = 64
+    repair_samples: Positive = 512
     seq_len: Annotated[int, Field(ge=2)] = 128
     eval_seq_len: Annotated[int, Field(ge=2)] = 128
     limit: Positive | None = None

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import PluginError
-from polyprune_core.evaluation.losses import Metered, Objective, last_hidden, token_losses
+from polyprune_core.evaluation.losses import Metered, Objective, token_losses
+from polyprune_core.evaluation.moments import (
+    Moments,
+    MomentStore,
+    Reading,
+    collect_moments,
+    input_sums,
+    passes_over,
+    text_hash,
+)
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.scaling import scale
@@ -35,6 +45,8 @@ class Calibration(Metered):
     Attributes:
         windows: (N, T) int64 token windows.
         rng: the metric's own generator.
+        readings: the passes for moments that are counted here, or were before in the same row.
+        seconds_elsewhere: what counted passes took that another row has made.
     """
 
     def __init__(
@@ -48,16 +60,21 @@ class Calibration(Metered):
         compactor: Compactor | None = None,
         budget: SelectionRule | None = None,
         measure: Measure | None = None,
+        store: MomentStore | None = None,
+        readings: Iterable[Reading] = (),
     ) -> None:
         """Takes what it holds and what it draws on.
 
         `compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time.
-        `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`.
+        `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`. `store`:
+        where moments are kept, for others too. `readings`: passes whose cost the row bears already.
         """
         super().__init__()
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
         self.batch_size, self.progress = batch_size, progress
         self._compactor, self._budget, self._measure = compactor, budget, measure
+        self._store = store or MomentStore()
+        self.readings, self.seconds_elsewhere = set(readings), 0.0
         self._inputs: dict[str, InputStatistics] = {}
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
@@ -125,15 +142,31 @@ class Calibration(Metered):
         moments = self._moments(names)
         return {name: moments[name].mean_square.sqrt() for name in names}
 
-    def second_moments(self, axes: Iterable[str]) -> dict[str, Tensor]:
-        """Returns, by axis name, (F, F) float32: the mean over tokens of x xᵀ, x being what the axis' reader takes in.
+    def moments(self, axis: str) -> Moments:
+        """Returns mean (F,) and second moments (F, F) of what the axis' reader takes in, in the unpruned model.
 
-        One pass over the text for all that are asked for together; not kept, as F² numbers an axis are many.
+        The first call collects them for all readers of the model, in as few passes as memory allows. Whoever asks for
+        them on the same windows gets the same ones, and bears their cost as if they had been collected for it alone.
+
+        Raises:
+            ModelError: nothing reads the axis.
         """
-        readers = {name: self.layout.axis[name].reader_module for name in axes}
-        totals = self._sums(list(readers.values()), lambda x: [x.T @ x])
-        # Taken out one by one: sums and means of all axes together would take twice the memory.
-        return {name: totals.pop(reader)[0] / self.windows.numel() for name, reader in readers.items()}
+        reader = self.layout.axis[axis].reader_module
+        readers = next(readers for readers in passes_over(self.model, self.layout) if reader in readers)
+        reading = Reading(self._text, readers)
+        if reading not in self._store.seconds:
+            self._store.collect(reading, lambda: collect_moments(self.model, readers, self.batches()))
+        elif reading not in self.readings:
+            for ids in self.windows.split(self.batch_size):
+                self.count(ids.numel())
+            self.seconds_elsewhere += self._store.seconds[reading]
+        self.readings.add(reading)
+        moments, device = self._store.read(reading.text, reader), self.model.get_parameter(f"{reader}.weight").device
+        return Moments(moments.mean.to(device), moments.second.to(device))
+
+    @cached_property
+    def _text(self) -> str:
+        return text_hash(self.windows)
 
     def gradients(self, *, squares: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns gradients of the mean loss by parameter name, for every parameter that an axis cuts, in float32.
@@ -152,30 +185,8 @@ class Calibration(Metered):
         return self._inputs
 
     def _collect_inputs(self, modules: list[str]) -> dict[str, InputStatistics]:
-        totals = self._sums(modules, lambda x: [x.sum(dim=0), x.square().sum(dim=0)])
-        tokens = self.windows.numel()
-        return {name: InputStatistics(total / tokens, square / tokens) for name, (total, square) in totals.items()}
-
-    @torch.inference_mode()
-    def _sums(self, modules: list[str], measure: Callable[[Tensor], list[Tensor]]) -> dict[str, list[Tensor]]:
-        """Returns, by module, what is measured of its inputs (tokens, F) float32, added up over the text."""
-        sums: dict[str, list[Tensor]] = {}
-
-        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                measured = measure(inputs[0].detach().flatten(0, -2).float())
-                totals = sums.setdefault(name, [torch.zeros_like(new) for new in measured])
-                for total, new in zip(totals, measured, strict=True):
-                    total.add_(new)
-
-            return hook
-
-        with ExitStack() as undo:
-            for name in modules:
-                undo.enter_context(self.model.get_submodule(name).register_forward_pre_hook(watch(name)))
-            for ids in self.batches():
-                last_hidden(self.model, ids)
-        return sums
+        sums = input_sums(self.model, modules, lambda x: [x.sum(dim=0), x.square().sum(dim=0)], self.batches())
+        return {name: InputStatistics(*(total / tokens for total in totals)) for name, (tokens, totals) in sums.items()}
 
     def _collect_gradients(self, squares: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         names = [cut.parameter for axis in self.layout.axes for cut in axis.cuts]

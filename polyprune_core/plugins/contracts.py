@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from polyprune_core.pruning.types import ExportReport, MaskBatch, Policy, UnitGroup
 
 T = TypeVar("T")
-NEEDS = frozenset({"calibration", "gradients", "budget"})
+NEEDS = frozenset({"calibration", "gradients", "budget", "mix"})
 State = Mapping[str, Any] | None
 
 
@@ -39,7 +39,8 @@ class Provider(Generic[T]):
         summary: one line for `polyprune plugins list`.
         factory: called with the options as keywords; its signature is the list of options.
         needs: of "calibration" (text), "gradients" (back-propagation), "budget" (a metric made for one sparsity and
-            scope, see `Initializer`); shown by `polyprune plugins show`.
+            scope, see `Initializer`), "mix" (a repair that fits weights to the text: users are warned who give it one
+            text alone, or fewer tokens than a reader has input features); shown by `polyprune plugins show`.
         reference: paper and equation.
         xfail: checks of the conformance kit that this plugin is right to fail, each with the reason.
     """

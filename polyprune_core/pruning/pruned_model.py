@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from polyprune_core.models.sources import LoadedModel
+    from polyprune_core.pruning.readers import CutReader
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class PrunedModel:
             if getattr(self.base.model.get_submodule(axis.reader_module), "bias", None) is None:
                 found[name] = (weight.shape[1 - cut.dim],)
         return found
+
+    def cut_readers(self) -> list[CutReader]:
+        """The readers that lost some of their input features and not all, in the order of the layout."""
+        from polyprune_core.pruning.readers import cut_readers
+
+        return cut_readers(self.base.model, self.space, self.axis_keep())
 
     def added(self) -> list[str]:
         """The parameters that `updates` adds to those of the dense model."""

@@ -132,7 +132,7 @@ def _metric_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
 
 def _repair_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
     needs = registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
-    return config.calibration_samples * config.seq_len if needs else 0
+    return config.repair_samples * config.seq_len if needs else 0
 
 
 def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:

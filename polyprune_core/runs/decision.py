@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from polyprune_core.config.cell import NO_REPAIR, Metric, Pruned, Search
-from polyprune_core.evaluation.losses import Metered, Objective, counts
+from polyprune_core.evaluation.calibration import Calibration
+from polyprune_core.evaluation.losses import Objective, counts
+from polyprune_core.evaluation.moments import Reading
 from polyprune_core.evaluation.windows import search_batches
 from polyprune_core.plugins.contracts import BoundPolicy, extra_passes
 from polyprune_core.pruning.budget import SelectionRule
@@ -34,13 +36,17 @@ STEPPING = {"masks_per_step", "learning_rate", "precondition", "optimizer", "war
 
 @dataclass(frozen=True)
 class Cost:
-    """What a decision cost: passes through the model, tokens in them, time, memory."""
+    """What a decision cost: passes through the model, tokens in them, time, memory.
+
+    `readings` are those of the passes that a repair of the same row need not pay for again.
+    """
 
     forward_passes: int = 0
     forward_tokens: int = 0
     backward_passes: int = 0
     seconds: float = 0.0
     peak_memory_mb: float | None = None
+    readings: frozenset[Reading] = frozenset()
 
     def plus(self, other: Cost) -> Cost:
         """Returns the two one after the other; peak memory is that of the latter, where it has one."""
@@ -50,6 +56,7 @@ class Cost:
             self.backward_passes + other.backward_passes,
             self.seconds + other.seconds,
             self.peak_memory_mb if other.peak_memory_mb is None else other.peak_memory_mb,
+            self.readings | other.readings,
         )
 
 
@@ -77,6 +84,7 @@ class Decider:
         self.harness, self.settings, self.registry = harness, harness.settings, harness.registry
         self._scores: dict[tuple[str, str, int, SelectionRule | None], tuple[Scores, Cost]] = {}
         self._chosen: dict[Pruned, Decision] = {}
+        self._warned: set[str] = set()
 
     def decide(self, cell: Pruned, checkpoint: Checkpoint | None = None) -> Decision:
         """Scores, for a search learns, selects, and repairs.
@@ -90,9 +98,9 @@ class Decider:
         if plain not in self._chosen:
             self._chosen[plain] = self._choose(plain, checkpoint)
         chosen = self._chosen[plain]
-        pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed)
+        pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed, chosen.cost.readings)
         check_decision(cell, pruned, chosen.terms, self._rule(cell, chosen.terms), chosen.trace, self._steps(cell))
-        return dataclasses.replace(chosen, pruned=pruned, cost=chosen.cost.plus(spent))
+        return dataclasses.replace(chosen, pruned=pruned, cost=_peaked(chosen.cost.plus(spent), chosen.cost))
 
     def _steps(self, cell: Pruned) -> int:
         if not isinstance(cell, Search):
@@ -102,14 +110,41 @@ class Decider:
     def _rule(self, cell: Pruned, terms: PricedBudget) -> SelectionRule:
         return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes)
 
-    def repaired(self, pruned: PrunedModel, spec: str, seed: int) -> tuple[PrunedModel, Cost]:
-        """Returns the model with what a repair changes of it, and what that cost."""
+    def repaired(
+        self, pruned: PrunedModel, spec: str, seed: int, readings: Iterable[Reading] = ()
+    ) -> tuple[PrunedModel, Cost]:
+        """Returns the model with what a repair changes of it, and what that cost beside `readings`."""
         with self.harness.reporter.task(f"repair {spec}", 1) as task, self.harness.watched(("repair", spec)):
-            calibration = self.harness.calibration(seed, f"repair {spec}", task)
-            start = time.perf_counter()
-            updates = self.registry.build("repair", spec).repair(pruned, calibration)
-        cost = Cost(**counts(calibration), seconds=time.perf_counter() - start)
-        return dataclasses.replace(pruned, updates=dict(updates), recipe=pruned.recipe | {"repair": spec}), cost
+            calibration = self.harness.repair_calibration(seed, f"repair {spec}", task, readings)
+            self._warn(pruned, spec, calibration)
+            with self._priced(calibration) as cost:
+                updates = self.registry.build("repair", spec).repair(pruned, calibration)
+        recipe = pruned.recipe | {"repair": spec}
+        return dataclasses.replace(pruned, updates=dict(updates), recipe=recipe), cost[0]
+
+    def _warn(self, pruned: PrunedModel, spec: str, calibration: Calibration) -> None:
+        """Tells once of a text that weights should not be fitted to."""
+        if "mix" not in self.registry.get("repair", spec).provider.needs:
+            return
+        text, tokens = self.harness.texts["calibration"], calibration.windows.numel()
+        widest = max((reader.weight.shape[1] for reader in pruned.cut_readers()), default=0)
+        if len(text.parts or (text,)) == 1:
+            self._warn_once(
+                "one text",
+                f"repair {spec} fits weights to {text.name} alone, which can make the model worse on other text than "
+                "no repair does; give --calibration A+B.",
+            )
+        if tokens < widest:
+            self._warn_once(
+                "few tokens",
+                f"repair {spec} looks at {tokens} tokens, fewer than the {widest} inputs of a reader; raise "
+                "--repair-samples, or give a longer text.",
+            )
+
+    def _warn_once(self, of: str, message: str) -> None:
+        if of not in self._warned:
+            self._warned.add(of)
+            self.harness.reporter.warn(message)
 
     def _choose(self, cell: Pruned, checkpoint: Checkpoint | None) -> Decision:
         terms = self.harness.terms(cell)
@@ -152,14 +187,17 @@ class Decider:
         return scores, cost[0]
 
     @contextmanager
-    def _priced(self, spending: Metered) -> Iterator[list[Cost]]:
+    def _priced(self, spending: Calibration) -> Iterator[list[Cost]]:
         """Yields where the cost of the block stands at its end: passes of `spending`, time and peak memory."""
         self.harness.memory.restart()
         start, cost = time.perf_counter(), list[Cost]()
         yield cost
         cost.append(
             Cost(
-                **counts(spending), seconds=time.perf_counter() - start, peak_memory_mb=self.harness.memory.megabytes()
+                **counts(spending),
+                seconds=time.perf_counter() - start + spending.seconds_elsewhere,
+                peak_memory_mb=self.harness.memory.megabytes(),
+                readings=frozenset(spending.readings),
             )
         )
 
@@ -193,3 +231,9 @@ class Decider:
             name: getattr(trace, name) for name in ("forward_passes", "forward_tokens", "backward_passes", "seconds")
         }
         return learned, trace, Cost(**spent, peak_memory_mb=harness.memory.megabytes())
+
+
+def _peaked(cost: Cost, before: Cost) -> Cost:
+    """Returns the cost with the larger of two peaks, where both are known."""
+    peaks = [each.peak_memory_mb for each in (cost, before) if each.peak_memory_mb is not None]
+    return dataclasses.replace(cost, peak_memory_mb=max(peaks, default=None))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from polyprune_core.config.budget_spec import BudgetSpec
@@ -13,6 +15,7 @@ from polyprune_core.config.cell import Pruned
 from polyprune_core.config.settings import Settings
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
+from polyprune_core.evaluation.moments import MomentStore, Reading
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
 from polyprune_core.evaluation.text import Text
@@ -62,6 +65,7 @@ class Harness:
         self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
+        self.moments = MomentStore()
         self._terms: dict[tuple[str, str, BudgetSpec], PricedBudget] = {}
 
     @property
@@ -101,16 +105,33 @@ class Harness:
 
     def calibration(self, seed: int, purpose: str, task: Task, rule: SelectionRule | None = None) -> Calibration:
         """Returns the sample of a seed, with the generator of a purpose; `rule` is for a metric that needs it."""
+        windows = sample_windows(self.calibration_windows, self.settings.calibration_samples, seed)
+        return self._calibration(windows, generator(seed, purpose), task, budget=rule)
+
+    def repair_calibration(self, seed: int, purpose: str, task: Task, readings: Iterable[Reading]) -> Calibration:
+        """Returns the sample of a seed that a repair looks at; `readings` are passes that its row bears already."""
+        windows = sample_windows(self._repair_pool, self.settings.repair_samples, seed)
+        return self._calibration(windows, generator(seed, purpose), task, readings=readings)
+
+    @cached_property
+    def _repair_pool(self) -> Tensor:
+        asked, pool = self.settings, self.calibration_windows
+        if len(pool) >= asked.repair_samples:
+            return pool
+        return self.cutter.pool(self.texts["calibration"], asked.seq_len, asked.repair_samples)
+
+    def _calibration(self, windows: Tensor, rng: torch.Generator, task: Task, **more: Any) -> Calibration:
         return Calibration(
             self.loaded.model,
             self.layout,
-            sample_windows(self.calibration_windows, self.settings.calibration_samples, seed),
-            generator(seed, purpose),
+            windows,
+            rng,
             self.settings.batch_size,
             progress=lambda done, total: task.update(done / total),
             compactor=self.compactor,
-            budget=rule,
             measure=self.measure,
+            store=self.moments,
+            **more,
         )
 
     def watched(self, *plugins: tuple[str, str]) -> AbstractContextManager[None]:

@@ -75,6 +75,7 @@ class Outcome:
         """Returns the outcome for scripts; no path of this machine."""
         record = dataclasses.asdict(self)
         record["report"]["path"] = self.report.path.name
+        del record["cost"]["readings"]
         for name in ("dense", "in_memory", "reloaded"):
             record[name]["perplexity"] = getattr(self, name).perplexity
             del record[name]["window_nll"]

@@ -26,6 +26,7 @@ CELLS = {
     "baseline": cell_from_json({"kind": "baseline", "scale": "raw", **WHERE}),
     "start": cell_from_json({"kind": "start", **WHERE}),
     "search": cell_from_json({"kind": "search", "estimator": "rloo", **WHERE}),
+    "repaired": cell_from_json({"kind": "baseline", "scale": "raw", "repair": "bias", **WHERE}),
 }
 CHANGED: dict[str, Any] = {
     "model": "other",
@@ -38,6 +39,7 @@ CHANGED: dict[str, Any] = {
     "text_column": "body",
     "bos": "never",
     "calibration_samples": 65,
+    "repair_samples": 65,
     "seq_len": 64,
     "eval_seq_len": 64,
     "limit": 7,
@@ -54,6 +56,7 @@ EVERY, PRUNED, POLICY, SEARCH = set(CELLS), set(CELLS) - {"dense"}, {"start", "s
 DECIDES = {
     **dict.fromkeys(("trust_remote_code", "bos", "eval_seq_len", "limit"), EVERY),
     **dict.fromkeys(("calibration_samples", "seq_len", "batch_size", "min_keep"), PRUNED),
+    "repair_samples": {"repaired"},
     "policy": POLICY,
     **dict.fromkeys(("steps", "masks_per_step", "forward_tokens", "learning_rate", "precondition"), SEARCH),
 }
