@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -11,9 +11,6 @@ from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.pruning.refit import Reader, removal
 from polyprune_core.pruning.space import MaskSpace
-
-# What the second moments of a pass over the text may take, in bytes; a larger model takes several passes.
-AT_A_TIME = 1e9
 
 
 @dataclass(frozen=True)
@@ -42,35 +39,14 @@ def removals(model: nn.Module, space: MaskSpace, calibration: Calibration, ridge
     """
     if not 0 < ridge < float("inf"):
         raise ConfigError(f"ridge={ridge:g} leaves a covariance without inverse; give a number above 0, such as 0.1.")
-    moments = moments_of(space, calibration)
     for group in space.groups:
         readers = []
         for name, _ in group.spans:
             axis = space.layout.axis[name]
             own = slice(axis.reader_cut.start, axis.reader_cut.start + axis.size * axis.reader_width)
-            second, mean = (moment.double() for moment in moments(name))
+            moments = calibration.moments(name)
+            second, mean = moments.second.double(), moments.mean.double()
             weight = space.reader_weight(model, name).double()[:, own]
             owner = group.owner(name, axis.size).repeat_interleave(axis.reader_width)
             readers.append(Reader(weight, (second - mean.outer(mean))[own, own], owner))
         yield Removal(*removal(readers, group.count, ridge), sum(reader.size() for reader in readers))
-
-
-def moments_of(space: MaskSpace, calibration: Calibration) -> Callable[[str], tuple[Tensor, Tensor]]:
-    """Returns a function from an axis, each asked for once and in their order, to E[x xᵀ] and E[x] of its reader."""
-    names, held = list(space.axes), dict[str, Tensor]()
-
-    def lot(first: str) -> Iterator[str]:
-        size = 0.0
-        for name in names[names.index(first) :]:
-            axis = space.layout.axis[name]
-            size += 4.0 * (axis.size * axis.reader_width) ** 2
-            if name == first or size <= AT_A_TIME:
-                yield name
-
-    def moments(axis: str) -> tuple[Tensor, Tensor]:
-        if axis not in held:
-            held.clear()
-            held.update(calibration.second_moments(list(lot(axis))))
-        return held.pop(axis), calibration.input_statistics()[axis].mean
-
-    return moments

@@ -26,7 +26,9 @@ def settled(config: Comparison, registry: Registry) -> Comparison:
     """
     if ALL in config.baselines:
         named = (spec for spec in config.baselines if spec != ALL)
-        config = config.model_copy(update={"baselines": tuple(dict.fromkeys([*named, *applicable(config, registry)[0]]))})
+        config = config.model_copy(
+            update={"baselines": tuple(dict.fromkeys([*named, *applicable(config, registry)[0]]))}
+        )
     policy = registry.build("policy", config.policy)
     check_defaults(repr(policy), policy)
     return config.for_policy(policy.optimizer, policy.learning_rate, cast(Scope, policy.scope))
