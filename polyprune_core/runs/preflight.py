@@ -25,10 +25,9 @@ def settled(config: Comparison, registry: Registry) -> Comparison:
         PluginError: there is no such policy, or what it declares is no default.
     """
     if ALL in config.baselines:
-        named = (spec for spec in config.baselines if spec != ALL)
-        config = config.model_copy(
-            update={"baselines": tuple(dict.fromkeys([*named, *applicable(config, registry)[0]]))}
-        )
+        named = [spec for spec in config.baselines if spec != ALL]
+        every = dict.fromkeys([*named, *applicable(config, registry)[0]])
+        config = config.model_copy(update={"baselines": tuple(every)})
     policy = registry.build("policy", config.policy)
     check_defaults(repr(policy), policy)
     return config.for_policy(policy.optimizer, policy.learning_rate, cast(Scope, policy.scope))
