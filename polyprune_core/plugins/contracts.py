@@ -67,8 +67,9 @@ class Initializer(Protocol):
     taken at its word: its scores are compared across layers as they are, whatever scale the run asks for, so that what
     `calibration.budget.select` gave it while it measured is what the run selects.
 
-    One more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
-    are compared across layers as they are too.
+    Two more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
+    are compared across layers as they are too. `granularities`: names of those that it can score, where it refuses
+    others; `--baselines all` leaves it out elsewhere.
     """
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
@@ -121,7 +122,7 @@ class GradientEstimator(Protocol):
 # Powers of the Fisher information that a step may be divided by.
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
-    "initializer": {"comparable": False},
+    "initializer": {"comparable": False, "granularities": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
     "repair": {"trained_tokens": 0},
     "exporter": {"legal_shapes": lambda layout: LegalShapes(), "check": None, "rounding": 0.0, "runtime": None},

@@ -35,6 +35,7 @@ class BlockInfluence:
     `distance`: 1 - cosine, or the angle. `tokens`: all, or the last of each window, as Gromov et al. take.
     """
 
+    granularities = ("layer", "attention", "mlp")
     last: Literal["residual", "normed"] = "residual"
     distance: Literal["cosine", "angular"] = "cosine"
     tokens: Literal["all", "last"] = "all"

@@ -30,13 +30,13 @@ APART = 0.01
 class Knapsack:
     """`ridge` as in obs.
 
-    `norm`: what the errors of a layer are divided by: the mean square of its `output`, of the residual `stream` that
-    leaves it, or `none`.
+    `norm`: what the errors of a layer are divided by: the mean square of the residual `stream` that leaves it, of its
+    `output`, or `none`.
     """
 
     comparable = True
     ridge: float = 0.1
-    norm: Literal["output", "stream", "none"] = "output"
+    norm: Literal["output", "stream", "none"] = "stream"
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
