@@ -32,7 +32,9 @@ HEADLINE = {
     "wanda → probabilities, reinforce",
     "wanda → probabilities, reinforce, released",
 }
-REFERENCE = [ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "plugins")]
+REFERENCE = [
+    ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "families", "plugins")
+]
 EXPLAINED = [ROOT / "docs" / "explanation" / f"{name}.md" for name in ("repair", "sample-efficiency")]
 PAGES = [ROOT / "README.md", *EXPLAINED, *REFERENCE]
 
@@ -239,6 +241,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mask-evaluation": mask_evaluation,
     "repairs": repairs,
     "checks": reference.checks,
+    "families": reference.families,
+    "family checks": reference.family_checks,
     "commands": reference.commands,
 }
 # Tables that are made for what their name ends with.

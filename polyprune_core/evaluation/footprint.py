@@ -34,7 +34,9 @@ def footprint(model: Any, files: list[Path], pass_tokens: int) -> Footprint:
     """Measures a model that is loaded; `files` are what it was read from."""
     parameters = list(model.parameters())
     weight_bytes = sum(p.numel() * p.element_size() for p in parameters)
-    ids = torch.randint(int(model.config.get_text_config().vocab_size), (1, pass_tokens), generator=generator(0, "footprint tokens"))
+    ids = torch.randint(
+        int(model.config.get_text_config().vocab_size), (1, pass_tokens), generator=generator(0, "footprint tokens")
+    )
     macs = _macs(model, ids)
     memory = PeakMemory(model.device, weight_bytes)
     memory.restart()

@@ -12,7 +12,6 @@ from polyprune_core.errors import ModelError
 from polyprune_core.models.families import Family, family_of
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 
-
 # What a second way to divide a sublayer takes from the first.
 OF_THE_SUBLAYER = {"module", "within", "has", "lacks", "norm", "adds", "reader", "entry_width", "whole", "outputs"} | {
     "returns"

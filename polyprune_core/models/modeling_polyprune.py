@@ -11,7 +11,6 @@ a bias that those of the family have not.
 import copy
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor, nn
 

@@ -66,11 +66,20 @@ def build_compact(pruned: Pruned) -> PreTrainedModel:
     own = class_for(config, pruned.layout)
     with quiet():
         model, report = own.from_pretrained(
-            None, config=config, state_dict=dict(state_items(pruned)), dtype=dense.dtype, output_loading_info=True
+            None,
+            config=config,
+            state_dict=dict(state_items(pruned)),
+            dtype=dense.dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     wrong = {what: sorted(map(str, names)) for what, names in report.items() if names}
     if wrong:
-        raise ModelError(f"the weights left of {pruned.base.name} do not fit their configuration: {wrong}.")
+        shown = {what: names[:3] for what, names in wrong.items()}
+        raise ModelError(
+            f"the weights left of {pruned.base.name} do not fit their configuration: {shown}. Where a family's code has "
+            "other widths than its configuration says, write config = {} for that kind: its layers are then resized."
+        )
     model.generation_config = copy.deepcopy(dense.generation_config)
     result: PreTrainedModel = model.to(dense.device).eval().requires_grad_(False)
     return result

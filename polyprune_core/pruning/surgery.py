@@ -329,7 +329,7 @@ class _Sublayer:
         return part.fill(self.axis, self.buffer(f"{slot}", part.rows), index, self._padded(index), update)
 
     def _padded(self, index: Tensor) -> int:
-        """Returns how many entries run: those of an axis that nothing reads, or of a second division, are not padded."""
+        """Returns how many entries run; those of a second division, or that nothing reads, are not padded."""
         if self.axis.reader is None or self.axis.of:
             return len(index)
         step = KEPT_WIDTH_MULTIPLE // math.gcd(KEPT_WIDTH_MULTIPLE, self.axis.reader_width)
@@ -355,10 +355,14 @@ def counts_of(model: nn.Module, axis: Axis, entries: int) -> Iterator[tuple[Any,
     for name, value in counts_by_name(model, axis, entries):
         path, _, leaf = name.rpartition(".")
         owner: Any = model.get_submodule(path.removesuffix(".config"))
-        yield (owner, "config", OwnConfig(owner.config, {leaf: value})) if path.endswith(".config") else (
-            owner,
-            leaf,
-            value,
+        yield (
+            (owner, "config", OwnConfig(owner.config, {leaf: value}))
+            if path.endswith(".config")
+            else (
+                owner,
+                leaf,
+                value,
+            )
         )
     for name in dict.fromkeys(cut.parameter.rpartition(".")[0] for cut in axis.cuts):
         owner = model.get_submodule(name)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.errors import ModelError
+from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.models.describe import describe
 from polyprune_core.models.families import family_of
 from polyprune_core.models.layout import Axis, ModelLayout

@@ -30,9 +30,7 @@ class Auto:
         experts = Expert().groups(layout)
         taken = {name for group in experts for name, _ in group.spans}
         channels = [
-            group
-            for group in Channel().groups(layout)
-            if not taken & {layout.axis[name].of for name, _ in group.spans}
+            group for group in Channel().groups(layout) if not taken & {layout.axis[name].of for name, _ in group.spans}
         ]
         return [*(queries if few else heads), *experts, *channels]
 

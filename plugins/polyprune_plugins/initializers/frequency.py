@@ -49,10 +49,8 @@ class Frequency:
         return of_experts_and_others(space, calibration, shares, self.others)
 
 
-def of_experts_and_others(
-    space: MaskSpace, calibration: Calibration, values: dict[str, Tensor], others: str
-) -> Tensor:
-    """Returns (U,) scores: sums of `values` (axis name to a number for each expert), and of other units another metric's."""
+def of_experts_and_others(space: MaskSpace, calibration: Calibration, values: dict[str, Tensor], others: str) -> Tensor:
+    """Returns (U,) scores: sums of `values` (axis name to one number an expert), and of other units another metric's."""
     import torch
 
     from polyprune_core import MaskSpace
