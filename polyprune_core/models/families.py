@@ -108,9 +108,9 @@ def family_of(model_type: str) -> Family:
         return known[model_type]
     broken = [f"{file.path}: {file.problem}" for file in family_files() if file.problem]
     raise ModelError(
-        f"models of family {model_type!r} cannot be cut yet; those of {', '.join(sorted(known))} can. A family is "
-        "a few lines of data: `polyprune plugins new NAME --kind family` writes a package with them, and `polyprune models "
-        "check MODEL` says what is still missing."
+        f"models of family {model_type!r} cannot be cut yet; those of {', '.join(sorted(known))} can. "
+        "A family is a few lines of data: `polyprune plugins new NAME --kind family` writes a package with them, and "
+        "`polyprune models check MODEL` says what is still missing."
         + "".join(f"\nA file of families cannot be used: {b}" for b in broken)
     )
 

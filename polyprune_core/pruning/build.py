@@ -77,8 +77,8 @@ def build_compact(pruned: Pruned) -> PreTrainedModel:
     if wrong:
         shown = {what: names[:3] for what, names in wrong.items()}
         raise ModelError(
-            f"the weights left of {pruned.base.name} do not fit their configuration: {shown}. Where a family's code has "
-            "other widths than its configuration says, write config = {} for that kind: its layers are then resized."
+            f"the weights left of {pruned.base.name} do not fit their configuration: {shown}. Where a "
+            "family's code has other widths than its configuration says, write config = {} for that kind: its layers are then resized."
         )
     model.generation_config = copy.deepcopy(dense.generation_config)
     result: PreTrainedModel = model.to(dense.device).eval().requires_grad_(False)
