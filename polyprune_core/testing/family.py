@@ -181,7 +181,7 @@ def generation_with_a_cache_is_that_without(model_type: str) -> None:
     """The smaller model generates the same tokens with its cache and without it."""
     for name, model, space, keep in _uneven(model_type):
         with quiet():
-            built = _pruned(model, space, keep).build()
+            built: Any = _pruned(model, space, keep).build()
             options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
             with_, without = (built.generate(tiny_windows()[:2], use_cache=use, **options) for use in (True, False))
         require(torch.equal(with_, without), f"{name}: other tokens with the cache")
