@@ -32,7 +32,9 @@ HEADLINE = {
     "wanda → probabilities, reinforce",
     "wanda → probabilities, reinforce, released",
 }
-REFERENCE = [ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "plugins")]
+REFERENCE = [
+    ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "families", "plugins")
+]
 EXPLAINED = [ROOT / "docs" / "explanation" / f"{name}.md" for name in ("baselines", "repair", "sample-efficiency")]
 PAGES = [ROOT / "README.md", *EXPLAINED, *REFERENCE]
 
@@ -249,6 +251,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "originals": originals,
     "repairs": repairs,
     "checks": reference.checks,
+    "families": reference.families,
+    "family checks": reference.family_checks,
     "commands": reference.commands,
 }
 # Tables that are made for what their name ends with.

@@ -3,8 +3,8 @@
     python benchmarks/train_moe.py --out moe
     polyprune compare --model moe --granularity expert --sparsity 0.25,0.5 --baselines random,frequency,reap
 
-A Qwen3-MoE of 4 layers with 8 experts of which a token sees 2, with the tokenizer of the bundled tiny model. The loss has
-the model's own term for the balance of experts. Nothing is trained on the held-out topics.
+A Qwen3-MoE of 4 layers with 8 experts of which a token sees 2, with the tokenizer of the bundled tiny model. The loss
+has the model's own term for the balance of experts. Nothing is trained on the held-out topics.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def check(model: str, trust_remote_code: bool, form: str) -> None:
     if not console.is_terminal:
         console = Console(width=160, highlight=False)
     console.print(
-        f"[bold]{escape(plain(found.name))}[/]: {escape(plain(found.model_type))}, family {escape(plain(found.family))}, "
-        f"{found.layers} layers, {found.parameters:,} parameters"
+        f"[bold]{escape(plain(found.name))}[/]: {escape(plain(found.model_type))}, "
+        f"family {escape(plain(found.family))}, {found.layers} layers, {found.parameters:,} parameters"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("granularity", "units", "parameters", "of the model"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -107,9 +108,9 @@ def family_of(model_type: str) -> Family:
         return known[model_type]
     broken = [f"{file.path}: {file.problem}" for file in family_files() if file.problem]
     raise ModelError(
-        f"models of family {model_type!r} cannot be cut yet; those of {', '.join(sorted(known))} can. A family is a few "
-        "lines of data: `polyprune plugins new NAME --kind family` writes a package with them, and `polyprune models "
-        "check MODEL` says what is still missing."
+        f"models of family {model_type!r} cannot be cut yet; those of {', '.join(sorted(known))} can. "
+        "A family is a few lines of data: `polyprune plugins new NAME --kind family` writes a package with them, and "
+        "`polyprune models check MODEL` says what is still missing."
         + "".join(f"\nA file of families cannot be used: {b}" for b in broken)
     )
 
@@ -131,8 +132,30 @@ def family_files() -> tuple[FamilyFile, ...]:
     return tuple(files)
 
 
-def forget() -> None:
-    """Reads all files anew the next time: after one was changed, or another named."""
+@contextmanager
+def also(path: Path) -> Iterator[FamilyFile]:
+    """Yields a file of families that is known inside the block beside the others, before which it counts.
+
+    Raises:
+        ModelError: it cannot be used.
+    """
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = os.pathsep.join(filter(None, [before, str(path)]))
+    _forget()
+    try:
+        file = family_files()[-1]
+        if file.problem:
+            raise ModelError(file.problem)
+        yield file
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+        _forget()
+
+
+def _forget() -> None:
     families.cache_clear()
     family_files.cache_clear()
 

@@ -30,14 +30,14 @@ class Axis:
     is what goes besides when the whole sublayer goes (its norm). `config_counts` are (configuration field, count per
     entry). `cached_values` is how many numbers one entry adds to the KV cache for every token.
 
-    `of` names the axis that this one divides a second time, in another way: only one of the two is cut at a time. Where
-    `router` names a module, it chooses among the entries, and without one of them it chooses among the others;
-    `experts` is then the module that is given tokens, choices and weights. `scaled` is a parameter that is multiplied by
-    gates where no module reads the axis. At least `at_least` entries are kept, in multiples
-    of `multiple`, or the model's kernels do not run. `whole`: the entries are one, because
-    something in the sublayer looks at all of them at once. `returns`: the argument, by place, that the sublayer adds its
-    output to by itself. `attributes` count entries while the sublayer runs, and `capped` may not exceed their number.
-    Without `config_counts` a layer is resized after it is made.
+    `of` names the axis that this one divides a second time, in another way: only one of the two is cut at a time.
+    Where `router` names a module, it chooses among the entries, and without one of them it chooses among the others;
+    `experts` is then the module that is given tokens, choices and weights. `scaled` is a parameter that is multiplied
+    by gates where no module reads the axis. At least `at_least` entries are kept, in multiples of `multiple`, or the
+    model's kernels do not run. `whole`: the entries are one, because something in the sublayer looks at all of them at
+    once. `returns`: the argument, by place, that the sublayer adds its output to by itself. `attributes` count entries
+    while the sublayer runs, and `capped` may not exceed their number. Without `config_counts` a layer is resized after
+    it is made.
     """
 
     name: str

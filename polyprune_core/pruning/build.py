@@ -19,7 +19,8 @@ from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.remote_code import AUTO_CLASSES, CODE, is_stock, own_class, stock_classes
 from polyprune_core.pruning.cut_copy import cut_copy
-from polyprune_core.pruning.surgery import Remains, compact_items, counts_by_name, width_out
+from polyprune_core.pruning.sublayer import counts_by_name, width_out
+from polyprune_core.pruning.surgery import Remains, compact_items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -66,11 +67,20 @@ def build_compact(pruned: Pruned) -> PreTrainedModel:
     own = class_for(config, pruned.layout)
     with quiet():
         model, report = own.from_pretrained(
-            None, config=config, state_dict=dict(state_items(pruned)), dtype=dense.dtype, output_loading_info=True
+            None,
+            config=config,
+            state_dict=dict(state_items(pruned)),
+            dtype=dense.dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     wrong = {what: sorted(map(str, names)) for what, names in report.items() if names}
     if wrong:
-        raise ModelError(f"the weights left of {pruned.base.name} do not fit their configuration: {wrong}.")
+        shown = {what: names[:3] for what, names in wrong.items()}
+        raise ModelError(
+            f"the weights left of {pruned.base.name} do not fit their configuration: {shown}. Where a family's code "
+            "has other widths than its configuration says, write config = {} for that kind, and layers are resized."
+        )
     model.generation_config = copy.deepcopy(dense.generation_config)
     result: PreTrainedModel = model.to(dense.device).eval().requires_grad_(False)
     return result
@@ -242,7 +252,8 @@ def renaming(pruned: Pruned) -> Callable[[str], str]:
 
 def _sublayers(pruned: Pruned) -> dict[str, Any]:
     """What has to be known of each kind of sublayer to take it out of a layer."""
-    layout, found = pruned.layout, dict[str, Any]()
+    layout = pruned.layout
+    found: dict[str, Any] = {}
     for axis in layout.axes:
         prefix = f"{layout.layers}.{axis.layer}."
         norms = {name.removeprefix(prefix).rpartition(".")[0]: None for name in axis.module_only}

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.modeling_polyprune import Missing, fit
-from polyprune_core.pruning.surgery import compact_state_dict, counts_of, width_out
+from polyprune_core.pruning.sublayer import counts_of, width_out
+from polyprune_core.pruning.surgery import compact_state_dict
 
 
 def cut_copy(

@@ -156,8 +156,8 @@ def said_of(space: MaskSpace) -> Iterator[str]:
         axes = [space.layout.axis[name] for g in groups for name, span in g.spans if isinstance(span, int)]
         if axes and all(axis.size == 1 and axis.kind != kind for axis in axes):
             yield (
-                f"{len(groups)} layers have one unit of {kind} each, so a budget for {kind} can only be met by emptying "
-                f"whole {axes[0].kind} sublayers; a granularity that divides them is finer (query-head, or auto)"
+                f"{len(groups)} layers have one unit of {kind} each: a budget for {kind} empties whole {axes[0].kind} "
+                "sublayers. A granularity that divides them is finer: query-head, or auto"
             )
 
 

@@ -293,7 +293,9 @@ class Harness:
 
     def whole(self) -> PrunedModel:
         """Returns the model with nothing removed."""
-        units = [UnitGroup(axis.kind, axis.layer, 1, ((axis.name, axis.size),)) for axis in self.layout.axes if not axis.of]
+        units = [
+            UnitGroup(axis.kind, axis.layer, 1, ((axis.name, axis.size),)) for axis in self.layout.axes if not axis.of
+        ]
         space = MaskSpace(self.layout, units, "nothing")
         keep = torch.ones(len(space), dtype=torch.bool)
         selection = Selection(keep, space.total_cost, space.total_cost)

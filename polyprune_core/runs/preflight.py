@@ -19,11 +19,8 @@ ALL = "all"
 def settled(config: Comparison, registry: Registry) -> Comparison:
     """Returns the comparison with the step and the scope of its policy, where nothing else was asked for.
 
-<<<<<<< HEAD
-    It then knows too which of its repairs train.
-=======
-    The baseline `all` becomes every installed metric that can score all the units that are asked for.
->>>>>>> metrics
+    It then knows too which of its repairs train. The baseline `all` becomes every installed metric that can score all
+    the units that are asked for.
 
     Raises:
         PluginError: there is no such policy, or what it declares is no default.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from polyprune_core.errors import PolypruneError
 from polyprune_core.evaluation.losses import last_hidden
 from polyprune_core.models.describe import describe
-from polyprune_core.models.families import Family, families, parse
+from polyprune_core.models.families import FamilyFile, also
 from polyprune_core.models.heads import logits_head
 from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.quiet import quiet
@@ -209,10 +209,10 @@ def _takes_places(model: nn.Module) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
-def run_family_checks(family: Family) -> list[CheckResult]:
-    """Returns the result of every check on a tiny model of every type of the family."""
+def run_family_checks(file: FamilyFile) -> list[CheckResult]:
+    """Returns the result of every check on a tiny model of every type that a file of families describes."""
     results = []
-    for model_type in family.model_types:
+    for family, model_type in [(one, model_type) for one in file.families for model_type in one.model_types]:
         for check in FAMILY_CHECKS:
             status, message = "passed", ""
             if model_type not in family.tiny:
@@ -237,12 +237,12 @@ def family_tests(path: str | Path) -> Callable[..., None]:
     """
     import pytest
 
-    read = parse(Path(path), str(path), {family.name: family for family in families().values()})
-    cases = [(kind, check) for family in read for kind in family.model_types for check in FAMILY_CHECKS]
+    with also(Path(path)) as file:
+        cases = [(kind, check) for family in file.families for kind in family.model_types for check in FAMILY_CHECKS]
 
     @pytest.mark.parametrize(("model_type", "check"), cases, ids=[f"{kind}-{check.__name__}" for kind, check in cases])
     def test_family(model_type: str, check: Checked) -> None:
-        with world_restored():
+        with also(Path(path)), world_restored():
             check(model_type)
 
     run: Callable[..., None] = test_family

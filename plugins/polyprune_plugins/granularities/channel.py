@@ -1,7 +1,7 @@
 """Channel: one intermediate unit of one MLP (row of the gate and up projections, column of the down projection).
 
-Where a layer is a mixture of experts, a unit is one channel, by position, of all of its experts, which are stored as
-equally wide, and as many neighbouring ones as the kernels of such layers work in; the expert that all tokens see is an MLP of its own.
+Where a layer is a mixture of experts, a unit is some neighbouring channels, by position, of all of its experts: they
+are stored as equally wide, and their kernels work in such blocks. The expert that all tokens see is an MLP of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Head: one KV group with all the query heads that read it (one head where every query head has its own KV head).
 
-Attention that looks at all of its heads at once, such as OLMo2's, whose norm is one over all of them, has no such units.
+Attention that looks at all of its heads at once, such as OLMo2's, with one norm over all, has no such units.
 """
 
 from __future__ import annotations

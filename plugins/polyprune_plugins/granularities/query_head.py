@@ -1,9 +1,9 @@
 """Query head: one query head of every KV head, so that each KV head goes on serving equally many.
 
-Unit r is the r-th query head of each KV head of its layer, by position: attention as models have it wants the same number
-of queries for every KV head, and which of them a metric ranks r-th in each is not known when units are listed. Where a
-layer has one KV head (multi-query attention) a unit is one query head. Keys and values stay. A layer whose KV heads
-serve one query head each has no such units.
+Unit r is the r-th query head of each KV head of its layer, by position: attention as models have it wants the same
+number of queries for every KV head, and which of them a metric ranks r-th in each is not known when units are listed.
+Where a layer has one KV head (multi-query attention) a unit is one query head. Keys and values stay. A layer whose KV
+heads serve one query head each has no such units.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Frequency:
 
 
 def of_experts_and_others(space: MaskSpace, calibration: Calibration, values: dict[str, Tensor], others: str) -> Tensor:
-    """Returns (U,) scores: sums of `values` (axis name to a number for each expert), and of other units another metric's."""
+    """Returns (U,) scores: of `values`, a number for each expert by axis name, and of other units another metric's."""
     import torch
 
     from polyprune_core import MaskSpace
