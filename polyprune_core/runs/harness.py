@@ -53,6 +53,8 @@ class CutText:
         return f"{self.text.name} in windows of {self.windows.shape[1]}"
 
 
+# Tokens of a repair's text that go through the model at a time.
+REPAIR_TOKENS = 2048
 OF_UNITS = ("cost", "group", "kind", "layer", "peers")
 
 
@@ -138,9 +140,18 @@ class Harness:
 
         It is for use without the compactor; `keeper` keeps its state.
         """
-        windows = sample_windows(self._repair_pool, self.settings.repair_samples, seed)
-        rng = generator(seed, f"repair {spec}")
-        return self._calibration(windows, rng, task, None, readings=readings, mend=self._mend, keeper=keeper)
+        asked = self.settings
+        windows = sample_windows(self._repair_pool, asked.repair_samples, seed)
+        return self._calibration(
+            windows,
+            generator(seed, f"repair {spec}"),
+            task,
+            None,
+            batch_size=max(asked.batch_size, REPAIR_TOKENS // asked.seq_len),
+            readings=readings,
+            mend=self._mend,
+            keeper=keeper,
+        )
 
     def _mend(self, spec: str, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         updates: Mapping[str, Tensor] = self.registry.build("repair", spec).repair(pruned, calibration)
@@ -161,7 +172,7 @@ class Harness:
             self.layout,
             windows,
             rng,
-            self.settings.batch_size,
+            more.pop("batch_size", self.settings.batch_size),
             progress=lambda done, total: task.update(done / total),
             compactor=compactor,
             measure=self.measure,
