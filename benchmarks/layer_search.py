@@ -252,7 +252,8 @@ def main(
     harness = open_harness(settings, load_registry(), Reporter(), budgets=False)
     harness.calibration_windows = sample_windows(harness.calibration_windows, windows, 0)
     ledger = Ledger(output)
-    texts = {role: {"name": text.name, "sha256": text.sha256} for role, text in harness.texts.items()}
+    read = {"calibration": harness.texts.calibration, "evaluation": harness.texts.evaluations[0]}
+    texts = {role: {"name": text.name, "sha256": text.sha256} for role, text in read.items()}
     model = {"model": settings.model, "sha256": harness.loaded.sha256, "dtype": settings.dtype}
     ledger.require_same({**model, **texts, "windows": windows, "limit": limit, "seq_len": settings.seq_len})
     remembered = remembering(ledger)

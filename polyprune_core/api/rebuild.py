@@ -8,7 +8,7 @@ from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.results.results import Results
-from polyprune_core.results.row import Row
+from polyprune_core.results.row import OnText, Row
 from polyprune_core.runs.decision import Cost
 from polyprune_core.runs.prune import PruningResult
 from polyprune_core.runs.stored_cell import finished_cell
@@ -33,18 +33,32 @@ def rebuilt(results: Results, row: Row, model: str | None) -> PruningResult:
         revision=None if model else cell.revision,
         trust_remote_code=asked.trust_remote_code,
     )
-    dense = next((each for each in results.rows if each.cell.kind == "dense" and each.status == "ok"), None)
+    dense = next((each for each in results.rows if each.cell.is_reference and each.status == "ok"), None)
     cost = Cost(row.forward_passes, row.forward_tokens, row.backward_passes, row.search_seconds, row.peak_memory_mb)
     return PruningResult(
         pruned=cell.apply(base, load_registry()),
-        evaluation=_evaluation(results, row),
-        dense=_evaluation(results, dense) if dense else None,
+        evaluations=_evaluations(results, row),
+        dense_evaluations=_evaluations(results, dense) if dense else (),
         cost=cost,
         budget=row.cell.budget,
         budget_achieved=row.budget_achieved,
     )
 
 
-def _evaluation(results: Results, row: Row) -> Evaluation:
-    windows = results.details[row.id].window_nll.tolist() if row.id in results.details else ()
-    return Evaluation(row.nll or 0.0, row.eval_tokens or 0, row.kl_to_dense, row.top1_agreement, tuple(windows))
+def _evaluations(results: Results, row: Row) -> tuple[Evaluation, ...]:
+    """The row's evaluations; of a row from before there were several, the one."""
+    beside = results.details.get(row.id)
+    windows = dict(enumerate((beside.window_nll, *beside.further_nll))) if beside else {}
+    headline = OnText("", 0, row.perplexity, row.nll, row.eval_tokens or 0, row.kl_to_dense, row.top1_agreement)
+    return tuple(
+        Evaluation(
+            nll=each.nll or 0.0,
+            tokens=each.tokens,
+            kl_to_dense=each.kl_to_dense,
+            top1_agreement=each.top1_agreement,
+            window_nll=tuple(windows[index].tolist()) if index in windows else (),
+            text=each.text,
+            seq_len=each.seq_len,
+        )
+        for index, each in enumerate(row.evaluations or (headline,))
+    )

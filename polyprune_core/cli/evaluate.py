@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import CUTTING, LOADING, OUTPUT, TASKS, given, options
+from polyprune_core.cli.options import CUTTING, EVALUATED, EVALUATION, LOADING, OUTPUT, TASKS, given, options
 from polyprune_core.cli.params import CommaList, setting
 
 if TYPE_CHECKING:
@@ -21,10 +21,9 @@ WHAT = [
     ),
 ]
 TEXT = [
-    setting("--evaluation", metavar="TEXT", help="builtin:pydocs, a text file, or a hub dataset."),
+    EVALUATION,
     *CUTTING,
-    setting("--eval-seq-len", type=CommaList(int), metavar="LIST", help="Tokens of an evaluation window."),
-    setting("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced.", unless="all"),
+    *EVALUATED,
     setting("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks."),
 ]
 MORE = [

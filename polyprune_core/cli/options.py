@@ -11,6 +11,7 @@ import rich_click as click
 from polyprune_core.cli.params import (
     CommaList,
     Setting,
+    TextList,
     UserPath,
     complete_model,
     complete_text,
@@ -63,6 +64,29 @@ MODEL = [
     ),
     *LOADING,
 ]
+EVALUATED = [
+    setting(
+        "--eval-seq-len",
+        type=CommaList(int),
+        metavar="LIST",
+        help="Tokens of an evaluation window; the first is the headline's.",
+    ),
+    setting(
+        "--limit",
+        "-L",
+        type=int,
+        metavar="N",
+        help="Windows of an evaluation at the first length, evenly spaced; at others about as many tokens.",
+        unless="all",
+    ),
+]
+EVALUATION = setting(
+    "--evaluation",
+    type=TextList(),
+    metavar="LIST",
+    shell_complete=complete_text,
+    help="Texts as builtin:prose, files or hub datasets; the first is the headline, none the calibration text.",
+)
 TASKS = [
     setting("--tasks", "-t", type=CommaList(), metavar="LIST", help="Tasks of lm-evaluation-harness."),
     setting(
@@ -81,19 +105,14 @@ TEXT = [
         "--calibration",
         metavar="TEXT",
         shell_complete=complete_text,
-        help="builtin:pydocs, a file, a hub dataset, or A+B of these in equal shares.",
+        help="builtin:pydocs, builtin:prose, a file, a hub dataset, or A+B of these in equal shares.",
     ),
-    setting(
-        "--evaluation",
-        metavar="TEXT",
-        shell_complete=complete_text,
-        help="As above, but one text, and never the calibration text.",
-    ),
+    EVALUATION,
     *CUTTING,
     setting("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at."),
+    setting("--repair-samples", type=int, metavar="N", help="Windows that a repair looks at, at most."),
     setting("--seq-len", type=int, metavar="T", help="Tokens of a calibration window."),
-    setting("--eval-seq-len", type=int, metavar="T", help="Tokens of an evaluation window."),
-    setting("--limit", "-L", type=int, metavar="N", help="Evaluation windows, evenly spaced.", unless="all"),
+    *EVALUATED,
 ]
 SEARCH = [
     setting("--steps", type=int, metavar="N", help="Search steps."),

@@ -53,6 +53,15 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
             self.fail(f"{value!r} is not a comma-separated list of {kind}.", param, ctx)
 
 
+class TextList(CommaList):
+    """A comma-separated list of texts; a file whose own name has a comma is one text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Returns the names of texts as a tuple."""
+        is_file = isinstance(value, str) and user_path(value).is_file()
+        return (value,) if is_file else super().convert(value, param, ctx)
+
+
 class NameOf(click.Choice):  # type: ignore[type-arg]
     """One of `names()`, which are looked up where they are needed: in a value, a help text or a completion."""
 
@@ -106,9 +115,9 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def complete_text(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the built-in text; for anything else files."""
-    builtin = "builtin:pydocs"
-    return [CompletionItem(builtin) if builtin.startswith(incomplete) else CompletionItem(incomplete, type="file")]
+    """Completes the built-in texts; for anything else files."""
+    names = [name for name in ("builtin:pydocs", "builtin:prose", "builtin:mix") if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
 class Setting(click.Option):

@@ -40,7 +40,7 @@ ONE = [
         "--repair",
         metavar="NAME",
         shell_complete=plugin_names("repair"),
-        help="What happens to the weights that stay: none, bias or another repair.",
+        help="What happens to the weights that stay: none, least-squares, distil or another repair.",
     ),
     setting("--seed", type=int, metavar="N", help="Calibration sample and masks."),
     setting(

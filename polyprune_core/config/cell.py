@@ -62,10 +62,20 @@ class Cell(BaseModel):
         return f"budget {self.budget}" if self.budget else f"sparsity {self.sparsity}"
 
     @property
+    def is_reference(self) -> bool:
+        """Whether this is the dense model as it was, which every other row is measured against."""
+        return self.kind == "dense" and not self.repaired
+
+    @property
+    def repaired(self) -> bool:
+        """Whether a repair changes the weights that stay."""
+        return self.repair not in (None, NO_REPAIR)
+
+    @property
     def label(self) -> str:
         """What the cell is called while it runs; granularity, scope and scale are left out."""
         name = f"{self.initializer} → {self.estimator}" if self.estimator else self.initializer
-        repaired = f" + {self.repair}" if self.repair not in (None, NO_REPAIR) else ""
+        repaired = f" + {self.repair}" if self.repaired else ""
         return f"{name}{repaired}, {self.asked}, seed {self.seed}"
 
     def without(self, *names: str) -> Cell:
@@ -94,9 +104,14 @@ class Cell(BaseModel):
 
 
 class Dense(Cell):
-    """The model that nothing is removed from."""
+    """The model that nothing is removed from; with a `repair` that trains, what that alone makes of it."""
 
     kind: Literal["dense"] = "dense"
+
+    @property
+    def label(self) -> str:
+        """What the cell is called while it runs."""
+        return f"dense model + {self.repair}, seed {self.seed}" if self.repaired else "dense model"
 
 
 class Pruned(Cell):

@@ -6,7 +6,18 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from polyprune_core.config.settings import Bos, Distinct, Dtype, ManyOrOne, Place, Positive, TaskSettings, Word
+from polyprune_core.config.settings import (
+    Bos,
+    Distinct,
+    Dtype,
+    EvaluationLengths,
+    EvaluationTexts,
+    ManyOrOne,
+    Place,
+    Positive,
+    TaskSettings,
+    Word,
+)
 
 
 class EvaluateConfig(TaskSettings):
@@ -21,10 +32,10 @@ class EvaluateConfig(TaskSettings):
     trust_remote_code: bool = False
     dtype: Dtype = "auto"
     device: str = "auto"
-    evaluation: str = "builtin:pydocs"
+    evaluation: EvaluationTexts = ("builtin:pydocs",)
     text_column: str | None = None
     bos: Bos = "auto"
-    eval_seq_len: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Distinct, ManyOrOne] = (128,)
+    eval_seq_len: EvaluationLengths = (128,)
     limit: Positive | None = None
     batch_size: Positive = 8
     generate: Annotated[tuple[str, ...], ManyOrOne] = ()

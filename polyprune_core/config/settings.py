@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PrivateAttr,
     ValidationError,
     model_validator,
@@ -36,10 +37,17 @@ Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 OrNone = AfterValidator(lambda specs: specs or (NO_REPAIR,))
 Place = Annotated[Path, BeforeValidator(lambda value: user_path(value) if isinstance(value, str) else value)]
 ManyOrOne = BeforeValidator(lambda value: _many(value))
+# A list of one is written as the one, so that cells keep the identity and records the look of before there were lists.
+OneAsIs = PlainSerializer(lambda values: values[0] if len(values) == 1 else list(values))
+# What a model is evaluated on: every text at every length; the first of both is the headline.
+EvaluationTexts = Annotated[tuple[Word, ...], Field(min_length=1), Distinct, OneAsIs, ManyOrOne]
+EvaluationLengths = Annotated[
+    tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), Distinct, OneAsIs, ManyOrOne
+]
 
 
 class Settings(BaseModel):
-    """What every row of a table shares: one model, one text, one evaluation."""
+    """What every row of a table shares: one model, one text to calibrate on, the same evaluations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -50,12 +58,13 @@ class Settings(BaseModel):
     dtype: Dtype = "auto"
     device: str = "auto"
     calibration: str = "builtin:pydocs"
-    evaluation: str = "builtin:pydocs"
+    evaluation: EvaluationTexts = ("builtin:pydocs",)
     text_column: str | None = None
     bos: Bos = "auto"
     calibration_samples: Positive = 64
+    repair_samples: Positive = 512
     seq_len: Annotated[int, Field(ge=2)] = 128
-    eval_seq_len: Annotated[int, Field(ge=2)] = 128
+    eval_seq_len: EvaluationLengths = (128,)
     limit: Positive | None = None
     batch_size: Positive = 2
     steps: Positive = 50
@@ -154,6 +163,7 @@ class Comparison(Settings, TaskSettings):
     # Decides no number: neither results nor the commands that make them again hold it.
     report_to: Annotated[Loggers, Field(exclude=True)] = ()
     _search_scope: Scope = PrivateAttr("global")
+    _trained: tuple[str, ...] = PrivateAttr(())
 
     @property
     def metric_scopes(self) -> tuple[AskedScope, ...]:
@@ -171,6 +181,17 @@ class Comparison(Settings, TaskSettings):
         own = {"optimizer": self.optimizer or optimizer, "learning_rate": self.learning_rate or learning_rate}
         filled = self.model_copy(update=own)
         filled._search_scope = scope
+        return filled
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The repairs that train, which the dense model gets too; known once plugins have been asked."""
+        return self._trained
+
+    def with_trained(self, repairs: tuple[str, ...]) -> Comparison:
+        """Returns the comparison with the repairs that train."""
+        filled = self.model_copy()
+        filled._trained = repairs
         return filled
 
     @property
@@ -196,6 +217,8 @@ class Comparison(Settings, TaskSettings):
 class Pruning(Settings):
     """One model to cut for good."""
 
+    # A model that is kept has to do more than what it was calibrated on.
+    evaluation: EvaluationTexts = ("builtin:pydocs", "builtin:prose")
     initializer: str = "thinet"
     estimator: Annotated[Word | None, BeforeValidator(lambda name: None if name == "none" else name)] = None
     granularity: str = "head+channel"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -16,6 +17,7 @@ from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.losses import FLOAT_ROWS, cross_entropy, head, last_hidden, predictions
 from polyprune_core.models.remote_code import is_stock
 from polyprune_core.utils.numbers import exp
+from polyprune_core.utils.progress import Reporter, Task
 
 Progress = Callable[[int, int], None]
 
@@ -33,7 +35,8 @@ def not_finite(what: str, model: Any) -> ModelError:
 class Evaluation:
     """Means over `tokens` predicted tokens: `nll` in nats; `kl_to_dense` in nats; `top1_agreement` as a fraction.
 
-    `window_nll` is each window's own mean, in nats per token and in the order of the windows.
+    `window_nll` is each window's own mean, in nats per token and in the order of the windows. `text` and `seq_len` say
+    what was read: the text's name, and the tokens of a window.
     """
 
     nll: float
@@ -41,6 +44,8 @@ class Evaluation:
     kl_to_dense: float | None = None
     top1_agreement: float | None = None
     window_nll: tuple[float, ...] = field(default=(), repr=False)
+    text: str = ""
+    seq_len: int | None = None
 
     @property
     def perplexity(self) -> float:
@@ -57,9 +62,14 @@ class Evaluator:
     """
 
     def __init__(
-        self, windows: Tensor, batch_tokens: int = 2048, whole: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self,
+        windows: Tensor,
+        batch_tokens: int = 2048,
+        whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        text: str = "",
     ) -> None:
-        self.batches = windows.split(max(1, batch_tokens // windows.shape[1]))
+        self.text, self.windows, self.seq_len = text, *windows.shape
+        self.batches = windows.split(max(1, batch_tokens // self.seq_len))
         self.dense_hidden: list[Tensor] = []
         self.dense_model: Any = None
         self._whole = whole
@@ -90,10 +100,10 @@ class Evaluator:
                 if not bool(pieces[-1].isfinite().all()):
                     raise not_finite("the model", model)
                 if dense:
-                    divergence, same = _agreement(dense[0], logits, target, pieces[-1])
-                    if not math.isfinite(divergence):
+                    further, equal = _agreement(dense[0], logits, target, pieces[-1])
+                    if not math.isfinite(further):
                         raise not_finite("the model", model)
-                    kl, agree = kl + divergence, agree + same
+                    kl, agree = kl + further, agree + equal
             losses = torch.cat(pieces).view(len(ids), -1)
             nll += float(losses.sum(dtype=torch.float64))
             windows += losses.mean(dim=1, dtype=torch.float64).tolist()
@@ -101,15 +111,35 @@ class Evaluator:
             if remember:
                 remember(hidden)
             progress(done + 1, len(self.batches))
-        if not compared:
-            return Evaluation(nll / tokens, tokens, window_nll=tuple(windows))
-        return Evaluation(nll / tokens, tokens, kl / tokens, agree / tokens, tuple(windows))
+        divergence, same = (kl / tokens, agree / tokens) if compared else (None, None)
+        return Evaluation(nll / tokens, tokens, divergence, same, tuple(windows), self.text, self.seq_len)
 
     def _dense(self, batch: int, ids: Tensor) -> Tensor:
         if self.dense_hidden:
             return self.dense_hidden[batch]
         with self._whole():
             return last_hidden(self.dense_model, ids)
+
+
+def in_turn(
+    evaluators: Sequence[Evaluator],
+    run: Callable[[Evaluator, Any, Progress], Evaluation],
+    model: Any,
+    label: str,
+    reporter: Reporter,
+) -> tuple[Evaluation, ...]:
+    """Returns what a model scores with each evaluator by `run`: `Evaluator.dense` or `Evaluator.compare`."""
+    found: list[Evaluation] = []
+    with reporter.task(f"perplexity of {label}", sum(len(each.batches) for each in evaluators)) as task:
+        before = 0
+        for each in evaluators:
+            found.append(run(each, model, partial(_shown, task, before)))
+            before += len(each.batches)
+    return tuple(found)
+
+
+def _shown(task: Task, before: int, done: int, total: int) -> None:
+    task.update(before + done)
 
 
 def _forget(hidden: Tensor) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import re
 import sys
 import sysconfig
 import warnings
@@ -19,25 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyprune_core.errors import DataError
+from polyprune_core.evaluation.apart import runs, without
 
-RUN = 12  # words in a row that two paragraphs may not share across the split
 HELD_OUT = 0.28  # share of the topic names; 22-24 % of the characters in CPython 3.11 to 3.14
 NOT_TEXT = frozenset({"test", "tests", "idlelib", "lib2to3", "turtledemo"})
-
-
-def _paragraphs(text: str) -> list[str]:
-    return [p for p in re.split(r"\n\s*\n", text.strip("\n")) if p.strip()]
-
-
-def _runs(text: str) -> set[tuple[str, ...]]:
-    """Returns every run of `RUN` words inside a paragraph of `text`, and whole the paragraphs that are shorter."""
-    paragraphs = [tuple(p.split()) for p in _paragraphs(text)]
-    return {words[i : i + RUN] for words in paragraphs for i in range(max(1, len(words) - RUN + 1))}
-
-
-def _without(text: str, seen: set[tuple[str, ...]]) -> str:
-    """Returns `text` without the paragraphs that share a run with `seen`."""
-    return "\n\n".join(p for p in _paragraphs(text) if _runs(p).isdisjoint(seen))
 
 
 @functools.cache
@@ -52,10 +36,10 @@ def _topics() -> dict[str, str]:
     kept: dict[str, str] = {}
     seen: set[tuple[str, ...]] = set()
     for name in sorted(topics, key=lambda n: (-len(topics[n]), n)):
-        runs = _runs(topics[name])
-        if 2 * len(runs & seen) < len(runs):
+        there = runs(topics[name])
+        if 2 * len(there & seen) < len(there):
             kept[name] = topics[name].strip("\n")
-            seen |= runs
+            seen |= there
     return dict(sorted(kept.items()))
 
 
@@ -71,12 +55,12 @@ def calibration_text() -> str:
 
 @functools.cache
 def evaluation_text() -> str:
-    """Returns the held-out topics, joined by blank lines, without paragraphs that share `RUN` words with calibration.
+    """Returns the held-out topics, joined by blank lines, without paragraphs that share twelve words with calibration.
 
     Shorter paragraphs are left out when they occur whole in the calibration text. `DataError` without `pydoc_data`.
     """
-    seen = _runs(calibration_text())
-    texts = (_without(text, seen) for name, text in _topics().items() if _held_out(name))
+    seen = runs(calibration_text())
+    texts = (without(text, seen) for name, text in _topics().items() if _held_out(name))
     return "\n\n".join(text for text in texts if text)
 
 
@@ -106,13 +90,13 @@ def docstrings_text() -> str:
 
     Nothing is imported. No paragraph shares `RUN` words in a row with the evaluation text. `DataError` without source.
     """
-    seen = _runs(evaluation_text())
+    seen = runs(evaluation_text())
     docs: dict[str, None] = {}
     for path in _sources():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(path.read_bytes(), str(path))
-        docs.update(dict.fromkeys(_without(doc, seen) for doc in _docstrings(tree)))
+        docs.update(dict.fromkeys(without(doc, seen) for doc in _docstrings(tree)))
     docs.pop("", None)
     if not docs:
         raise DataError(f"no standard-library source under {sysconfig.get_path('stdlib')}. Use a complete CPython.")

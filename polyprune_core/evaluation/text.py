@@ -1,23 +1,26 @@
-"""Names of texts to texts: the built-in one, files, datasets of the hub, and mixes of these to calibrate on."""
+"""Names of texts to texts: built-in ones, files, datasets of the hub, and mixes of these to calibrate on."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from polyprune_core.errors import ConfigError, DataError, PolypruneError, unknown_name
-from polyprune_core.evaluation import pydocs
+from polyprune_core.evaluation import prose, pydocs
 from polyprune_core.evaluation.rows import TEXT_COLUMN, holds_rows, join_rows, no_column, read_file
 from polyprune_core.models.quiet import no_bars
 
 Role = Literal["calibration", "evaluation"]
-ROLES: tuple[Role, ...] = ("calibration", "evaluation")
-BUILTIN = {"pydocs": {"calibration": pydocs.calibration_text, "evaluation": pydocs.evaluation_text}}
+BUILTIN = {
+    "pydocs": {"calibration": pydocs.calibration_text, "evaluation": pydocs.evaluation_text},
+    "prose": {"calibration": prose.calibration_text, "evaluation": prose.evaluation_text},
+}
+MIXES = {"builtin:mix": "builtin:pydocs+builtin:prose"}
 HUB_SPLIT = {"calibration": "train", "evaluation": "test"}
 
 
@@ -36,28 +39,66 @@ class Text:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def load_texts(names: Mapping[Role, str], column: str | None = None) -> dict[str, Text]:
-    """Returns the text of each role.
+@dataclass(frozen=True)
+class Texts:
+    """What is calibrated on, and what is evaluated on: the first of several is the headline."""
+
+    calibration: Text
+    evaluations: tuple[Text, ...]
+
+    @property
+    def hashes(self) -> dict[str, Any]:
+        """Returns the sha256 of the calibration and of the first evaluation text by role, and of further ones."""
+        first, *further = (text.sha256 for text in self.evaluations)
+        found = {"calibration": self.calibration.sha256, "evaluation": first}
+        return found | ({"further evaluations": further} if further else {})
+
+
+def load_texts(calibration: str, evaluations: Sequence[str], column: str | None = None) -> Texts:
+    """Returns the texts of these names.
 
     Raises:
-        ConfigError: a column was named and no text has columns.
+        ConfigError: a column was named and no text has columns, or two evaluation texts have one name.
         DataError: as `load_text` does.
     """
-    if column and not any(_has_columns(part) for name in names.values() for part in parts_of(name)):
+    _check_column(column, (calibration, *evaluations))
+    _check_column(column, (calibration, *evaluations))
+    return Texts(load_text(calibration, "calibration", column), _load_distinct(evaluations, column))
+
+
+def load_evaluations(names: Sequence[str], column: str | None = None) -> tuple[Text, ...]:
+    """Returns the texts to evaluate on; raises as `load_texts` does."""
+    _check_column(column, names)
+    return _load_distinct(names, column)
+
+
+def _load_distinct(names: Sequence[str], column: str | None) -> tuple[Text, ...]:
+    texts = tuple(load_text(name, "evaluation", column) for name in names)
+    called = [text.name for text in texts]
+    if twice := next((name for name in called if called.count(name) > 1), None):
+        raise ConfigError(
+            f"--evaluation: two texts are called {twice!r}; results would not tell them apart. Rename one."
+        )
+    return texts
+
+
+def _check_column(column: str | None, names: Sequence[str]) -> None:
+    if column and not any(_has_columns(part) for name in names for part in parts_of(name)):
         raise ConfigError(
             f"--text-column {column} is about datasets and .jsonl, .json and .parquet files; "
-            f"{' and '.join(dict.fromkeys(names.values()))} has no columns. Leave it out."
+            f"{' and '.join(dict.fromkeys(names))} has no columns. Leave it out."
         )
-    return {role: load_text(name, role, column) for role, name in names.items()}
 
 
 def load_text(name: str, role: Role, column: str | None = None) -> Text:
-    """Returns `builtin:pydocs`, a file, a hub dataset `owner/name[:config[:split]]`, or for calibration `A+B` of these.
+    """Returns `builtin:pydocs`, `builtin:prose`, a file, a hub dataset `owner/name[:config[:split]]`, or a mix `A+B`.
+
+    A mix is for calibration; `builtin:mix` is that of the built-in texts.
 
     A `.raw` file holds one row a line, like the WikiText release, and gives the text that the hub's copy gives: rows
     joined by "\\n\\n", each with its own line end, blank rows empty. Rows of a dataset, a .jsonl, a .json or a .parquet
     file are those of `column`, or of "text", joined likewise; a null row is an empty one. Any of these files may be
-    compressed (.gz). Any other file is taken as it is. The built-in text and a hub dataset without a stated split give
+    compressed (.gz). Any other file is taken as it is. A built-in text and a hub dataset without a stated split give
     disjoint parts for the two roles.
 
     Raises:
@@ -66,7 +107,8 @@ def load_text(name: str, role: Role, column: str | None = None) -> Text:
     parts = parts_of(name)
     if len(parts) > 1:
         if role == "evaluation":
-            raise DataError(f"--evaluation {name}: perplexity is of one text; a mix is for --calibration.")
+            told = ",".join(parts)
+            raise DataError(f"--evaluation {name}: perplexity is of one text; a mix is for --calibration. Give {told}.")
         if len(set(parts)) < len(parts) or not all(parts):
             raise DataError(f"--calibration {name}: give different texts joined by +, each one once.")
         texts = tuple(load_text(part, role, column) for part in parts)
@@ -74,7 +116,7 @@ def load_text(name: str, role: Role, column: str | None = None) -> Text:
     if name.startswith("builtin:"):
         builtin = name.removeprefix("builtin:")
         if builtin not in BUILTIN:
-            raise DataError(unknown_name("built-in text", builtin, BUILTIN))
+            raise DataError(unknown_name("built-in text", builtin, (*BUILTIN, "mix")))
         content = BUILTIN[builtin][role]()
     elif _is_file(path := os.path.expanduser(name)):
         content, name = read_file(Path(path), column), Path(path).name
@@ -89,7 +131,7 @@ def load_text(name: str, role: Role, column: str | None = None) -> Text:
 
 def parts_of(name: str) -> list[str]:
     """Returns the names that a mix `A+B` joins; a file whose own name has a + is one text."""
-    return [name] if _is_file(name) else name.split("+")
+    return [name] if _is_file(name) else MIXES.get(name, name).split("+")
 
 
 def _is_file(name: str) -> bool:

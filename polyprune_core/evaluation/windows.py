@@ -118,6 +118,11 @@ class Cutter:
         return self.tokenizer(text, verbose=False, return_attention_mask=False, add_special_tokens=False)["input_ids"]
 
 
+def limits(lengths: Sequence[int], limit: int | None) -> dict[int, int | None]:
+    """Returns the windows to evaluate on at each length: `limit` at the first, at others about as many tokens."""
+    return {each: limit and max(1, round(limit * lengths[0] / each)) for each in lengths}
+
+
 def beginning(tokenizer: Any, bos: Bos) -> tuple[int, ...]:
     """Returns the token ids that every window begins with.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polyprune_core.config.protect import NOTHING, Protect
 from polyprune_core.errors import BudgetError
-from polyprune_core.pruning.shapes import ANY_SHAPE, least_counts, legal_counts
+from polyprune_core.pruning.shapes import ANY_SHAPE, least_counts, legal_counts, refilled
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import EPS, LegalShapes, Selection
 
@@ -196,7 +196,8 @@ def select(
     Units are taken by descending score (U,), ties in unit order, as long as they fit. Each group of more than one
     unit first keeps its best `min_keep`, one of a protected layer all. In scope `layer` every pool gets its whole units
     first; what is left over goes to the best-scored units waiting, one a pool before any pool gets a second. What is
-    kept of a group is then rounded down to a number that `shapes` allow.
+    kept of a group is then rounded down to a number that `shapes` allow, and what that leaves of the budget goes to
+    legal steps more.
 
     Raises:
         BudgetError: the floor alone costs more than the budget, or a group has no number of units that is allowed.
@@ -218,7 +219,10 @@ def select(
         keep[_fitting(own, space.price, budget - held[label])] = True
     if shapes is not ANY_SHAPE:
         counts = [int(keep[units].sum()) for units in space.slices()]
-        keep = _best(order, space, legal_counts(counts, space, shapes, _least(space, 0, protect)))
+        counts = legal_counts(counts, space, shapes, _least(space, 0, protect))
+        spent = torch.bincount(labels, space.price * _best(order, space, counts))
+        room = (1 - sparsity) * torch.tensor(prices) * (1 + 1e-12) - spent
+        keep = _best(order, space, refilled(counts, scores, labels, room, space, shapes))
     return Selection(keep, int(space.cost[keep].sum()), space.total_cost)
 
 
@@ -234,8 +238,12 @@ def _floor(order: Tensor, space: MaskSpace, min_keep: int, shapes: LegalShapes, 
 def _least(space: MaskSpace, min_keep: int, protect: Protect) -> list[int]:
     layers = space.layout.num_layers
     return [
-        group.count if protect.covers(group.layer, layers) else min(min_keep, group.count) if group.count > 1 else 0
-        for group in space.groups
+        group.count
+        if protect.covers(group.layer, layers)
+        else max(floor, min(min_keep, group.count))
+        if group.count > 1
+        else 0
+        for group, floor in zip(space.groups, space.floors, strict=True)
     ]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyprune_core.config.cell import AUTO, NO_REPAIR, Cell
+from polyprune_core.config.cell import AUTO, Cell
 from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
+from polyprune_core.results.statistics import Sample
 from polyprune_core.results.summaries import Summary
 
 MARKS = {"better": "✓", "worse": "✗", "better before correction": "(✓)", "worse before correction": "(✗)"}
@@ -22,11 +23,17 @@ POOLING = ("scope", "scale")
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the summary table; `optional` ones appear where there is room."""
+    """A column of the summary table.
+
+    `optional` ones appear where there is room, those `on_request` where their title is asked for, and those `on_paper`
+    where a page has no room for all.
+    """
 
     title: str
     text: Callable[[Summary], str]
     optional: bool = False
+    on_paper: bool = False
+    on_request: bool = False
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -69,10 +76,30 @@ def perplexity(summary: Summary) -> str:
     """Returns mean ± standard deviation over seeds, or that all seeds gave the same."""
     if summary.perplexity is None:
         return "failed"
-    mean, sd = number(summary.perplexity.mean), summary.perplexity.sd
-    if summary.alike:
-        return f"{mean} {ALIKE}"
+    return f"{number(summary.perplexity.mean)} {ALIKE}" if summary.alike else _spread(summary.perplexity)
+
+
+def _spread(found: Sample) -> str:
+    mean, sd = number(found.mean), found.sd
     return mean if sd is None else f"{mean} ± {number(sd, 1) if sd >= 0.05 else f'{sd:.1g}'}"
+
+
+def _excess(summary: Summary) -> str:
+    if not summary.row.evaluations or summary.row.cell.kind == "dense":
+        return ""
+    return number(summary.row.evaluations[0].excess, 3)
+
+
+def _share(summary: Summary, index: int) -> str:
+    share = summary.shares[index] if index < len(summary.shares) else None
+    return "" if share is None or summary.row.cell.kind == "dense" else f"{share:.0%}"
+
+
+def _further(summary: Summary, place: tuple[str, int]) -> str:
+    for each, spread in zip(summary.row.evaluations, summary.perplexities, strict=True):
+        if each.place == place and spread is not None:
+            return _spread(spread)
+    return ""
 
 
 def versus(summary: Summary) -> str:
@@ -100,7 +127,7 @@ def _count(summary: Summary) -> str:
 
 
 def _passes(summary: Summary) -> str:
-    return str(summary.row.backward_passes or "") if summary.row.cell.kind != "dense" else ""
+    return str(summary.row.backward_passes or "")
 
 
 def _agreement(summary: Summary) -> str:
@@ -112,20 +139,22 @@ def _seconds(summary: Summary) -> str:
 
 
 COLUMNS = (
-    Column("budget asked → got", budget),
-    Column("sparsity asked → got", sparsity),
-    Column("perplexity", perplexity),
-    Column("against its start", versus),
-    Column("n", _count),
-    Column("evaluation noise", _evaluation, optional=True),
-    Column("p", lambda s: number(s.versus.p if s.versus else None, 3), optional=True),
-    Column("q", lambda s: number(s.versus.q if s.versus else None, 3), optional=True),
-    Column("Pareto", lambda s: " ".join(s.pareto), optional=True),
-    Column("forward tokens", lambda s: short(s.row.forward_tokens), optional=True),
+    Column("budget asked → got", budget, on_paper=True),
+    Column("sparsity asked → got", sparsity, on_paper=True),
+    Column("perplexity", perplexity, on_paper=True),
+    Column("against its start", versus, on_paper=True),
+    Column("n", _count, on_paper=True),
+    Column("excess", _excess, optional=True, on_paper=True),
+    Column("share", lambda s: _share(s, 0), on_request=True),
+    Column("evaluation noise", _evaluation, optional=True, on_paper=True),
+    Column("p", lambda s: number(s.versus.p if s.versus else None, 3), optional=True, on_paper=True),
+    Column("q", lambda s: number(s.versus.q if s.versus else None, 3), optional=True, on_paper=True),
+    Column("Pareto", lambda s: " ".join(s.pareto), optional=True, on_paper=True),
+    Column("forward tokens", lambda s: short(s.row.forward_tokens), optional=True, on_paper=True),
     Column("backward passes", _passes, optional=True),
     Column("non-finite losses", lambda s: str(s.row.non_finite_losses or "")),
     Column("parameters", lambda s: short(s.row.parameters_kept), optional=True),
-    Column("KL to dense", lambda s: number(s.row.kl_to_dense, 3), optional=True),
+    Column("KL to dense", lambda s: number(s.row.kl_to_dense, 3), optional=True, on_paper=True),
     Column("same top-1", _agreement, optional=True),
     Column("seconds", _seconds, optional=True),
     Column("peak MB", lambda s: number(s.row.peak_memory_mb, 0), optional=True),
@@ -133,8 +162,24 @@ COLUMNS = (
 
 
 def columns(summaries: Sequence[Summary]) -> list[Column]:
-    """Returns the columns there are: those that every comparison has, and one for each task."""
-    return [*COLUMNS, *(Column(task, functools.partial(_accuracy, task=task)) for task in _tasks(summaries))]
+    """Returns the columns there are: those that every comparison has, those of further evaluations, and the tasks'."""
+    after = 1 + next(index for index, column in enumerate(COLUMNS) if column.title == "share")
+    tasks = [Column(task, functools.partial(_accuracy, task=task)) for task in _tasks(summaries)]
+    return [*COLUMNS[:after], *_columns_of_further(summaries), *COLUMNS[after:], *tasks]
+
+
+def _columns_of_further(summaries: Sequence[Summary]) -> Iterator[Column]:
+    """Perplexity, and on request the share, of every evaluation but the headline."""
+    for index, place in enumerate(places(summaries)[1:], 1):
+        where = " at ".join(map(str, place)).replace(",", " ")
+        text = functools.partial(_further, place=place)
+        yield Column(f"perplexity on {where}", text, optional=True, on_paper=True)
+        yield Column(f"share on {where}", functools.partial(_share, index=index), on_request=True)
+
+
+def places(summaries: Sequence[Summary]) -> list[tuple[str, int]]:
+    """Returns the (text, window length) of all evaluations, the headline first."""
+    return list(dict.fromkeys(each.place for summary in summaries for each in summary.row.evaluations))
 
 
 def _tasks(summaries: Sequence[Summary]) -> list[str]:
@@ -152,20 +197,9 @@ def accuracy(scores: Mapping[str, float], metric: str) -> str:
     return f"{scores[metric]:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
 
 
-# What a column of text has room for.
-PAPER = (
-    "budget asked → got",
-    "sparsity asked → got",
-    "perplexity",
-    "against its start",
-    "n",
-    "evaluation noise",
-    "p",
-    "q",
-    "Pareto",
-    "forward tokens",
-    "KL to dense",
-)
+def on_paper(summaries: Sequence[Summary]) -> list[str]:
+    """Returns the titles of the columns that a page has room for."""
+    return [column.title for column in columns(summaries) if column.on_paper]
 
 
 def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
@@ -173,15 +207,13 @@ def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
 
     A pooling that was chosen is always told, after `auto:` where others of the table were given.
     """
-    if row.cell.kind == "dense":
-        return "dense"
-    name = row.cell.initializer or ""
+    name = "dense" if row.cell.kind == "dense" else row.cell.initializer or ""
     if row.cell.kind == "start":
         name += " → no search"
     if row.cell.kind == "search":
         name += f" → {row.cell.estimator}"
     notes = [note for key in TELL_APART if (note := _note(row, key, varied))]
-    name += f" + {row.cell.repair}" if row.cell.repair not in (None, NO_REPAIR) else ""
+    name += f" + {row.cell.repair}" if row.cell.repaired else ""
     name += " ∇" if row.backward_passes else ""
     return plain(f"{name} ({', '.join(notes)})" if notes else name)
 
@@ -215,7 +247,9 @@ def told_apart(cells: Sequence[Cell]) -> frozenset[str]:
 
 def caption(results: Results) -> str:
     """Returns the conditions that every row of the table shares, and how to read its columns."""
-    return " ".join([conditions(results), *(text for _, text in how_to_read(results.summaries()))])
+    hidden = _on_request(results.summaries())
+    said = (text for title, text in how_to_read(results.summaries()) if title not in hidden)
+    return " ".join([conditions(results), *said])
 
 
 def conditions(results: Results) -> str:
@@ -225,11 +259,14 @@ def conditions(results: Results) -> str:
     return plain(
         f"{model['name']}{_weights(model)}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
         f"{model['dtype']} on {model['device']}. "
-        f"Perplexity on {evaluation['name']}: {counted(evaluation['windows'], 'window')} of "
-        f"{evaluation['tokens_per_window']}; "
+        f"Perplexity on {'; on '.join(map(_cut_up, results.texts.get('evaluations') or [evaluation]))}; "
         f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."
         f"{_cut(evaluation)}"
     )
+
+
+def _cut_up(text: Mapping[str, Any]) -> str:
+    return f"{text['name']}: {counted(text['windows'], 'window')} of {text['tokens_per_window']}"
 
 
 def _weights(model: Mapping[str, Any]) -> str:
@@ -246,6 +283,10 @@ def _cut(evaluation: Mapping[str, Any]) -> str:
     return begun + (f" {shared:.0%} of what is evaluated on was calibrated on too." if shared >= 0.01 else "")
 
 
+def _on_request(summaries: Sequence[Summary]) -> list[str]:
+    return [column.title for column in columns(summaries) if column.on_request]
+
+
 def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:
     """Returns (title of a column, what it says) for the columns that say something."""
     compared = [summary.versus for summary in summaries if summary.versus]
@@ -256,6 +297,10 @@ def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:
     if any(summary.best for summary in summaries):
         at = "budget" if any(summary.row.cell.budget for summary in summaries) else "sparsity"
         said.append(("perplexity", f"Bold: better than every other row at its {at}, beyond the noise."))
+    if places(summaries):
+        said.append(("excess", "Excess: nats per token over the dense model."))
+    shares = "the excess as a fraction of that of the best metric alone without repair"
+    said += [(title, f"{title.capitalize()}: {shares}.") for title in _on_request(summaries)]
     if compared:
         all_of_them = f" over all {len(compared)} of them" if len(compared) > 1 else ""
         text = (

@@ -7,7 +7,6 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from rich.console import Console
 from rich.text import Text
@@ -15,8 +14,8 @@ from rich.text import Text
 from polyprune_core.errors import ConfigError, unknown_name
 from polyprune_core.report.agreement import agreement_sheets
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import PAPER
 from polyprune_core.report.columns import columns as all_columns
+from polyprune_core.report.columns import on_paper
 from polyprune_core.report.cost import cost_sheet
 from polyprune_core.report.csvfile import csv_table, to_csv
 from polyprune_core.report.kept import kept_sheets
@@ -27,6 +26,7 @@ from polyprune_core.report.sheet import Sheet, heading, summary_sheet
 from polyprune_core.report.terminal import PIPED_WIDTH, tables
 from polyprune_core.report.write import to_json
 from polyprune_core.results.results import Results
+from polyprune_core.results.summaries import Summary
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,19 @@ class Form(ABC):
 class Sheets(Form):
     """Every sheet of every comparison, one below another."""
 
-    columns: ClassVar[Sequence[str] | None] = None
+    def columns(self, summaries: Sequence[Summary]) -> Sequence[str] | None:
+        """Returns the titles of the columns unless told, None for those that fit."""
 
     def check(self, loaded: Loaded, asked: Asked) -> None:
         if asked.columns is not None and asked.show != "results":
             raise ConfigError(COLUMNS_OF_RESULTS)
-        summaries = [summary for each in loaded.comparisons for summary in each.results.summaries()]
-        titles = [column.title for column in all_columns(summaries)]
+        titles = [column.title for column in all_columns(_summaries(loaded))]
         for title in asked.columns or ():
             if title not in titles:
                 raise ConfigError(unknown_name("column", title, titles))
 
     def write(self, loaded: Loaded, asked: Asked) -> str:
-        chosen = self.columns if asked.columns is None else asked.columns
+        chosen = self.columns(_summaries(loaded)) if asked.columns is None else asked.columns
         return self.joined(_sheets(loaded, dataclasses.replace(asked, columns=chosen)), asked.console)
 
     @abstractmethod
@@ -119,7 +119,8 @@ class Markdown(Sheets):
 class Latex(Sheets):
     """LaTeX tables, of the columns that a page has room for."""
 
-    columns = PAPER
+    def columns(self, summaries: Sequence[Summary]) -> Sequence[str]:
+        return on_paper(summaries)
 
     def joined(self, sheets: Sequence[Sheet], console: Console | None) -> str:
         return "\n\n".join(map(latex_table, sheets)) + "\n"
@@ -201,6 +202,10 @@ def _check_one(loaded: Loaded, form: str) -> None:
             f"{form} holds one comparison and these stores hold {count} ({named}); "
             "report them one at a time, or as table, markdown, latex or html."
         )
+
+
+def _summaries(loaded: Loaded) -> list[Summary]:
+    return [summary for each in loaded.comparisons for summary in each.results.summaries()]
 
 
 def _sheets(loaded: Loaded, asked: Asked) -> list[Sheet]:

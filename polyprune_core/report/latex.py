@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import PAPER
+from polyprune_core.report.columns import on_paper
 from polyprune_core.report.sheet import Cell, Sheet, summary_sheet
 from polyprune_core.results.results import Results
 
@@ -34,7 +34,7 @@ TRANSLATION = str.maketrans(SIGNS)
 
 def latex(results: Results, titles: Sequence[str] | None = None, arrangement: Arrangement = AS_RUN) -> str:
     """Returns the summary as a table environment: the columns `titles`, or those that a page has room for."""
-    return latex_table(summary_sheet(results, arrangement, PAPER if titles is None else titles))
+    return latex_table(summary_sheet(results, arrangement, on_paper(results.summaries()) if titles is None else titles))
 
 
 def latex_table(sheet: Sheet) -> str:

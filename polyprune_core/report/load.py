@@ -254,8 +254,14 @@ def _shared(run: dict[str, Any]) -> str:
 
 def _identity(run: dict[str, Any]) -> list[Any]:
     model = run["model"]
-    texts = {role: {k: v for k, v in text.items() if k != "name"} for role, text in run["texts"].items()}
-    return [model.get("sha256"), model["parameters"], model["dtype"], model["device"], texts]
+    return [model.get("sha256"), model["parameters"], model["dtype"], model["device"], _nameless(run["texts"])]
+
+
+def _nameless(texts: Any) -> Any:
+    """Texts are known by their hashes."""
+    if isinstance(texts, list):
+        return [_nameless(each) for each in texts]
+    return {k: _nameless(v) for k, v in texts.items() if k != "name"} if isinstance(texts, dict) else texts
 
 
 def _clean(value: Any) -> Any:

@@ -9,7 +9,7 @@ from polyprune_core.report import charts
 from polyprune_core.report.agreement import agreement_sheets
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.charts import Chart
-from polyprune_core.report.columns import MARKS, label, number, section, varied
+from polyprune_core.report.columns import MARKS, columns, label, number, section, varied
 from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.cost import cost_sheet
 from polyprune_core.report.curves import curves
@@ -95,7 +95,7 @@ def _part(comparison: MergedResults, arrangement: Arrangement) -> Part:
     return Part(
         title=heading(results),
         findings=tuple(findings(results, arrangement)),
-        summary=summary_sheet(results, arrangement).without(IN_COSTS),
+        summary=summary_sheet(results, arrangement, [column.title for column in columns(summaries)]).without(IN_COSTS),
         trade_offs=charts.trade_offs(results, summaries, styles),
         searches=[charts.searches(title, found, styles) for title, found in lines.items()],
         kept=kept_sheets(results, arrangement),
@@ -127,7 +127,9 @@ def _facts(results: Results) -> dict[str, str]:
         "polyprune": results.polyprune,
         "environment": ", ".join(f"{name} {value}" for name, value in where.items() if value is not None),
     }
-    for role, text in texts.items():
+    named = [("calibration text", texts["calibration"]), ("evaluation text", texts["evaluation"])]
+    further = enumerate(texts.get("evaluations") or (), 1)
+    for what, text in [*named, *((f"evaluation {place}", each) for place, each in further if place > 1)]:
         cut = f"{text['windows']:,} windows of {text['tokens_per_window']} tokens"
-        facts[f"{role} text"] = f"{text['name']}, {cut}, sha256 {text['sha256']}"
+        facts[what] = f"{text['name']}, {cut}, sha256 {text['sha256']}"
     return {name: str(value) for name, value in facts.items() if value}

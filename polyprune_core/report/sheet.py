@@ -63,10 +63,11 @@ class Sheet:
 
 
 def summary_sheet(results: Results, arrangement: Arrangement = AS_RUN, titles: Sequence[str] | None = None) -> Sheet:
-    """Returns the summary over seeds: the columns `titles`, or all, without those that say nothing."""
+    """Returns the summary over seeds: the columns `titles`, or all not on request, without those that say nothing."""
     groups = arrangement.groups(results)
     summaries = [summary for _, group in groups for summary in group]
-    chosen = [c for c in columns(summaries) if (titles is None or c.title in titles) and any(map(c.text, summaries))]
+    asked = [c for c in columns(summaries) if (not c.on_request if titles is None else c.title in titles)]
+    chosen = [c for c in asked if any(map(c.text, summaries))]
     differs = varied(results)
     bands = (Band(title, tuple(_row(s, differs, chosen) for s in group)) for title, group in groups)
     head = ("criterion", *(column.title for column in chosen))

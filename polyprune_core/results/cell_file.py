@@ -1,9 +1,10 @@
 """What a cell measured and decided in full, in one file beside its row: read with NumPy, without a model.
 
-CELL.safetensors holds `window_nll` (N,) float32, the mean loss of each evaluation window in nats per token, and for a
-pruned model `scores` (U,) float32, higher = keep, and `keep`, one bit a unit; after a repair also `update NAME` for
-every parameter that it changed or added. Its header holds the cell's id, the run that made it, the units as groups of
-one kind and layer, and the losses of the poolings that were tried.
+CELL.safetensors holds `window_nll` (N,) float32, the mean loss of each evaluation window in nats per token, and as
+`window_nll 1`, `window_nll 2` and so on those of the row's further evaluations. For a pruned model it holds `scores`
+(U,) float32, higher = keep, and `keep`, one bit a unit; after a repair also `update NAME` for every parameter that it
+changed or added. Its header holds the cell's id, the run that made it, the units as groups of one kind and layer, and
+the losses of the poolings that were tried.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from polyprune_core.utils.files import parse_json, write_atomically
 from polyprune_core.utils.numbers import finite
 
 FORMAT = "polyprune cell 1"
+WINDOWS = "window_nll"
 UPDATE = "update "
 
 
@@ -39,6 +41,7 @@ class Group:
 class Details:
     """`run` is the record of the comparison: polyprune, environment, config, model, texts. N windows, U units.
 
+    `window_nll` is that of the headline, `further_nll` those of the row's other evaluations in their order.
     `updates` are parameters that a repair has changed or added, by name, in their kept shape. `poolings` are losses in
     nats per token by "scope, scale", of those that the metric's was chosen among.
     """
@@ -49,6 +52,7 @@ class Details:
     keep: NDArray[np.bool_] | None = None
     scores: NDArray[np.float32] | None = None
     updates: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    further_nll: tuple[NDArray[np.float32], ...] = ()
     poolings: Mapping[str, float] = field(default_factory=dict)
 
     def kept(self) -> dict[str, list[tuple[int, int, int]]]:
@@ -78,7 +82,8 @@ def write_details(path: Path, details: Details) -> None:
     """Writes the file whole or not at all."""
     from safetensors.numpy import save
 
-    arrays: dict[str, NDArray[Any]] = {"window_nll": np.asarray(details.window_nll, np.float32)}
+    arrays: dict[str, NDArray[Any]] = {WINDOWS: np.asarray(details.window_nll, np.float32)}
+    arrays |= {f"{WINDOWS} {i}": np.asarray(value, np.float32) for i, value in enumerate(details.further_nll, 1)}
     if details.keep is not None and details.scores is not None:
         arrays |= {"keep": np.packbits(details.keep), "scores": np.asarray(details.scores, np.float32)}
     arrays |= {UPDATE + name: np.asarray(value, np.float32) for name, value in details.updates.items()}
@@ -118,11 +123,16 @@ def _details(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> D
     units = sum(group.count for group in groups)
     if any(group.count < 1 for group in groups):
         raise ValueError("a group without units")
-    windows, scores, run = arrays["window_nll"], arrays.get("scores"), parse_json(header["run"])
+    windows, scores, run = arrays[WINDOWS], arrays.get("scores"), parse_json(header["run"])
     keep = np.unpackbits(arrays["keep"])[:units].astype(bool) if "keep" in arrays else None
-    if windows.ndim != 1 or not isinstance(run, dict) or any(len(v) != units for v in (keep, scores) if v is not None):
+    further = tuple(arrays[name] for i in range(1, len(arrays)) if (name := f"{WINDOWS} {i}") in arrays)
+    if (
+        any(each.ndim != 1 for each in (windows, *further))
+        or not isinstance(run, dict)
+        or any(len(v) != units for v in (keep, scores) if v is not None)
+    ):
         raise ValueError("its arrays do not fit its header")
     updates = {name.removeprefix(UPDATE): value for name, value in arrays.items() if name.startswith(UPDATE)}
     losses = parse_json(header.get("poolings", "{}"))
     poolings = {str(name): math.inf if loss is None else float(loss) for name, loss in losses.items()}
-    return Details(windows, run, groups, keep, scores, updates, poolings)
+    return Details(windows, run, groups, keep, scores, updates, further, poolings)

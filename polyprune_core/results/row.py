@@ -31,9 +31,33 @@ FRACTIONS = ("sparsity_achieved", "parameters_kept_fraction", "top1_agreement")
 
 
 @dataclass(frozen=True)
+class OnText:
+    """What a model scores on one text in windows of `seq_len` tokens, over `tokens` predicted ones.
+
+    nll, kl_to_dense and `excess`, the nll above the dense model's, in nats per token; None where no dense model ran.
+    """
+
+    text: str
+    seq_len: int
+    perplexity: float | None
+    nll: float | None
+    tokens: int
+    kl_to_dense: float | None = None
+    top1_agreement: float | None = None
+    excess: float | None = None
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """What tells it from the row's others."""
+        return self.text, self.seq_len
+
+
+@dataclass(frozen=True)
 class Row:
     """One measured cell. Perplexity over `eval_tokens` predicted tokens; nll and kl_to_dense in nats per token.
 
+    `evaluations` has what was measured on every text at every length. The first is the headline, whose numbers are the
+    row's own, and decide every statistic and verdict.
     `budget_achieved` is in the terms of the cell's budget, where that is not a sparsity. `tasks` holds the metrics of
     each task, and their standard errors over its items as METRIC_stderr. `scope_chosen` and `scale_chosen` are those of
     a metric whose cell asks for `auto`.
@@ -50,6 +74,7 @@ class Row:
     eval_tokens: int | None = None
     kl_to_dense: float | None = None
     top1_agreement: float | None = None
+    evaluations: tuple[OnText, ...] = ()
     forward_passes: int = 0
     forward_tokens: int = 0
     backward_passes: int = 0
@@ -73,6 +98,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Returns the row as one flat record: its id, the cell's columns, what was measured."""
         measured = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)[2:]}
+        measured["evaluations"] = [dataclasses.asdict(each) for each in self.evaluations]
         return {"id": self.id, **self.cell.model_dump(mode="json"), **copy.deepcopy(measured)}
 
 
@@ -91,11 +117,16 @@ def row_from_json(record: dict[str, Any]) -> Row:
         raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
     measured = {name: value for name, value in record.items() if name not in COORDINATES}
     if record.get("status", "ok") == "ok":
-        measured |= {name: math.inf for name in ("perplexity", "nll") if name in record and record[name] is None}
+        measured |= _infinite(record)
+        measured["evaluations"] = [each | _infinite(each) for each in record.get("evaluations", ())]
     row: Row = TypeAdapter(Row).validate_python({"cell": cell_from_json(record), **measured})
     for reason in _of_each(row):
         raise ValueError(reason)
     return row
+
+
+def _infinite(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.inf for name in ("perplexity", "nll") if name in record and record[name] is None}
 
 
 def impossible(row: Row) -> Iterator[str]:
@@ -107,6 +138,8 @@ def impossible(row: Row) -> Iterator[str]:
         yield f"its {row.backward_passes} backward_passes are more than its {row.forward_passes} forward_passes"
     if row.perplexity is not None and row.nll is not None and not math.isclose(row.perplexity, exp(row.nll)):
         yield f"its perplexity is {row.perplexity:g} where exp(nll) is {exp(row.nll):g}"
+    if row.evaluations and (row.evaluations[0].nll, row.evaluations[0].tokens) != (row.nll, row.eval_tokens):
+        yield "its first evaluation is not the one of its own numbers"
 
 
 def _of_each(row: Row) -> Iterator[str]:

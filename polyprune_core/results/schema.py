@@ -56,10 +56,11 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class TextsRecord:
-    """The two texts."""
+    """What is calibrated on, and the headline of what is evaluated on; where there are several, all `evaluations`."""
 
     calibration: TextRecord
     evaluation: TextRecord
+    evaluations: list[TextRecord] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,23 @@ class EvaluationRecord:
 
     windows: int
     ci95: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class OnTextSummary:
+    """Rows that differ in their seed only, on one text at one length: means over seeds.
+
+    `excess` is in nats over the dense model, and `share` its fraction of that of the best metric without repair.
+    """
+
+    text: str
+    seq_len: int
+    perplexity_mean: float | None
+    perplexity_sd: float | None
+    kl_to_dense: float | None
+    top1_agreement: float | None
+    excess: float | None
+    share: float | None
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,7 @@ class Summarised:
     ci95: tuple[float | None, float | None] | None
     versus: VersusRecord | None
     tasks: dict[str, dict[str, float]] | None = None
+    evaluations: list[OnTextSummary] | None = None
     best: bool | None = None
     pareto: list[str] | None = None
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import Cell, Search
+from polyprune_core.config.cell import NO_REPAIR, Cell, Metric, Search
 from polyprune_core.results.statistics import (
     EvaluationNoise,
     Paired,
@@ -26,7 +26,7 @@ from polyprune_core.results.statistics import (
 )
 
 if TYPE_CHECKING:
-    from polyprune_core.results.row import Row
+    from polyprune_core.results.row import OnText, Row
 
 Windows = Mapping[str, NDArray[np.float32]]
 
@@ -37,7 +37,9 @@ class Summary:
 
     `versus` compares a search with its own starting policy, seed by seed. `best` is the row that every other one of
     its granularity and sparsity is worse than, beyond the noise. `pareto` names what no other row beats this one in,
-    by means: `size` (perplexity and parameters kept) and `cost` (perplexity and passes, at one sparsity).
+    by means: `size` (perplexity and parameters kept) and `cost` (perplexity and passes, at one sparsity). `references`
+    has for each evaluation the lowest mean excess of a metric alone without repair, at the same granularity, budget and
+    seeds; None where there is no such metric, or it is no worse than the dense model.
     """
 
     row: Row
@@ -48,11 +50,25 @@ class Summary:
     versus: Paired | None = None
     best: bool = False
     pareto: tuple[str, ...] = ()
+    references: tuple[float | None, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds that were measured."""
         return tuple(row.cell.seed for row in self.rows if row.cell.seed is not None)
+
+    @property
+    def shares(self) -> tuple[float | None, ...]:
+        """The excess of each evaluation as a fraction of its reference."""
+        return tuple(map(share, self.row.evaluations, self.references))
+
+    @property
+    def perplexities(self) -> tuple[Sample | None, ...]:
+        """The perplexity of each evaluation over seeds."""
+        return tuple(
+            sample([row.evaluations[index].perplexity or math.inf for row in self.rows]) if self.rows else None
+            for index in range(len(self.row.evaluations))
+        )
 
     @property
     def alike(self) -> bool:
@@ -70,6 +86,19 @@ class Summary:
             "perplexity_sd": perplexity and perplexity.sd,
             "ci95": perplexity and perplexity.ci95,
             "tasks": row.tasks,
+            "evaluations": [
+                {
+                    "text": each.text,
+                    "seq_len": each.seq_len,
+                    "perplexity_mean": spread and spread.mean,
+                    "perplexity_sd": spread and spread.sd,
+                    "kl_to_dense": each.kl_to_dense,
+                    "top1_agreement": each.top1_agreement,
+                    "excess": each.excess,
+                    "share": fraction,
+                }
+                for each, spread, fraction in zip(row.evaluations, self.perplexities, self.shares, strict=True)
+            ],
             "versus": self.versus and _versus_json(self.versus),
             "best": self.best,
             "pareto": list(self.pareto),
@@ -89,7 +118,12 @@ def summarise(rows: Sequence[Row], windows: Windows) -> list[Summary]:
     summaries = dict(zip(groups, found, strict=True))
     versus = corrected([_against(each, summaries, windows) for each in found])
     marked = _with_best([dataclasses.replace(each, versus=v) for each, v in zip(found, versus, strict=True)], windows)
-    return _with_pareto(marked)
+    return _with_references(_with_pareto(marked))
+
+
+def share(evaluation: OnText, reference: float | None) -> float | None:
+    """Returns the evaluation's excess as a fraction of `reference`, where both are known."""
+    return None if evaluation.excess is None or reference is None else evaluation.excess / reference
 
 
 def compared(summary: Summary, reference: Summary, windows: Windows) -> Paired | None:
@@ -123,9 +157,22 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     }
     peaks = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
     tasks = {task: _mean_scores([row.tasks[task] for row in rows if task in row.tasks]) for task in rows[0].tasks}
+    evaluations = tuple(_mean_evaluation(each) for each in zip(*(row.evaluations for row in rows), strict=True))
     for name in ("scope_chosen", "scale_chosen"):
         means[name] = " or ".join(dict.fromkeys(value for row in rows if (value := getattr(row, name)))) or None
-    return dataclasses.replace(rows[0], peak_memory_mb=max(peaks, default=None), tasks=tasks, **means)
+    return dataclasses.replace(
+        rows[0], peak_memory_mb=max(peaks, default=None), tasks=tasks, evaluations=evaluations, **means
+    )
+
+
+def _mean_evaluation(evaluations: Sequence[OnText]) -> OnText:
+    """One evaluation of several seeds: the first with everything measured averaged."""
+    means = {
+        name: sum(values) / len(values)
+        for name in ("perplexity", "nll", "kl_to_dense", "top1_agreement", "excess")
+        if (values := [value for each in evaluations if (value := getattr(each, name)) is not None])
+    }
+    return dataclasses.replace(evaluations[0], **means)
 
 
 def _mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
@@ -187,6 +234,29 @@ def _with_pareto(summaries: list[Summary]) -> list[Summary]:
         for index in itertools.compress(here, pareto(costs)):
             names[index].append("cost")
     return [dataclasses.replace(each, pareto=tuple(names[index])) for index, each in enumerate(summaries)]
+
+
+def _with_references(summaries: list[Summary]) -> list[Summary]:
+    """Adds what the excess of each row is a fraction of."""
+    return [
+        dataclasses.replace(
+            each, references=tuple(_reference(each, index, summaries) for index in range(len(each.row.evaluations)))
+        )
+        for each in summaries
+    ]
+
+
+def _reference(summary: Summary, index: int, summaries: Sequence[Summary]) -> float | None:
+    excesses = [
+        other.row.evaluations[index].excess
+        for other in summaries
+        if isinstance(other.row.cell, Metric)
+        and other.row.cell.repair == NO_REPAIR
+        and (_section(other), set(other.seeds)) == (_section(summary), set(summary.seeds))
+        and len(other.row.evaluations) > index
+    ]
+    lowest = min((excess for excess in excesses if excess is not None and math.isfinite(excess)), default=0.0)
+    return lowest if lowest > 0 else None
 
 
 def _versus_json(versus: Paired) -> dict[str, Any]:

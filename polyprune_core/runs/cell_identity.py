@@ -15,12 +15,12 @@ Sources = Mapping[str, Mapping[str, str]]
 
 
 def identity(
-    config: Comparison, weights: str, folder: Path | None, dtype: str, device: str, texts: Mapping[str, str]
+    config: Comparison, weights: str, folder: Path | None, dtype: str, device: str, texts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns what all cells of one model on its texts share.
 
-    `weights` and `texts` (by role) are SHA-256, `folder` is where the model's configuration and tokenizer lie, `dtype`
-    is torch's name of it and `device` its type.
+    `weights` is a SHA-256 and `texts` are those of `Texts.hashes`, `folder` is where the model's configuration and
+    tokenizer lie, `dtype` is torch's name of it and `device` its type.
     """
     return {
         "polyprune": __version__,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polyprune_core.config.cell import AUTO, Dense
 from polyprune_core.errors import ConfigError, PolypruneError, ResultError
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.results.cell_file import Details, Group, path_of, write_details
-from polyprune_core.results.row import Row, impossible
+from polyprune_core.results.row import OnText, Row, impossible
 from polyprune_core.results.store import Store
 from polyprune_core.runs.decision import Decider, Decision
 from polyprune_core.runs.harness import Harness
@@ -35,19 +35,23 @@ def run_cell(decider: Decider, blank: Row, store: Store, run: dict[str, Any]) ->
     """Returns the row of a cell that nobody has run; a reason the user can mend makes it a failed one."""
     harness, cell = decider.harness, blank.cell
     checkpoint = Checkpoint(store.checkpoint(blank.id), blank.id, harness.reporter)
-    if isinstance(cell, Dense):
+    if cell.is_reference:
         _ = harness.dense  # without which nothing can be compared
     try:
         harness.witness.require()
-        if isinstance(cell, Dense):
+        if cell.is_reference:
             row, trace = _dense_row(blank, harness), None
-            details = Details(_windows(harness.dense), run)
+            details = Details(run=run, **_windows(harness.dense))
         else:
-            decision = decider.decide(cell, checkpoint)
-            evaluation = harness.evaluate(cell.label, decision.pruned)
+            if isinstance(cell, Dense):
+                decision = decider.trained(cell, checkpoint)
+            else:
+                decision = decider.decide(cell, checkpoint)
+            evaluations = harness.evaluate(cell.label, decision.pruned)
             blank = dataclasses.replace(blank, tasks=harness.task_scores(cell.label, decision.pruned))
-            row, trace = pruned_row(blank, decision, evaluation), decision.trace
-            details = _decided(decision, evaluation, run)
+            row, trace = pruned_row(blank, decision, evaluations, harness.dense), decision.trace
+            whole = isinstance(cell, Dense)
+            details = Details(run=run, **_windows(evaluations)) if whole else _decided(decision, evaluations, run)
         for reason in impossible(row):
             raise ResultError(f"{cell.label}: {reason}, which cannot be, so the row is not kept.")
     except PolypruneError as error:
@@ -64,8 +68,8 @@ def run_cell(decider: Decider, blank: Row, store: Store, run: dict[str, Any]) ->
     return row
 
 
-def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation) -> Row:
-    """Fills in what was decided, what it cost and how good it is."""
+def pruned_row(blank: Row, decision: Decision, evaluations: Sequence[Evaluation], dense: Sequence[Evaluation]) -> Row:
+    """Fills in what was decided, what it cost and how good it is beside the dense model."""
     selection, cost = decision.selection, decision.cost
     kept, total = decision.pruned.parameters, decision.pruned.layout.total_parameters
     return dataclasses.replace(
@@ -74,7 +78,7 @@ def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation) -> Row:
         scale_chosen=decision.cell.scale if blank.cell.scale == AUTO else None,
         sparsity_achieved=selection.sparsity,
         budget_achieved=decision.terms.spent(selection, decision.pruned.added_parameters)
-        if blank.cell.budget
+        if decision.terms and blank.cell.budget
         else None,
         parameters_kept=kept,
         parameters_kept_fraction=kept / total,
@@ -84,7 +88,7 @@ def pruned_row(blank: Row, decision: Decision, evaluation: Evaluation) -> Row:
         search_seconds=cost.seconds,
         peak_memory_mb=cost.peak_memory_mb,
         non_finite_losses=decision.trace.non_finite if decision.trace else 0,
-        **_measured(evaluation),
+        **_measured(evaluations, dense),
     )
 
 
@@ -92,10 +96,10 @@ def _failed(blank: Row, error: PolypruneError) -> Row:
     return dataclasses.replace(blank, status="failed", error=str(error))
 
 
-def _decided(decision: Decision, evaluation: Evaluation, run: dict[str, Any]) -> Details:
+def _decided(decision: Decision, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> Details:
     pruned = decision.pruned
     return Details(
-        window_nll=_windows(evaluation),
+        **_windows(evaluations),
         run=run,
         groups=tuple(Group(group.kind, group.layer, group.count) for group in pruned.space.groups),
         keep=pruned.selection.keep.numpy(),
@@ -105,12 +109,13 @@ def _decided(decision: Decision, evaluation: Evaluation, run: dict[str, Any]) ->
     )
 
 
-def _windows(evaluation: Evaluation) -> NDArray[np.float32]:
-    return np.asarray(evaluation.window_nll, np.float32)
+def _windows(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    first, *further = (np.asarray(each.window_nll, np.float32) for each in evaluations)
+    return {"window_nll": first, "further_nll": tuple(further)}
 
 
 def _dense_row(blank: Row, harness: Harness) -> Row:
-    total, measured = harness.layout.total_parameters, _measured(harness.dense)
+    total, measured = harness.layout.total_parameters, _measured(harness.dense, harness.dense)
     return dataclasses.replace(
         blank,
         sparsity_achieved=0.0,
@@ -122,11 +127,32 @@ def _dense_row(blank: Row, harness: Harness) -> Row:
     )
 
 
-def _measured(evaluation: Evaluation) -> dict[str, Any]:
+def _measured(evaluations: Sequence[Evaluation], dense: Sequence[Evaluation]) -> dict[str, Any]:
+    """The numbers of the headline, and those of every evaluation."""
+    headline = evaluations[0]
     return {
-        "perplexity": evaluation.perplexity,
-        "nll": evaluation.nll,
-        "eval_tokens": evaluation.tokens,
-        "kl_to_dense": evaluation.kl_to_dense,
-        "top1_agreement": evaluation.top1_agreement,
+        "perplexity": headline.perplexity,
+        "nll": headline.nll,
+        "eval_tokens": headline.tokens,
+        "kl_to_dense": headline.kl_to_dense,
+        "top1_agreement": headline.top1_agreement,
+        "evaluations": on_texts(evaluations, dense),
     }
+
+
+def on_texts(evaluations: Sequence[Evaluation], dense: Sequence[Evaluation] | None) -> tuple[OnText, ...]:
+    """Returns what results keep of evaluations beside the dense model's on the same windows, where it was measured."""
+    beside: Sequence[Evaluation | None] = dense or [None] * len(evaluations)
+    return tuple(
+        OnText(
+            text=each.text,
+            seq_len=each.seq_len or 0,
+            perplexity=each.perplexity,
+            nll=each.nll,
+            tokens=each.tokens,
+            kl_to_dense=each.kl_to_dense,
+            top1_agreement=each.top1_agreement,
+            excess=each.nll - other.nll if other else None,
+        )
+        for each, other in zip(evaluations, beside, strict=True)
+    )

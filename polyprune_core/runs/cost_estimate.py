@@ -10,7 +10,8 @@ from typing import Any
 from polyprune_core.config.cell import AUTO, Cell, Metric, Search
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
-from polyprune_core.plugins.contracts import extra_passes
+from polyprune_core.evaluation.text import load_text
+from polyprune_core.plugins.contracts import extra_passes, trained_tokens
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results.row import Row
 from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES, most_candidates
@@ -64,19 +65,27 @@ def work_of(config: Comparison, registry: Registry, evaluation: int, finished: C
         chosen = _pooling_tokens(cell, config, registry) + _search_tokens(cell, config, registry)
         search = 0 if unrepaired in searched else chosen
         searched.add(unrepaired)
-        work[cell] = metric + search + _repair_tokens(cell, config, registry) + evaluation
+        trained = (BACKWARD - 1) * _trained_tokens(cell, config, registry)
+        work[cell] = metric + search + _repair_tokens(cell, config, registry) + trained + evaluation
     return work
 
 
 def evaluation_tokens(config: Comparison) -> int | None:
-    """Returns the tokens of one evaluation, the text's length guessed from its characters; None for a distant text."""
-    limit = config.limit * config.eval_seq_len if config.limit else None
-    if Path(config.evaluation).is_file():
-        length = Path(config.evaluation).stat().st_size
-    elif config.evaluation == "builtin:pydocs":
-        from polyprune_core.evaluation.pydocs import evaluation_text
+    """Returns the tokens of evaluating a model on all its texts at all lengths, guessed from characters.
 
-        length = len(evaluation_text())
+    None where a text is distant and there is no limit.
+    """
+    limit = config.limit * config.eval_seq_len[0] if config.limit else None
+    each = [_tokens(name, limit) for name in config.evaluation]
+    known = [tokens for tokens in each if tokens is not None]
+    return sum(known) * len(config.eval_seq_len) if len(known) == len(each) else None
+
+
+def _tokens(text: str, limit: int | None) -> int | None:
+    if Path(text).is_file():
+        length = Path(text).stat().st_size
+    elif text.startswith("builtin:"):
+        length = len(load_text(text, "evaluation").content)
     else:
         return limit
     tokens = length // CHARACTERS_PER_TOKEN
@@ -116,7 +125,7 @@ def memory(
         return Estimate(max(row.peak_memory_mb or 0.0 for row in measured), "measured in finished cells")
     if parameters is None:
         return Estimate(None, "the model's size is not known yet")
-    backward = any("gradients" in _needs(cell, registry) for cell in cells(config))
+    backward = any("gradients" in _needs(cell, registry) | _repair_needs(cell, registry) for cell in cells(config))
     times, dtype = PEAK_BACKWARD if backward else PEAK, config.dtype
     if dtype == "auto":
         own = sizes.get("dtype", "bfloat16")
@@ -143,8 +152,18 @@ def _pooling_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
 
 
 def _repair_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
-    needs = registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
-    return config.calibration_samples * config.seq_len if needs else 0
+    if not _repair_needs(cell, registry):
+        return 0
+    return config.repair_samples * config.seq_len + 2 * _trained_tokens(cell, config, registry)
+
+
+def _trained_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
+    asked = trained_tokens(registry.build("repair", cell.repair)) if cell.repair else 0
+    return min(asked, config.repair_samples * config.seq_len)
+
+
+def _repair_needs(cell: Cell, registry: Registry) -> frozenset[str]:
+    return registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
 
 
 def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:

@@ -13,7 +13,7 @@ from polyprune_core.config.cell import AnyCell, Cell
 from polyprune_core.config.grid import cell_id, cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
-from polyprune_core.evaluation.text import ROLES, load_texts, parts_of
+from polyprune_core.evaluation.text import load_texts, parts_of
 from polyprune_core.models.catalogue import catalogue
 from polyprune_core.models.checkpoint import count_parameters, read_config, stored_dtype, weights_sha256
 from polyprune_core.models.sources import local_folder
@@ -96,7 +96,8 @@ def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
     evaluation = estimate.evaluation_tokens(config)
     if evaluation is None:
         notes.append(
-            f"the time leaves out evaluations: {config.evaluation} is not on this machine, nor is --limit given"
+            f"the time leaves out evaluations: {' or '.join(config.evaluation)} is not on this machine, nor is --limit "
+            "given"
         )
     work = estimate.work_of(config, registry, evaluation or 0, stored.rows)
     entry = catalogue().get(config.model)
@@ -128,16 +129,16 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
     if not any((output / "cells").glob("*")):
         return Stored(), []
     distant = [] if folder else [f"the model {config.model}"]
-    distant += [f"the text {name}" for name in (config.calibration, config.evaluation) if _is_distant(name)]
+    distant += [f"the text {name}" for name in (config.calibration, *config.evaluation) if _is_distant(name)]
     if distant or folder is None:
         return Stored(known=False), [
             f"what {output} holds is not known: {' and '.join(distant)} is not on this machine"
         ]
     from polyprune_core.models.placement import pick_device, pick_dtype
     from polyprune_core.results.store import Store
+    from polyprune_core.search.checkpoint import Checkpoint
 
-    found = load_texts({role: getattr(config, role) for role in ROLES}, config.text_column)
-    texts: dict[str, str] = {role: text.sha256 for role, text in found.items()}
+    texts = load_texts(config.calibration, config.evaluation, config.text_column).hashes
     device = pick_device(config.device)
     dtype = str(pick_dtype(config.dtype, device, stored_dtype(folder)))
     shared = identity(config, weights_sha256(folder), folder, dtype, device.type, texts)
@@ -153,7 +154,7 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
             notes.append(str(error))
         if row:
             rows[cell] = row
-        elif store.checkpoint(key).exists():
+        elif store.checkpoint(key).exists() or Checkpoint(store.checkpoint(key), key).of_repair().path.exists():
             begun.add(cell)
     measured = [row for row in rows.values() if row.status == "ok"] or _earlier_rows(output, shared)
     return Stored(rows, frozenset(begun), measured), notes

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from polyprune_core.config.requests import EvaluateConfig
-from polyprune_core.errors import ConfigError, counted
+from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.footprint import footprint
 from polyprune_core.evaluation.latency import Load, Seconds, Spread, ratios, take_turns
-from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, Progress
+from polyprune_core.evaluation.perplexity import Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks
-from polyprune_core.evaluation.text import load_texts
-from polyprune_core.evaluation.windows import Cutter
+from polyprune_core.evaluation.text import Text, load_evaluations
+from polyprune_core.evaluation.windows import Cutter, limits
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel
+from polyprune_core.runs.cell_row import on_texts
 from polyprune_core.runs.evaluation_report import Findings, Side, Timing
 from polyprune_core.runs.model_sources import Subject, open_reference, open_subject
 from polyprune_core.utils.environment import environment
-from polyprune_core.utils.progress import Reporter, Task
+from polyprune_core.utils.progress import Reporter
 
 
 def examine(request: EvaluateConfig, reporter: Reporter) -> Findings:
@@ -32,16 +35,16 @@ def examine(request: EvaluateConfig, reporter: Reporter) -> Findings:
     tasks = None
     if request.tasks:
         tasks = Tasks(request.tasks, request.include_path, request.num_fewshot, request.tasks_limit)
-    text = load_texts({"evaluation": request.evaluation}, request.text_column)["evaluation"]
+    texts = load_evaluations(request.evaluation, request.text_column)
     subject = open_subject(request.target, request, reporter, request.model)
     _check_positions(request, subject)
     reference = open_reference(request, subject, reporter)
     subjects = [subject, *([reference] if reference else [])]
     loaded = [one.loaded for one in subjects]
     cutter = Cutter.of(loaded[0].tokenizer, loaded[0].model, request.bos)
-    windows = {seq_len: cutter.windows(text, seq_len, request.limit) for seq_len in request.eval_seq_len}
+    evaluators = _evaluators(texts, cutter, request)
     prompts = [_prompt(cutter, prompt) for prompt in request.generate]
-    sides = _evaluated([_weighed(one, request) for one in subjects], loaded, windows, reporter)
+    sides = _evaluated([_weighed(one, request) for one in subjects], loaded, evaluators, reporter)
     if tasks:
         sides = [
             dataclasses.replace(side, tasks=_asked(tasks, one, request, reporter))
@@ -59,9 +62,8 @@ def examine(request: EvaluateConfig, reporter: Reporter) -> Findings:
         conditions={
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "text": text.name,
-            "text_sha256": text.sha256,
-            "windows": ", ".join(f"{counted(len(cut), 'window')} of {seq_len}" for seq_len, cut in windows.items()),
+            "texts": {text.name: text.sha256 for text in texts},
+            "windows": [[each.text, each.windows, each.seq_len] for each in evaluators],
             "bos": cutter.told,
         },
         load=load,
@@ -86,23 +88,28 @@ def _weighed(subject: Subject, request: EvaluateConfig) -> Side:
     return Side(loaded.name, loaded.sha256, footprint(loaded.model, subject.files, request.prompt_tokens))
 
 
-def _evaluated(sides: list[Side], loaded: list[LoadedModel], cut: dict[int, Tensor], reporter: Reporter) -> list[Side]:
+def _evaluators(texts: Sequence[Text], cutter: Cutter, request: EvaluateConfig) -> list[Evaluator]:
+    """Returns one for each text at each length."""
+    cuts = product(texts, limits(request.eval_seq_len, request.limit).items())
+    return [Evaluator(cutter.windows(text, seq_len, limit), text=text.name) for text, (seq_len, limit) in cuts]
+
+
+def _evaluated(
+    sides: list[Side], loaded: list[LoadedModel], evaluators: Sequence[Evaluator], reporter: Reporter
+) -> list[Side]:
     """Evaluates the reference first, so that the model is compared with what it predicted."""
-    found: list[dict[int, Evaluation]] = [{} for _ in sides]
     longest = getattr(loaded[0].model.config, "max_position_embeddings", None)
-    for seq_len, windows in cut.items():
+    for seq_len in dict.fromkeys(each.seq_len for each in evaluators):
         if longest and seq_len > longest:
             reporter.warn(f"windows of {seq_len} tokens are longer than the {longest} that the model was made for")
-        evaluator = Evaluator(windows)
-        for index in reversed(range(len(sides))):
-            run = evaluator.dense if index == len(sides) - 1 else evaluator.compare
-            with reporter.task(f"perplexity of {sides[index].name}, {seq_len} tokens", len(evaluator.batches)) as task:
-                found[index][seq_len] = run(loaded[index].model, _shown(task))
-    return [dataclasses.replace(side, evaluations=one) for side, one in zip(sides, found, strict=True)]
-
-
-def _shown(task: Task) -> Progress:
-    return lambda done, total: task.update(done)
+    last = in_turn(evaluators, Evaluator.dense, loaded[-1].model, sides[-1].name, reporter)
+    if len(sides) == 1:
+        return [dataclasses.replace(sides[0], evaluations=on_texts(last, None))]
+    first = in_turn(evaluators, Evaluator.compare, loaded[0].model, sides[0].name, reporter)
+    return [
+        dataclasses.replace(side, evaluations=on_texts(found, last))
+        for side, found in zip(sides, (first, last), strict=True)
+    ]
 
 
 def _asked(

@@ -11,15 +11,16 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from polyprune_core.errors import counted
 from polyprune_core.evaluation.footprint import Footprint
 from polyprune_core.evaluation.latency import Load, Spread
-from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.evaluation.tasks import TaskScores
 from polyprune_core.report import accuracy, number
 from polyprune_core.report.csvfile import written
 from polyprune_core.report.html import table_html
 from polyprune_core.report.sheet import Band, Cell, Sheet
 from polyprune_core.report.terminal import drawn, shown_width
+from polyprune_core.results.row import OnText
 from polyprune_core.utils.numbers import finite
 from polyprune_core.version import __version__
 
@@ -38,12 +39,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Side:
-    """One model: evaluations by window length, times by batch size, one sample of text a prompt."""
+    """One model: what it scores on every text at every length, times by batch size, one sample of text a prompt."""
 
     name: str
     sha256: str
     footprint: Footprint
-    evaluations: dict[int, Evaluation] = field(default_factory=dict)
+    evaluations: tuple[OnText, ...] = ()
     tasks: TaskScores = field(default_factory=dict)
     samples: tuple[str, ...] = ()
     latency: dict[int, Timing] = field(default_factory=dict)
@@ -78,10 +79,7 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values; a number that is not finite becomes null."""
-        record = dataclasses.asdict(self)
-        for name, side in zip(("model", "reference"), self.sides, strict=False):
-            record[name]["evaluations"] = {length: _evaluation(e) for length, e in side.evaluations.items()}
-        found: dict[str, Any] = finite({"schema": SCHEMA, "polyprune": __version__, **record})
+        found: dict[str, Any] = finite({"schema": SCHEMA, "polyprune": __version__, **dataclasses.asdict(self)})
         return found
 
     def facts(self) -> list[Fact]:
@@ -97,7 +95,11 @@ class Findings:
             f"torch {self.environment['torch']}."
         ]
         begun = f", each begun with {where['bos']}" if where["bos"] else ""
-        lines.append(f"Perplexity on {where['text']}: {where['windows']}{begun}.")
+        cuts = ", ".join(
+            f"{counted(windows, 'window')} of {seq_len}" + (f" of {text}" if len(where["texts"]) > 1 else "")
+            for text, windows, seq_len in where["windows"]
+        )
+        lines.append(f"Perplexity on {' and '.join(where['texts'])}: {cuts}{begun}.")
         if self.model.latency:
             load = self.load
             lines.append(
@@ -107,13 +109,16 @@ class Findings:
         return lines + [self._verdict(batch, phase) for batch in self.ratios for phase in PHASES]
 
     def _quality(self) -> Iterator[Fact]:
-        for length in self.model.evaluations:
-            found = [side.evaluations[length] for side in self.sides]
-            yield f"perplexity, {length} tokens", [number(e.perplexity) for e in found]
+        several = len(self.conditions["texts"]) > 1
+        for found in zip(*(side.evaluations for side in self.sides), strict=True):
+            ours = found[0]
+            where = f"{ours.text}, {ours.seq_len} tokens" if several else f"{ours.seq_len} tokens"
+            yield f"perplexity, {where}", [number(each.perplexity) for each in found]
             if self.reference:
-                kl, same = self.model.evaluations[length].kl_to_dense, self.model.evaluations[length].top1_agreement
-                yield f"KL to the reference, {length} tokens", [number(kl, 4), ""]
-                yield f"same top-1, {length} tokens", ["" if same is None else f"{same:.1%}", ""]
+                kl, same = ours.kl_to_dense, ours.top1_agreement
+                yield f"nats over the reference, {where}", [number(ours.excess, 4), ""]
+                yield f"KL to the reference, {where}", [number(kl, 4), ""]
+                yield f"same top-1, {where}", ["" if same is None else f"{same:.1%}", ""]
 
     def _tasks(self) -> Iterator[Fact]:
         for task, scores in self.model.tasks.items():
@@ -145,11 +150,6 @@ class Findings:
         return (
             f"{phase}, batch {batch}: {outcome}, {spread.median:.2f} ({low:.2f} to {high:.2f}) of the time of {name}."
         )
-
-
-def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    names = ("perplexity", "nll", "tokens", "kl_to_dense", "top1_agreement")
-    return {name: getattr(evaluation, name) for name in names}
 
 
 def _milliseconds(spread: Spread) -> str:

@@ -1,38 +1,60 @@
-"""One model on one text: everything that cells share, computed once."""
+"""One model and its texts: everything that cells share, computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, Pruned
 from polyprune_core.config.settings import Settings
 from polyprune_core.errors import BudgetError, ConfigError
-from polyprune_core.evaluation.calibration import Calibration
+from polyprune_core.evaluation.calibration import Calibration, Keeper
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
-from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
+from polyprune_core.evaluation.moments import MomentStore, Reading
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
-from polyprune_core.evaluation.text import Text
-from polyprune_core.evaluation.windows import Cutter, held_back_windows, sample_windows, shared_runs
+from polyprune_core.evaluation.text import Text, Texts
+from polyprune_core.evaluation.windows import Cutter, held_back_windows, limits, sample_windows, shared_runs
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
-from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor
-from polyprune_core.pruning.types import Scores, Selection
+from polyprune_core.pruning.types import Scores, Selection, UnitGroup
 from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES
 from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
 from polyprune_core.utils.rng import generator
 
+
+@dataclass(frozen=True)
+class CutText:
+    """A text to evaluate on, its windows (N, T), and the share of them that is in the text calibrated on too."""
+
+    text: Text
+    windows: Tensor
+    overlap: float
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return f"{self.text.name} in windows of {self.windows.shape[1]}"
+
+
+# Tokens of a repair's text that go through the model at a time.
+REPAIR_TOKENS = 2048
 OF_UNITS = ("cost", "group", "kind", "layer", "peers")
 
 
@@ -42,7 +64,7 @@ class Harness:
     def __init__(
         self,
         loaded: LoadedModel,
-        texts: dict[str, Text],
+        texts: Texts,
         settings: Settings,
         registry: Registry,
         reporter: Reporter,
@@ -55,15 +77,20 @@ class Harness:
         self.compactor = Compactor(loaded.model, self.layout)
         self.texts = texts
         self.cutter = Cutter.of(loaded.tokenizer, loaded.model, settings.bos)
-        self.calibration_windows, self.evaluation_windows = self._windows()
-        self.overlap = shared_runs(self.evaluation_windows, self.calibration_windows, self.cutter.beginning)
-        self.evaluator = Evaluator(self.evaluation_windows, whole=lambda: self.compactor.applied({}))
+        self._check_lengths()
+        self.calibration_windows = self.cutter.pool(texts.calibration, settings.seq_len, settings.calibration_samples)
+        self.evaluated = self._evaluated()
+        self.evaluators = [
+            Evaluator(each.windows, whole=lambda: self.compactor.applied({}), text=each.text.name)
+            for each in self.evaluated
+        ]
         self.witness = Witness(
             loaded.model, self.calibration_windows, lambda: self.compactor.applied({}), self._read_weights_again
         )
         self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
+        self.moments = MomentStore()
         self._terms: dict[tuple[str, str, BudgetSpec], PricedBudget] = {}
 
     @property
@@ -103,16 +130,54 @@ class Harness:
 
     def calibration(self, seed: int, purpose: str, task: Task, rule: SelectionRule | None = None) -> Calibration:
         """Returns the sample of a seed, with the generator of a purpose; `rule` is for a metric that needs it."""
+        windows = sample_windows(self.calibration_windows, self.settings.calibration_samples, seed)
+        return self._calibration(windows, generator(seed, purpose), task, self.compactor, budget=rule)
+
+    def repair_calibration(
+        self, seed: int, spec: str, task: Task, readings: Iterable[Reading], keeper: Keeper | None
+    ) -> Calibration:
+        """Returns the sample of a seed that a repair looks at; `readings` are passes that its row bears already.
+
+        It is for use without the compactor; `keeper` keeps its state.
+        """
+        asked = self.settings
+        windows = sample_windows(self._repair_pool, asked.repair_samples, seed)
+        return self._calibration(
+            windows,
+            generator(seed, f"repair {spec}"),
+            task,
+            None,
+            batch_size=max(asked.batch_size, REPAIR_TOKENS // asked.seq_len),
+            readings=readings,
+            mend=self._mend,
+            keeper=keeper,
+        )
+
+    def _mend(self, spec: str, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
+        updates: Mapping[str, Tensor] = self.registry.build("repair", spec).repair(pruned, calibration)
+        return updates
+
+    @cached_property
+    def _repair_pool(self) -> Tensor:
+        asked, pool = self.settings, self.calibration_windows
+        if len(pool) >= asked.repair_samples:
+            return pool
+        return self.cutter.pool(self.texts.calibration, asked.seq_len, asked.repair_samples)
+
+    def _calibration(
+        self, windows: Tensor, rng: torch.Generator, task: Task, compactor: Compactor | None, **more: Any
+    ) -> Calibration:
         return Calibration(
             self.loaded.model,
             self.layout,
-            sample_windows(self.calibration_windows, self.settings.calibration_samples, seed),
-            generator(seed, purpose),
-            self.settings.batch_size,
+            windows,
+            rng,
+            more.pop("batch_size", self.settings.batch_size),
             progress=lambda done, total: task.update(done / total),
-            compactor=self.compactor,
-            budget=rule,
+            compactor=compactor,
             measure=self.measure,
+            store=self.moments,
+            **more,
         )
 
     def held_back(self, seed: int) -> Tensor:
@@ -136,7 +201,8 @@ class Harness:
 
         Raises PluginError at the end of the block, with the model as before, where one of another's did not.
         """
-        shared = {"the calibration text": self.calibration_windows, "the evaluation text": self.evaluation_windows}
+        shared = {"the calibration text": self.calibration_windows}
+        shared |= {f"the evaluation text {each.name}": each.windows for each in self.evaluated}
         for name, space in self.spaces.items():
             shared |= {f"the {what} of units of {name}": getattr(space, what) for what in OF_UNITS}
         return self.witness.over(self.registry.outside(*plugins), shared)
@@ -193,18 +259,21 @@ class Harness:
         return found
 
     @cached_property
-    def dense(self) -> Evaluation:
-        """The dense model on the evaluation windows."""
+    def dense(self) -> tuple[Evaluation, ...]:
+        """The dense model on every text at every length, the headline first."""
         self.memory.restart()
-        evaluation = self._evaluate("dense model", self.evaluator.dense)
+        found = in_turn(self.evaluators, Evaluator.dense, self.loaded.model, "dense model", self.reporter)
         self.dense_peak_mb = self.memory.megabytes()
-        return evaluation
+        return found
 
-    def evaluate(self, label: str, pruned: PrunedModel) -> Evaluation:
-        """Returns the evaluation of the smaller model, run without its removed units and with what a repair changed."""
+    def evaluate(self, label: str, pruned: PrunedModel) -> tuple[Evaluation, ...]:
+        """Returns what the smaller model scores on every text at every length, the headline first.
+
+        It is run without its removed units and with what a repair changed.
+        """
         _ = self.dense
         with self.compactor.applied(pruned.axis_keep(), pruned.updates):
-            return self._evaluate(label, self.evaluator.compare)
+            return in_turn(self.evaluators, Evaluator.compare, self.loaded.model, label, self.reporter)
 
     def task_scores(self, label: str, pruned: PrunedModel | None = None) -> TaskScores:
         """Returns the scores of a pruned model, built as an exporter would, or of the dense one."""
@@ -227,23 +296,37 @@ class Harness:
             names = granularity.split("+")
             with self.watched(*(("granularity", name) for name in names)):
                 parts = [self.registry.build("granularity", name).groups(self.layout) for name in names]
-            self.spaces[granularity] = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+            space = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+            for told in said_of(space):
+                self.reporter.status(told)
+            self.spaces[granularity] = space
         return self.spaces[granularity]
 
-    def _windows(self) -> tuple[Tensor, Tensor]:
-        """The windows to calibrate on, and those to evaluate on."""
-        asked, texts = self.settings, self.texts
+    def whole(self) -> PrunedModel:
+        """Returns the model with nothing removed."""
+        units = [
+            UnitGroup(axis.kind, axis.layer, 1, ((axis.name, axis.size),)) for axis in self.layout.axes if not axis.of
+        ]
+        space = MaskSpace(self.layout, units, "nothing")
+        keep = torch.ones(len(space), dtype=torch.bool)
+        selection = Selection(keep, space.total_cost, space.total_cost)
+        return PrunedModel(self.loaded, space, selection, Scores(keep.float(), "nothing"))
+
+    def _check_lengths(self) -> None:
+        asked = self.settings
         longest = getattr(self.loaded.model.config, "max_position_embeddings", None)
-        for role, seq_len in (("calibration", asked.seq_len), ("evaluation", asked.eval_seq_len)):
+        roles = [("calibration", asked.seq_len), *(("evaluation", each) for each in asked.eval_seq_len)]
+        for role, seq_len in roles:
             if longest and seq_len > longest:
                 self.reporter.status(
                     f"{role} windows of {seq_len} tokens are longer than the {longest} the model was made for"
                 )
-        return (
-            self.cutter.pool(texts["calibration"], asked.seq_len, asked.calibration_samples),
-            self.cutter.windows(texts["evaluation"], asked.eval_seq_len, asked.limit),
-        )
 
-    def _evaluate(self, label: str, run: Callable[..., Evaluation]) -> Evaluation:
-        with self.reporter.task(f"perplexity of {label}", len(self.evaluator.batches)) as task:
-            return run(self.loaded.model, lambda done, total: task.update(done))
+    def _evaluated(self) -> tuple[CutText, ...]:
+        """Every evaluation text at every length, in the order in which they were asked for."""
+        asked, found = self.settings, []
+        for text, (seq_len, limit) in product(self.texts.evaluations, limits(asked.eval_seq_len, asked.limit).items()):
+            windows = self.cutter.windows(text, seq_len, limit)
+            overlap = shared_runs(windows, self.calibration_windows, self.cutter.beginning)
+            found.append(CutText(text, windows, overlap))
+        return tuple(found)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ModelError
-from polyprune_core.evaluation.text import ROLES, parts_of
+from polyprune_core.evaluation.text import parts_of
 from polyprune_core.models.catalogue import local_path
 from polyprune_core.models.sources import local_folder
 from polyprune_core.pruning.mask_file import HEADER, TENSORS
@@ -18,8 +18,9 @@ def inputs(config: Comparison) -> dict[str, Path]:
     tasks = {"the folder of tasks": config.include_path} if config.include_path else {}
     texts = {
         f"the {role} text {name}": Path(os.path.expanduser(name))
-        for role in ROLES
-        for name in parts_of(getattr(config, role))
+        for role, given in (("calibration", (config.calibration,)), ("evaluation", config.evaluation))
+        for text in given
+        for name in parts_of(text)
     }
     return model_place(config.model, config.revision) | texts | tasks
 

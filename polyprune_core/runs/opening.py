@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from polyprune_core.config.cell import Metric, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.tasks import Tasks
-from polyprune_core.evaluation.text import ROLES, load_texts
+from polyprune_core.evaluation.text import Text, load_texts
 from polyprune_core.evaluation.windows import RUN, TELLING_OVERLAP
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import Registry
@@ -25,7 +27,7 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
     Raises:
         PolypruneError: anything asked for cannot be had; nothing has been run yet.
     """
-    texts = load_texts({role: getattr(config, role) for role in ROLES}, config.text_column)
+    texts = load_texts(config.calibration, config.evaluation, config.text_column)
     tasks = None
     if config.tasks:
         tasks = Tasks(config.tasks, config.include_path, config.num_fewshot, config.tasks_limit)
@@ -40,11 +42,15 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
         )
     with reporter.task("cutting the texts into tokens", 0):
         harness = Harness(loaded, texts, config, registry, reporter, tasks)
-    if harness.overlap >= TELLING_OVERLAP:
-        reporter.warn(
-            f"{harness.overlap:.0%} of what is evaluated on in {config.evaluation}, in runs of {RUN} tokens, was "
-            "calibrated on too: its perplexities flatter every row. Give texts that share no passages."
-        )
+    overlaps: dict[str, float] = {}
+    for cut in harness.evaluated:
+        overlaps[cut.text.name] = max(cut.overlap, overlaps.get(cut.text.name, 0.0))
+    for name, overlap in overlaps.items():
+        if overlap >= TELLING_OVERLAP:
+            reporter.warn(
+                f"{overlap:.0%} of what is evaluated on in {name}, in runs of {RUN} tokens, was "
+                "calibrated on too: its perplexities flatter every row. Give texts that share no passages."
+            )
     for cell in cells(config) if budgets else ():
         if isinstance(cell, Pruned):
             harness.in_scopes(cell)
@@ -67,8 +73,7 @@ def run_record(harness: Harness, config: Comparison) -> dict[str, Any]:
 def shared_identity(harness: Harness, config: Comparison) -> dict[str, Any]:
     """Returns what decides the results of all cells alike."""
     loaded, device = harness.loaded, harness.loaded.model.device.type
-    texts = {role: text.sha256 for role, text in harness.texts.items()}
-    return identity(config, loaded.sha256, loaded.path, str(loaded.model.dtype), device, texts)
+    return identity(config, loaded.sha256, loaded.path, str(loaded.model.dtype), device, harness.texts.hashes)
 
 
 def _model(harness: Harness) -> dict[str, Any]:
@@ -86,16 +91,20 @@ def _model(harness: Harness) -> dict[str, Any]:
 
 
 def _texts(harness: Harness) -> dict[str, Any]:
-    windows = {"calibration": harness.calibration_windows, "evaluation": harness.evaluation_windows}
-    overlap: dict[str, Any] = {"calibration": {}, "evaluation": {"overlap": harness.overlap}}
+    """The text of each role, and where there are several evaluations all of them, the headline first."""
+    evaluations = [_text(harness, each.text, each.windows) | {"overlap": each.overlap} for each in harness.evaluated]
+    found = {
+        "calibration": _text(harness, harness.texts.calibration, harness.calibration_windows),
+        "evaluation": evaluations[0],
+    }
+    return found | ({"evaluations": evaluations} if len(evaluations) > 1 else {})
+
+
+def _text(harness: Harness, text: Text, windows: Tensor) -> dict[str, Any]:
     return {
-        role: {
-            "name": text.name,
-            "sha256": text.sha256,
-            "windows": windows[role].shape[0],
-            "tokens_per_window": windows[role].shape[1],
-            "bos": harness.cutter.told,
-            **overlap[role],
-        }
-        for role, text in harness.texts.items()
+        "name": text.name,
+        "sha256": text.sha256,
+        "windows": windows.shape[0],
+        "tokens_per_window": windows.shape[1],
+        "bos": harness.cutter.told,
     }

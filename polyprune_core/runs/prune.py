@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +14,14 @@ from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError, counted
-from polyprune_core.evaluation.perplexity import Evaluation, Evaluator
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.runs.decision import Cost, Decider
+from polyprune_core.runs.decision import REPAIRED_FROM, Cost, Decider
 from polyprune_core.runs.export import write_out
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.inputs import inputs
@@ -41,15 +42,20 @@ DECIDED = {"granularity", "initializer", "estimator", "scope", "scale", "seed", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A pruned model on disk: what it scores as read back, beside the dense model and the model cut in memory."""
+    """A pruned model on disk: what it scores as read back, beside the dense model and the model cut in memory.
+
+    `dense`, `in_memory` and `reloaded` have one evaluation for each text and length, in the same order; `calibration`
+    names the texts that the decision looked at.
+    """
 
     report: ExportReport
     sparsity: float
     budget: str | None
     budget_achieved: float | None
-    dense: Evaluation
-    in_memory: Evaluation
-    reloaded: Evaluation
+    dense: tuple[Evaluation, ...]
+    in_memory: tuple[Evaluation, ...]
+    reloaded: tuple[Evaluation, ...]
+    calibration: tuple[str, ...]
     dense_parameters: int
     dense_bytes: int
     cost: Cost
@@ -57,32 +63,55 @@ class Outcome:
     def lines(self) -> list[str]:
         """Returns the outcome for people."""
         report, cost = self.report, self.cost
-        perplexities = f"{self.reloaded.perplexity:.4f} read back from disk, {self.in_memory.perplexity:.4f} in memory"
         backward = counted(cost.backward_passes, "backward pass", "backward passes")
-        rows = {
-            **self._budget_line(),
-            "sparsity": f"{self.sparsity:.4f} of the prunable parameters removed",
-            "parameters": f"{report.parameters:,} of {self.dense_parameters:,}",
-            "on disk": f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB",
-            "perplexity": f"{perplexities}; dense {self.dense.perplexity:.4f}",
-            "cost": f"{cost.forward_tokens:,} forward tokens, {backward}",
-        }
-        lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows.items())]
+        rows = [
+            *self._budget_line(),
+            ("sparsity", f"{self.sparsity:.4f} of the prunable parameters removed"),
+            ("parameters", f"{report.parameters:,} of {self.dense_parameters:,}"),
+            ("on disk", f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB"),
+            *self._perplexity_lines(),
+            ("cost", f"{cost.forward_tokens:,} forward tokens, {backward}"),
+        ]
+        lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows)]
         return [*lines, "", *report.reload_at(report.path).strip().splitlines()]
 
-    def _budget_line(self) -> dict[str, str]:
+    def _budget_line(self) -> list[tuple[str, str]]:
         if self.budget is None or self.budget_achieved is None:
-            return {}
-        return {"budget": f"{self.budget} asked, {BudgetSpec.parse(self.budget).words(self.budget_achieved)} achieved"}
+            return []
+        achieved = BudgetSpec.parse(self.budget).words(self.budget_achieved)
+        return [("budget", f"{self.budget} asked, {achieved} achieved")]
+
+    def _perplexity_lines(self) -> Iterator[tuple[str, str]]:
+        for dense, cut, reloaded in zip(self.dense, self.in_memory, self.reloaded, strict=True):
+            part = "" if self._calibrated(dense) else ", no part of the calibration"
+            divergence = "" if cut.kl_to_dense is None else f", KL to dense {cut.kl_to_dense:.4f}"
+            yield (
+                "perplexity",
+                f"{reloaded.perplexity:.4f} read back from disk, {cut.perplexity:.4f} in memory; "
+                f"dense {dense.perplexity:.4f}{divergence} ({dense.text}, {dense.seq_len} tokens{part})",
+            )
+
+    def _calibrated(self, evaluation: Evaluation) -> bool:
+        return evaluation.text in self.calibration
 
     def to_json(self) -> dict[str, Any]:
         """Returns the outcome for scripts; no path of this machine."""
         record = dataclasses.asdict(self)
         record["report"]["path"] = self.report.path.name
-        for name in ("dense", "in_memory", "reloaded"):
-            record[name]["perplexity"] = getattr(self, name).perplexity
-            del record[name]["window_nll"]
+        del record["cost"]["readings"]
+        sides = {name: [_scored(each) for each in getattr(self, name)] for name in ("dense", "in_memory", "reloaded")}
+        record |= {name: found[0] for name, found in sides.items()}
+        record["evaluations"] = [
+            {"text": each.text, "seq_len": each.seq_len, "calibrated_on": self._calibrated(each)}
+            | {name: found[index] for name, found in sides.items()}
+            for index, each in enumerate(self.dense)
+        ]
         return {"polyprune": __version__, "environment": environment(), **record}
+
+
+def _scored(evaluation: Evaluation) -> dict[str, Any]:
+    names = ("perplexity", "nll", "tokens", "kl_to_dense", "top1_agreement")
+    return {name: getattr(evaluation, name) for name in names}
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,8 +120,9 @@ class PruningResult:
 
     Attributes:
         pruned: the decision, and the dense model that it is about.
-        evaluation: perplexity and agreement with the dense model, of the smaller model in memory.
-        dense: the dense model on the same windows, where it was measured.
+        evaluations: perplexity and agreement with the dense model, of the smaller model in memory: one record for each
+            text and length, the headline first.
+        dense_evaluations: the dense model on the same windows, none where it was not measured.
         cost: what the decision cost.
         budget: what was asked, where that is no sparsity.
         budget_achieved: of that budget, in its own terms.
@@ -100,12 +130,22 @@ class PruningResult:
     """
 
     pruned: PrunedModel
-    evaluation: Evaluation
-    dense: Evaluation | None
+    evaluations: tuple[Evaluation, ...]
+    dense_evaluations: tuple[Evaluation, ...]
     cost: Cost
     budget: str | None = None
     budget_achieved: float | None = None
     written: Outcome | None = None
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The headline: the smaller model on the first text at the first length."""
+        return self.evaluations[0]
+
+    @property
+    def dense(self) -> Evaluation | None:
+        """The headline of the dense model, where it was measured."""
+        return self.dense_evaluations[0] if self.dense_evaluations else None
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -187,8 +227,7 @@ def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, deci
         budget = str(terms.target) if terms and terms.target.sparsity is None else None
         achieved = terms.spent(pruned.selection, pruned.added_parameters) if terms and budget else None
         in_memory = harness.evaluate("the model cut in memory", pruned)
-        dense = harness.dense
-    return PruningResult(pruned, in_memory, dense, cost, budget, achieved)
+    return PruningResult(pruned, in_memory, harness.dense, cost, budget, achieved)
 
 
 def _written(
@@ -203,17 +242,16 @@ def _written(
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             device = str(loaded.model.device)
             reloaded = exporter.load(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        evaluator = Evaluator(harness.evaluation_windows)
-        with reporter.task("perplexity of the model read back", len(evaluator.batches)) as task:
-            evaluation = evaluator.dense(reloaded.model, lambda done, total: task.update(done))
+        evaluators = [Evaluator(each.windows, text=each.text.name) for each in harness.evaluated]
         outcome = Outcome(
             report=dataclasses.replace(report, path=place.path),
             sparsity=result.sparsity,
             budget=result.budget,
             budget_achieved=result.budget_achieved,
             dense=harness.dense,
-            in_memory=result.evaluation,
-            reloaded=evaluation,
+            in_memory=result.evaluations,
+            reloaded=in_turn(evaluators, Evaluator.dense, reloaded.model, "the model read back", reporter),
+            calibration=tuple(harness.texts.calibration.name.split("+")),
             dense_parameters=harness.layout.total_parameters,
             dense_bytes=harness.stored_bytes,
             cost=result.cost,
@@ -229,11 +267,18 @@ def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
         raise ConfigError(
             f"the masks in {masks.folder} have decided {names}; leave it out, or prune without --from-masks."
         )
-    return request if "model" in request.model_fields_set else request.model_copy(update={"model": masks.base_name})
+    told = {name: masks.recipe[name] for name in REPAIRED_FROM if isinstance(masks.recipe.get(name), int)}
+    told = {"model": masks.base_name, **told}
+    return request.model_copy(
+        update={name: value for name, value in told.items() if name not in request.model_fields_set}
+    )
 
 
 def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget | None]:
-    """Returns the masks as they are, or selected anew and repaired as before, or with another repair."""
+    """Returns the masks as they are, or selected anew and repaired as before, or with another repair.
+
+    As before is with the repair's own options, seed and number of windows, on the calibration text of this request.
+    """
     harness, terms = decider.harness, None
     if request.budget is not None:
         rule = masks.rule()
@@ -244,20 +289,25 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
     if not asked and request.sparsity is None and terms is None:
         return pruned, Cost(), None
     spec = request.repair if asked else str(masks.recipe.get("repair", NO_REPAIR))
+    text = masks.recipe.get("texts", {}).get("calibration")
+    if not asked and spec != NO_REPAIR and text not in (None, harness.texts.calibration.sha256):
+        harness.reporter.warn(
+            f"the masks in {masks.folder} were repaired on another calibration text; give that one as --calibration to "
+            "repair as before."
+        )
     pruned, cost = decider.repaired(pruned, spec, int(masks.recipe.get("seed") or 0))
     return pruned, cost, terms
 
 
-def _decide(config: Comparison, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget]:
+def _decide(config: Comparison, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget | None]:
     cell, harness = cells(config)[-1], decider.harness
     assert isinstance(cell, Pruned)
     decision = decider.decide(cell)
-    texts = {role: text.sha256 for role, text in harness.texts.items()}
     recipe = decision.cell.model_dump(mode="json") | {
         "min_keep": config.min_keep,
         "protect": config.protect,
         "revision": config.revision,
-        "texts": texts,
+        "texts": harness.texts.hashes,
     }
-    recipe["bos"] = config.bos
+    recipe |= {"bos": config.bos} | (decider.sample if cell.repaired else {})
     return dataclasses.replace(decision.pruned, recipe=recipe), decision.cost, decision.terms

@@ -56,7 +56,7 @@ def completed(words: str) -> list[str]:
         ("polyprune compare --format ", ["table", "json", "csv", "markdown", "latex"]),
         ("polyprune compare --scope g", ["global"]),
         ("polyprune compare --dtype b", ["bfloat16"]),
-        ("polyprune compare --calibration b", ["builtin:pydocs"]),
+        ("polyprune compare --calibration b", ["builtin:pydocs", "builtin:prose", "builtin:mix"]),
         ("polyprune prune --exporter h", ["huggingface"]),
         ("polyprune prune --initializer l", ["llm-pruner"]),
         ("polyprune plugins show anti", ["antithetic"]),

@@ -93,14 +93,14 @@ def test_masks_of_a_model_with_code_are_read_back_with_the_trust_that_was_given(
     record = json.loads((masks / "polyprune.json").read_text("utf-8"))
     assert record["reloaded"]["nll"] == pytest.approx(record["in_memory"]["nll"], rel=1e-3)
     found = evaluated(masks, "--trust-remote-code", "--eval-seq-len", 32)
-    assert found["model"]["evaluations"]["32"]["nll"] == pytest.approx(record["reloaded"]["nll"], rel=1e-6)
+    assert found["model"]["evaluations"][0]["nll"] == pytest.approx(record["reloaded"]["nll"], rel=1e-6)
     refused(polyprune("evaluate", masks, *TEXT, "-q"), f"polyprune: {custom} is a MyLlama", "--trust-remote-code")
 
 
 def test_its_own_logits_are_those_that_are_evaluated(custom, tmp_path) -> None:
     found = evaluated(custom, "--trust-remote-code", "--reference", "tiny")
-    assert found["model"]["evaluations"]["32"]["top1_agreement"] > 0.99
-    assert found["model"]["evaluations"]["32"]["nll"] > found["reference"]["evaluations"]["32"]["nll"] + 0.3
+    assert found["model"]["evaluations"][0]["top1_agreement"] > 0.99
+    assert found["model"]["evaluations"][0]["nll"] > found["reference"]["evaluations"][0]["nll"] + 0.3
 
 
 def test_no_message_names_the_temporary_folder(custom, tmp_path, monkeypatch) -> None:
@@ -156,7 +156,7 @@ def test_a_budget_in_bytes_counts_those_of_the_files(tiny_folder, tmp_path) -> N
 def test_a_reference_of_another_number_format_is_computed_in_that_of_the_model(tiny_folder) -> None:
     found = evaluated(in_float32(tiny_folder), "--reference", "tiny")
     assert found["conditions"]["dtype"] == "float32"
-    assert found["model"]["evaluations"]["32"]["kl_to_dense"] == pytest.approx(0, abs=1e-6)
+    assert found["model"]["evaluations"][0]["kl_to_dense"] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_pruned_folder_is_evaluated_without_trust_and_without_its_code(tiny_folder, tmp_path) -> None:
@@ -166,7 +166,7 @@ def test_a_pruned_folder_is_evaluated_without_trust_and_without_its_code(tiny_fo
     (pruned / "modeling_polyprune.py").write_text("raise SystemExit('ran')\n")
     for found in (evaluated(pruned), evaluated(tiny_folder, "--reference", pruned)):
         side = "model" if found["model"]["name"] == str(pruned) else "reference"
-        assert found[side]["evaluations"]["32"]["nll"] == pytest.approx(record["reloaded"]["nll"], rel=1e-6)
+        assert found[side]["evaluations"][0]["nll"] == pytest.approx(record["reloaded"]["nll"], rel=1e-6)
 
 
 def test_a_folder_without_a_model_is_refused_without_a_look_around(tmp_path, monkeypatch) -> None:

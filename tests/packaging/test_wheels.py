@@ -38,6 +38,7 @@ NEEDED = {
         "polyprune_core/models/families.toml",
         "polyprune_core/models/catalogue.toml",
         "polyprune_core/models/tiny/model.safetensors",
+        "polyprune_core/evaluation/prose.txt.gz",
         "polyprune_core/cli/templates/pyproject.toml.in",
         "polyprune_plugins/py.typed",
     ),

@@ -129,7 +129,7 @@ def test_a_text_that_is_not_there_is_refused_without_asking_the_hub(hub, name) -
 
 @pytest.mark.parametrize("name", ["builtin:pydoc", "builtin:", "builtin:wikitext"])
 def test_an_unknown_built_in_text_is_refused_with_those_there_are(name) -> None:
-    with pytest.raises(DataError, match=r"no built-in text named .* Available: pydocs"):
+    with pytest.raises(DataError, match=r"no built-in text named .* Available: mix, prose, pydocs"):
         load_text(name, "calibration")
 
 
@@ -273,10 +273,8 @@ def test_a_file_that_is_broken_or_of_another_kind_is_refused_by_name(tmp_path, n
 def test_a_column_where_no_text_has_one_is_refused(tmp_path) -> None:
     rows = write(tmp_path / "a.jsonl", '{"body": "some text"}')
     with pytest.raises(ConfigError, match=r"--text-column body is about datasets.*builtin:pydocs has no columns"):
-        load_texts({"calibration": "builtin:pydocs", "evaluation": "builtin:pydocs"}, "body")
-    assert (
-        load_texts({"calibration": rows, "evaluation": "builtin:pydocs"}, "body")["calibration"].content == "some text"
-    )
+        load_texts("builtin:pydocs", ("builtin:pydocs",), "body")
+    assert load_texts(rows, ("builtin:pydocs",), "body").calibration.content == "some text"
 
 
 # Mixes.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from polyprune_core.errors import DataError
-from polyprune_core.evaluation import pydocs
+from polyprune_core.evaluation import apart, pydocs
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHED = (pydocs._topics, pydocs.calibration_text, pydocs.evaluation_text, pydocs.docstrings_text)
@@ -57,7 +57,7 @@ def test_the_evaluation_text_shares_no_paragraph_with_a_training_text(other) -> 
 
 @pytest.mark.parametrize("other", [pydocs.calibration_text, pydocs.docstrings_text])
 def test_the_evaluation_text_shares_no_long_passage_with_a_training_text(other) -> None:
-    assert not shared_runs(pydocs.evaluation_text(), other(), 2 * pydocs.RUN)
+    assert not shared_runs(pydocs.evaluation_text(), other(), 2 * apart.RUN)
 
 
 def test_no_topic_repeats_most_of_another() -> None:
@@ -92,7 +92,7 @@ def test_docstrings_of_private_names_and_tests_are_left_out(library: Path) -> No
 
 
 def test_a_docstring_repeated_or_quoting_the_evaluation_text_is_left_out(library: Path) -> None:
-    quoted = max(pydocs._paragraphs(pydocs.evaluation_text()), key=len)
+    quoted = max(apart.paragraphs(pydocs.evaluation_text()), key=len)
     (library / "json.py").write_text(f"{quoted!r}\ndef f(): 'Once.'\ndef g(): 'Once.'", encoding="utf-8")
     assert pydocs.docstrings_text() == "Once."
 
