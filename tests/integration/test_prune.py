@@ -152,7 +152,9 @@ def test_masks_at_their_own_sparsity_give_the_model_that_pruning_gave(exported, 
 def test_masks_at_another_sparsity_give_the_model_that_pruning_there_gives(exported, tmp_path, sparsity) -> None:
     masks, _ = exported("head+channel", "masks")
     assert prune(tmp_path / "again", "--from-masks", masks, "--sparsity", sparsity, base=TEXT).status == 0
-    assert prune(tmp_path / "direct", "--sparsity", sparsity).status == 0
+    recipe = json.loads((masks / "masks.json").read_text("utf-8"))["recipe"]
+    pooling = ("--scope", recipe["scope"], "--scale", recipe["scale"])
+    assert prune(tmp_path / "direct", "--sparsity", sparsity, *pooling).status == 0
     again, direct = tmp_path / "again", tmp_path / "direct"
     assert (again / "model.safetensors").read_bytes() == (direct / "model.safetensors").read_bytes()
     for name in ("sparsity", "in_memory", "reloaded"):
