@@ -8,7 +8,7 @@ from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.results.results import Results
-from polyprune_core.results.row import OnText, Row
+from polyprune_core.results.row import Row, TextScores
 from polyprune_core.runs.decision import Cost
 from polyprune_core.runs.prune import PruningResult
 from polyprune_core.runs.stored_cell import finished_cell
@@ -49,7 +49,7 @@ def _evaluations(results: Results, row: Row) -> tuple[Evaluation, ...]:
     """The row's evaluations; of a row from before there were several, the one."""
     beside = results.details.get(row.id)
     windows = dict(enumerate((beside.window_nll, *beside.further_nll))) if beside else {}
-    headline = OnText("", 0, row.perplexity, row.nll, row.eval_tokens or 0, row.kl_to_dense, row.top1_agreement)
+    headline = TextScores("", 0, row.perplexity, row.nll, row.eval_tokens or 0, row.kl_to_dense, row.top1_agreement)
     return tuple(
         Evaluation(
             nll=each.nll or 0.0,

@@ -31,7 +31,7 @@ FRACTIONS = ("sparsity_achieved", "parameters_kept_fraction", "top1_agreement")
 
 
 @dataclass(frozen=True)
-class OnText:
+class TextScores:
     """What a model scores on one text in windows of `seq_len` tokens, over `tokens` predicted ones.
 
     nll, kl_to_dense and `excess`, the nll above the dense model's, in nats per token; None where no dense model ran.
@@ -74,7 +74,7 @@ class Row:
     eval_tokens: int | None = None
     kl_to_dense: float | None = None
     top1_agreement: float | None = None
-    evaluations: tuple[OnText, ...] = ()
+    evaluations: tuple[TextScores, ...] = ()
     forward_passes: int = 0
     forward_tokens: int = 0
     backward_passes: int = 0

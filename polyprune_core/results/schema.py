@@ -72,7 +72,7 @@ class EvaluationRecord:
 
 
 @dataclass(frozen=True)
-class OnTextSummary:
+class TextScoresSummary:
     """Rows that differ in their seed only, on one text at one length: means over seeds.
 
     `excess` is in nats over the dense model, and `share` its fraction of that of the best metric without repair.
@@ -112,7 +112,7 @@ class Summarised:
     ci95: tuple[float | None, float | None] | None
     versus: VersusRecord | None
     tasks: dict[str, dict[str, float]] | None = None
-    evaluations: list[OnTextSummary] | None = None
+    evaluations: list[TextScoresSummary] | None = None
     best: bool | None = None
     pareto: list[str] | None = None
 

@@ -26,7 +26,7 @@ from polyprune_core.results.statistics import (
 )
 
 if TYPE_CHECKING:
-    from polyprune_core.results.row import OnText, Row
+    from polyprune_core.results.row import Row, TextScores
 
 Windows = Mapping[str, NDArray[np.float32]]
 
@@ -121,7 +121,7 @@ def summarise(rows: Sequence[Row], windows: Windows) -> list[Summary]:
     return _with_references(_with_pareto(marked))
 
 
-def share(evaluation: OnText, reference: float | None) -> float | None:
+def share(evaluation: TextScores, reference: float | None) -> float | None:
     """Returns the evaluation's excess as a fraction of `reference`, where both are known."""
     return None if evaluation.excess is None or reference is None else evaluation.excess / reference
 
@@ -165,7 +165,7 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     )
 
 
-def _mean_evaluation(evaluations: Sequence[OnText]) -> OnText:
+def _mean_evaluation(evaluations: Sequence[TextScores]) -> TextScores:
     """One evaluation of several seeds: the first with everything measured averaged."""
     means = {
         name: sum(values) / len(values)

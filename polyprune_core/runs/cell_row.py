@@ -13,7 +13,7 @@ from polyprune_core.config.cell import AUTO, Dense
 from polyprune_core.errors import ConfigError, PolypruneError, ResultError
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.results.cell_file import Details, Group, path_of, write_details
-from polyprune_core.results.row import OnText, Row, impossible
+from polyprune_core.results.row import Row, TextScores, impossible
 from polyprune_core.results.store import Store
 from polyprune_core.runs.decision import Decider, Decision
 from polyprune_core.runs.harness import Harness
@@ -140,11 +140,11 @@ def _measured(evaluations: Sequence[Evaluation], dense: Sequence[Evaluation]) ->
     }
 
 
-def on_texts(evaluations: Sequence[Evaluation], dense: Sequence[Evaluation] | None) -> tuple[OnText, ...]:
+def on_texts(evaluations: Sequence[Evaluation], dense: Sequence[Evaluation] | None) -> tuple[TextScores, ...]:
     """Returns what results keep of evaluations beside the dense model's on the same windows, where it was measured."""
     beside: Sequence[Evaluation | None] = dense or [None] * len(evaluations)
     return tuple(
-        OnText(
+        TextScores(
             text=each.text,
             seq_len=each.seq_len or 0,
             perplexity=each.perplexity,

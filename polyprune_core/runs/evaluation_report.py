@@ -20,7 +20,7 @@ from polyprune_core.report.csvfile import written
 from polyprune_core.report.html import table_html
 from polyprune_core.report.sheet import Band, Cell, Sheet
 from polyprune_core.report.terminal import drawn, shown_width
-from polyprune_core.results.row import OnText
+from polyprune_core.results.row import TextScores
 from polyprune_core.utils.numbers import finite
 from polyprune_core.version import __version__
 
@@ -44,7 +44,7 @@ class Side:
     name: str
     sha256: str
     footprint: Footprint
-    evaluations: tuple[OnText, ...] = ()
+    evaluations: tuple[TextScores, ...] = ()
     tasks: TaskScores = field(default_factory=dict)
     samples: tuple[str, ...] = ()
     latency: dict[int, Timing] = field(default_factory=dict)

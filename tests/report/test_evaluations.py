@@ -18,7 +18,7 @@ from polyprune_core.report.document import document
 from polyprune_core.report.load import Loaded, load
 from polyprune_core.report.terminal import tables
 from polyprune_core.results.cell_file import Details
-from polyprune_core.results.row import OnText, Row
+from polyprune_core.results.row import Row, TextScores
 from tests.rows import row
 
 PLACES = (("a.txt", 128), ("b.txt", 128), ("b.txt", 2048))
@@ -34,7 +34,7 @@ SHARES = {"random": ["400%", "400%"], "wanda": ["100%", "100%"], "wanda + bias":
 
 def measured(excesses: tuple[float, ...], dense: bool = False) -> dict[str, Any]:
     evaluations = [
-        OnText(text, length, math.exp(loss + excess), loss + excess, 100, None if dense else 0.1, None, excess)
+        TextScores(text, length, math.exp(loss + excess), loss + excess, 100, None if dense else 0.1, None, excess)
         for (text, length), loss, excess in zip(PLACES, DENSE, excesses, strict=True)
     ]
     first = evaluations[0]

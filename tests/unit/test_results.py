@@ -174,7 +174,7 @@ def test_the_summary_in_json_has_the_fields_that_are_promised() -> None:
     dense, start, search = results(*rows).to_json()["summary"]
     fields = ["kind", "granularity", "initializer", "estimator", "sparsity", "budget", "repair"]
     fields += ["scope", "scale", "n", "failed"]
-    measured = ["perplexity_mean", "perplexity_sd", "ci95", "tasks", "versus", "best", "pareto"]
+    measured = ["perplexity_mean", "perplexity_sd", "ci95", "tasks", "evaluations", "versus", "best", "pareto"]
     assert list(search) == [*fields, *measured]
     assert (dense["n"], start["n"], search["n"]) == (1, 2, 2)
     assert (dense["versus"], start["versus"]) == (None, None)
