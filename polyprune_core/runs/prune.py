@@ -18,6 +18,7 @@ from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
+from polyprune_core.pruning.provenance import last_name
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
 from polyprune_core.runs.decision import Cost, Decider
@@ -184,6 +185,9 @@ def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, deci
         achieved = terms.spent(pruned.selection, pruned.added_parameters) if terms and budget else None
         in_memory = harness.evaluate("the model cut in memory", pruned)
         dense = harness.dense
+    measured = {"perplexity": in_memory.perplexity, "dense": dense.perplexity, "tokens": in_memory.tokens}
+    measured |= {"text": last_name(harness.texts["evaluation"].name), "window": config.eval_seq_len}
+    pruned = dataclasses.replace(pruned, measured=measured)
     return PruningResult(pruned, in_memory, dense, cost, budget, achieved)
 
 
