@@ -61,7 +61,7 @@ def refilled(
     that have to be equally wide step together. `labels` (U,) say which budget a unit is paid from, and `room` what is
     left of each.
     """
-    counts, room, steps = list(counts), room.tolist(), _steps(space, shapes)
+    counts, left, steps = list(counts), room.tolist(), _steps(space, shapes)
     ranked = [units.start + scores[units].double().argsort(descending=True, stable=True) for units in space.slices()]
     together: dict[object, list[int]] = {}
     for index, group in enumerate(space.groups):
@@ -75,12 +75,12 @@ def refilled(
             units = torch.cat([ranked[index][counts[index] : counts[index] + steps[index]] for index in groups])
             price, label = float(space.price[units].sum()), int(labels[units[0]])
             order = (-taken[name], float(scores[units].double().mean()))
-            if price <= room[label] and (best is None or order > best[0]):
+            if price <= left[label] and (best is None or order > best[0]):
                 best = order, name, label, price
         if best is None:
             return counts
         _, name, label, price = best
-        room[label] -= price
+        left[label] -= price
         taken[name] += 1
         for index in together[name]:
             counts[index] += steps[index]
