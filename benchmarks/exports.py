@@ -42,7 +42,8 @@ def main(masks: tuple[Path, ...], exporters: tuple[str, ...], output: Path) -> N
 def _verified(folder: Path, exporter: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         options = ["--exporter", exporter, "--dtype", "float32", "--verify", "--format", "json", "--quiet"]
-        command = [sys.executable, "-m", "polyprune_core", "export", str(folder), *options, "--output", f"{name}/out"]
+        command = [str(Path(sys.executable).with_name("polyprune")), "export", str(folder), *options]
+        command += ["--output", f"{name}/out"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"status": done.returncode, "refused": done.stderr.strip().splitlines()[-1]}
