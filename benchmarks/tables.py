@@ -36,7 +36,7 @@ REFERENCE = [
     ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "families", "plugins")
 ]
 EXPLAINED = [ROOT / "docs" / "explanation" / f"{name}.md" for name in ("baselines", "repair", "sample-efficiency")]
-PAGES = [ROOT / "README.md", *EXPLAINED, *REFERENCE]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "howto" / "load-elsewhere.md", *EXPLAINED, *REFERENCE]
 
 
 def estimators() -> str:
@@ -219,6 +219,27 @@ def dense_perplexity() -> str:
     return "\n".join([*lines, *(f"| {r['windows']} windows of {r['seq_len']} | {r['perplexity']:.2f} |" for r in rows)])
 
 
+def exports() -> str:
+    """Returns the exports that ran in their runtimes, beside the dense model there."""
+    lines = [
+        "| exporter | runtime | max Δ log p | same top-1 | perplexity (dense) | MB (dense) | reads / writes, × dense |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in _read("exports")["rows"]:
+        found = row.get("in_runtime")
+        if not found:
+            lines.append(f"| `{row['exporter']}` | {row.get('refused', '')} | | | | | |")
+            continue
+        this, dense = found["pruned"], found["dense"]
+        speed = f"{this['reading'] / dense['reading']:.2f} / {this['writing'] / dense['writing']:.2f}"
+        lines.append(
+            f"| `{row['exporter']}` | {found['runtime']} {found['version']} | {found['largest_difference']:.2g} | "
+            f"{found['top1_agreement']:.1%} | {this['perplexity']:.3f} ({dense['perplexity']:.3f}) | "
+            f"{this['bytes'] / 1e6:.0f} ({dense['bytes'] / 1e6:.0f}) | {speed} |"
+        )
+    return "\n".join(lines)
+
+
 def _ratio(way: dict[str, Any]) -> str:
     low, high = way["quartiles"]
     return f"{way['of_dense']:.2f} ({low:.2f} to {high:.2f})"
@@ -250,6 +271,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mask-evaluation": mask_evaluation,
     "originals": originals,
     "repairs": repairs,
+    "exports": exports,
     "checks": reference.checks,
     "families": reference.families,
     "family checks": reference.family_checks,

@@ -18,6 +18,7 @@ from polyprune_core.cli.compare import compare
 from polyprune_core.cli.completion import completion
 from polyprune_core.cli.evaluate import evaluate
 from polyprune_core.cli.export import export
+from polyprune_core.cli.masks import masks
 from polyprune_core.cli.models import models
 from polyprune_core.cli.plugins import plugins
 from polyprune_core.cli.prune import prune
@@ -45,7 +46,7 @@ def cli(context: click.Context, no_external: bool) -> None:
         context.with_resource(_only_own_plugins())
 
 
-for command in (compare, prune, evaluate, export, report, models, plugins, completion):
+for command in (compare, prune, evaluate, export, report, masks, models, plugins, completion):
     cli.add_command(command)
 
 

@@ -51,6 +51,7 @@ class Pruned(Protocol):
 
 
 OF_THE_DENSE = ("architectures", "auto_map", "model_type", "per_layer_config", "polyprune", "transformers_version")
+OF_THE_DENSE += ("allow_global_per_layer_attribute_access",)
 
 
 def build_compact(pruned: Pruned) -> PreTrainedModel:
@@ -127,6 +128,8 @@ def compact_config(pruned: Pruned) -> PreTrainedConfig:
     config = own_class(stock["AutoConfig"])(
         **values,
         per_layer_config=varying or None,
+        # Whoever asks for the number of heads of a model whose layers differ is told that of the widest.
+        allow_global_per_layer_attribute_access=True,
         polyprune={key: value for key, value in says.items() if value != defaults.get(key)},
         auto_map={auto: f"{CODE.stem}.{own_class(stock[auto]).__name__}" for auto in AUTO_CLASSES},
     )

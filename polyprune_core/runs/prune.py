@@ -19,6 +19,7 @@ from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
+from polyprune_core.pruning.provenance import last_name
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
 from polyprune_core.runs.decision import REPAIRED_FROM, Cost, Decider
@@ -227,7 +228,12 @@ def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, deci
         budget = str(terms.target) if terms and terms.target.sparsity is None else None
         achieved = terms.spent(pruned.selection, pruned.added_parameters) if terms and budget else None
         in_memory = harness.evaluate("the model cut in memory", pruned)
-    return PruningResult(pruned, in_memory, harness.dense, cost, budget, achieved)
+        dense = harness.dense
+    ours, theirs, cut = in_memory[0], dense[0], harness.evaluated[0]
+    measured = {"perplexity": ours.perplexity, "dense": theirs.perplexity, "tokens": ours.tokens}
+    measured |= {"text": last_name(cut.text.name), "window": config.eval_seq_len[0]}
+    pruned = dataclasses.replace(pruned, measured=measured)
+    return PruningResult(pruned, in_memory, dense, cost, budget, achieved)
 
 
 def _written(

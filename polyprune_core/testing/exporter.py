@@ -16,11 +16,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.models.describe import describe
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.plugins.contracts import OPTIONAL
+from polyprune_core.plugins.contracts import OPTIONAL, check_exportable
 from polyprune_core.plugins.registry import Registered
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
@@ -87,13 +88,14 @@ def _sandbox(plugin: Registered, *emptied: str) -> Iterator[Sandbox]:
     """A pruned model of heads and channels that the format can hold; of the axes `emptied` nothing is kept.
 
     Raises:
-        NotRun: the format cannot hold what is emptied.
+        NotRun: the format cannot hold what is emptied, or the exporter's `check` asks for what is not installed.
     """
     with tempfile.TemporaryDirectory(prefix="polyprune-check-") as name:
         root = Path(name).resolve()
         for folder in ("out", "elsewhere"):
             (root / folder).mkdir()
         base = tiny_base(root / "base")
+        _require_packages(plugin, base)
         space = tiny_space(base.model)
         shapes = _shapes(plugin, space.layout)
         if emptied and (shapes.equal_widths or not shapes.empty_sublayers):
@@ -106,6 +108,15 @@ def _sandbox(plugin: Registered, *emptied: str) -> Iterator[Sandbox]:
         pruned = tiny_pruned(base, space, _legal(keep, space, shapes), text=SECRET)
         with contextlib.chdir(root / "elsewhere"):
             yield Sandbox(root, pruned)
+
+
+def _require_packages(plugin: Registered, base: LoadedModel) -> None:
+    try:
+        check_exportable(made(plugin), base)
+    except ConfigError as error:
+        raise NotRun(str(error)) from error
+    except ModelError:
+        pass  # what it refuses of the kit's model, such as its tokenizer, may be written all the same
 
 
 def _legal(keep: Tensor, space: MaskSpace, shapes: LegalShapes) -> Tensor:

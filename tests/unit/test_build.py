@@ -156,11 +156,12 @@ def test_a_folder_that_would_lose_code_is_refused() -> None:
 
 
 def test_a_model_that_cannot_be_set_up_with_several_widths_is_refused_with_the_reason(monkeypatch) -> None:
-    def reads_the_number_of_heads(self, module) -> None:
-        assert self.config.num_attention_heads
+    def wants_one_width(self, module) -> None:
+        if self.config.is_heterogeneous:
+            raise ValueError("one width, please")
 
-    monkeypatch.setattr(LlamaForCausalLM, "_init_weights", reads_the_number_of_heads)
-    with pytest.raises(ModelError, match=r"cannot be built with layers of several widths: .*num_attention_heads"):
+    monkeypatch.setattr(LlamaForCausalLM, "_init_weights", wants_one_width)
+    with pytest.raises(ModelError, match=r"cannot be built with layers of several widths: one width, please"):
         check_writable(base(tiny_model()))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,9 +41,26 @@ DIR = "path/to/this/folder"
 {reload}```
 
 {code}
+{measured}{elsewhere}
 | made with | polyprune {version} |
 |---|---|
 {table}
+"""
+
+
+MEASURED = """\
+| perplexity | this model | dense |
+|---|---|---|
+| {text}, {tokens:,} tokens in windows of {window} | {perplexity:.4f} | {dense:.4f} |
+
+"""
+ELSEWHERE = """\
+Any program that loads an ordinary {family} checkpoint loads this folder.
+"""
+ELSEWHERE_WITH_CODE = """\
+An adapter for all layers is `LoraConfig(target_modules="all-linear")`. For programs that run no code of a folder,
+`polyprune export` writes the same model anew from its masks or its results: `--exporter huggingface:pad=widest` as an
+ordinary {family} checkpoint, `--exporter gguf` for llama.cpp, `--exporter onnx` for ONNX Runtime.
 """
 
 
@@ -156,9 +173,17 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
         licence=f"the licence of the base model ({licence})" if licence else "the licence of the base model",
         reload=reload,
         code=code if "trust_remote_code" in reload else "",
+        measured=_measured(pruned.measured),
+        elsewhere=(ELSEWHERE_WITH_CODE if "trust_remote_code" in reload else ELSEWHERE).format(
+            family=pruned.layout.family
+        ),
         version=origin["version"],
         table=table,
     )
+
+
+def _measured(found: Mapping[str, Any]) -> str:
+    return MEASURED.format(**dict(found) | {"text": _text(found["text"])}) if found else ""
 
 
 def _text(value: Any) -> str:

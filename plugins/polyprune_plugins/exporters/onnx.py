@@ -1,0 +1,182 @@
+"""ONNX: a graph of opset 18 for ONNX Runtime, with axes of any batch and length.
+
+With a cache, inputs are `input_ids` (B, T) and per layer N `past.N.key` and `past.N.value` (B, heads, P, head_dim),
+outputs `logits` (B, T, vocabulary), `present.N.key` and `present.N.value` (B, heads, P + T, head_dim). P is 0 at first;
+`present` of one call is `past` of the next. A layer without attention counts tokens in a cache of one number each.
+Sequences of a batch are equally long. Without a cache there are `input_ids` and `logits` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyprune_core import Exporter, ExportReport, Provider, Runtime, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polyprune_core import LoadedModel, PrunedModel
+
+OPSET = 18
+FILE = "model.onnx"
+INSIDE = "model."  # how torch.onnx calls the model within what is exported
+LARGEST = 1_500_000_000  # bytes; ONNX holds no more than 2 GB in one file
+RELOAD = """\
+# onnxruntime.InferenceSession(DIR + "/model.onnx"), or with torch:
+from pathlib import Path
+from polyprune_plugins.exporters.onnx import Onnx
+
+model = Onnx().load(Path(DIR)).model
+"""
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """`cache`: with keys and values of the tokens before as inputs and outputs. Weights are float32."""
+
+    cache: bool = True
+
+    def check(self, base: LoadedModel) -> None:
+        """Refuses a model whose code would not be written with it, and asks for what torch exports with."""
+        from polyprune_core import ConfigError, check_writable
+
+        check_writable(base)
+        missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+        if missing:
+            raise ConfigError(f"torch exports ONNX with {' and '.join(missing)}: pip install 'polyprune[onnx]'.")
+
+    def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        from polyprune_core import export_report, write_settings
+
+        model: Any = pruned.build().float().cpu()
+        model.config.dtype = model.dtype
+        parameters = model.num_parameters()
+        origin = pruned.provenance() | {"layers": pruned.kept_layers}
+        origin["dtype"] |= {"written": "float32"}
+        write_settings(model, pruned.base.tokenizer, out_dir, origin)
+        with _quiet():
+            program = _exported(model, self.cache)
+            program.save(out_dir / FILE, external_data=4 * parameters > LARGEST)
+        return export_report(out_dir, "onnx", RELOAD, parameters, opset=OPSET, cache=self.cache)
+
+    def load(
+        self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    ) -> LoadedModel:
+        """Reads the weights of the graph back into the model that config.json beside it describes."""
+        from polyprune_core import assemble_model
+
+        file = path / FILE
+        with file.open("rb") as handle:
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        return assemble_model(path, _weights(file), sha256=sha256, dtype=dtype, device=device)
+
+    def runtime(self) -> Runtime:
+        """ONNX Runtime."""
+        program = Path(__file__).with_name("run_onnxruntime.py")
+        return Runtime("ONNX Runtime", {"onnxruntime": "polyprune[onnx]"}, program)
+
+
+def _exported(model: Any, cache: bool) -> Any:
+    """Returns the graph that torch makes of a model."""
+    import torch
+    from torch import nn
+    from transformers import DynamicCache
+
+    class WithCache(nn.Module):
+        """The model as a function of tensors alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Tensor, past: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+            known = DynamicCache()
+            for layer, (keys, values) in enumerate(past):
+                known.update(keys, values, layer)
+            places = past[0][0].shape[2] + torch.arange(input_ids.shape[1]).unsqueeze(0)
+            found = self.model(input_ids=input_ids, past_key_values=known, position_ids=places, use_cache=True)
+            kept = found.past_key_values.layers
+            return found.logits, *(tensor for layer in kept for tensor in (layer.keys, layer.values))
+
+    class Whole(nn.Module):
+        """The model without a cache."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+            return logits
+
+    model.set_attn_implementation("eager")
+    ids = torch.arange(14).reshape(2, 7) % model.config.vocab_size
+    with torch.no_grad():
+        layers = model(ids, use_cache=True).past_key_values.layers
+    any_size = torch.export.Dim.DYNAMIC
+    past = [(layer.keys[:, :, :3], layer.values[:, :, :3]) for layer in layers]
+    names = [f"{index}.{part}" for index in range(len(past)) for part in ("key", "value")]
+    each = ({0: any_size, 2: any_size}, {0: any_size, 2: any_size})
+    settings: dict[str, Any] = {"dynamo": True, "opset_version": OPSET, "optimize": False, "verbose": False}
+    shapes: dict[str, Any] = {"input_ids": {0: any_size, 1: any_size}}
+    if not cache:
+        return torch.onnx.export(
+            Whole().eval(),
+            (ids,),
+            dynamic_shapes=shapes,
+            input_names=["input_ids"],
+            output_names=["logits"],
+            **settings,
+        )
+    return torch.onnx.export(
+        WithCache().eval(),
+        (ids[:, 3:], past),
+        dynamic_shapes=shapes | {"past": [each] * len(past)},
+        input_names=["input_ids", *(f"past.{name}" for name in names)],
+        output_names=["logits", *(f"present.{name}" for name in names)],
+        **settings,
+    )
+
+
+def _weights(file: Path) -> dict[str, Tensor]:
+    """Returns the parameters in a graph, by transformers' names; of tied ones both."""
+    import onnx
+    import torch
+    from onnx import numpy_helper
+
+    found = {}
+    for stored in onnx.load(str(file)).graph.initializer:
+        if stored.name.startswith(INSIDE) and not stored.name.endswith("inv_freq"):
+            value = torch.from_numpy(numpy_helper.to_array(stored, str(file.parent)).copy())
+            found[stored.name.removeprefix(INSIDE)] = value
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    if embedding not in found and head in found:
+        found[embedding] = found[head]
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what torch's exporter says of packages that are not needed here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@hookimpl
+def polyprune_exporters() -> Iterator[Provider[Exporter]]:
+    yield Provider("onnx", "a graph for ONNX Runtime", Onnx)

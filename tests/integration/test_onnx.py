@@ -1,0 +1,43 @@
+"""An ONNX graph in ONNX Runtime: the same numbers, read at once and token by token, at any length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyprune_core.runs.verification import ask_runtime
+from polyprune_core.testing.tiny import tiny_base, tiny_pruned, tiny_space, tiny_windows
+from polyprune_core.utils.rng import generator
+from polyprune_plugins.exporters.onnx import Onnx
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_onnx_runtime_computes_what_transformers_computes(cache: bool, tmp_path: Path) -> None:
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    base, exporter, windows = tiny_base(tmp_path / "base", "qwen2"), Onnx(cache), tiny_windows()[:2]
+    space = tiny_space(base.model)
+    keep = torch.rand(len(space), generator=generator(0, "onnx")) < 0.6
+    for units, group in zip(space.slices(), space.groups, strict=True):
+        keep[units] &= group.spans[0][0] not in ("layers.0.attention", "layers.2.mlp")
+    pruned = tiny_pruned(base, space, keep)
+    exporter.check(base)
+    (tmp_path / "out").mkdir()
+    exporter.export(pruned, tmp_path / "out")
+    with torch.no_grad():
+        expected = pruned.build()(windows).logits.log_softmax(-1)
+        back = exporter.load(tmp_path / "out", dtype="float32", device="cpu").model(windows).logits.log_softmax(-1)
+    torch.testing.assert_close(back, expected, rtol=0, atol=1e-6)
+    answer = ask_runtime(exporter.runtime(), tmp_path / "out", windows, "w5 w6")
+    for window, row, answers in zip(windows.tolist(), expected, answer["log_probs"], strict=True):
+        for place, (found, likeliest) in enumerate(answers):
+            told = {int(token): value for token, value in likeliest.items()} | {window[place + 1]: found}
+            assert max(abs(value - float(row[place, token])) for token, value in told.items()) < 1e-5
+    ids = windows.flatten()[None]
+    for token in answer["generated"][:8]:
+        assert token == int(pruned.build()(ids).logits[0, -1].argmax())
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
