@@ -230,7 +230,7 @@ def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, deci
         in_memory = harness.evaluate("the model cut in memory", pruned)
         dense = harness.dense
     ours, theirs, cut = in_memory[0], dense[0], harness.evaluated[0]
-    measured = {"perplexity": ours.perplexity, "dense": theirs.perplexity, "tokens": ours.tokens}
+    measured: dict[str, Any] = {"perplexity": ours.perplexity, "dense": theirs.perplexity, "tokens": ours.tokens}
     measured |= {"text": last_name(cut.text.name), "window": config.eval_seq_len[0]}
     pruned = dataclasses.replace(pruned, measured=measured)
     return PruningResult(pruned, in_memory, dense, cost, budget, achieved)
