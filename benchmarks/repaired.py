@@ -77,9 +77,9 @@ def best_metric(found: list[Line], text: str) -> Line:
     )
 
 
-def shares(record: dict[str, Any], sparsity: float) -> str:
-    """Returns a Markdown table: what is left of the excess and of the KL of the best metric, for every repaired row."""
-    found, names = lines(record, sparsity), texts(record)
+def shares(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGTH) -> str:
+    """Returns a Markdown table: what every row leaves of the excess loss, and of the KL, of the best metric alone."""
+    found, names = lines(record, sparsity, seq_len), texts(record)
     head = ["criterion", "repair", "n", "forward tokens", "backward passes", "perplexity"]
     head += [f"excess on {name}" for name in names] + [f"KL on {name}" for name in names]
     told = [f"| {' | '.join(head)} |", "|---|---" + "|---:" * (len(head) - 2) + "|"]

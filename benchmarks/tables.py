@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import reference
+import repaired
 from curves import beside, criteria, in_its_best_pooling, table
 
 from polyprune_core.report import markdown
@@ -35,7 +36,10 @@ HEADLINE = {
 REFERENCE = [
     ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "families", "plugins")
 ]
-EXPLAINED = [ROOT / "docs" / "explanation" / f"{name}.md" for name in ("baselines", "repair", "sample-efficiency")]
+EXPLAINED = [
+    ROOT / "docs" / "explanation" / f"{name}.md"
+    for name in ("baselines", "repair", "sample-efficiency", "which-criterion")
+]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "howto" / "load-elsewhere.md", *EXPLAINED, *REFERENCE]
 
 
@@ -44,12 +48,6 @@ def estimators() -> str:
     results = Results.from_json(_read("estimators"))
     wanted = ("perplexity", "against its start", "n", "forward tokens", "backward passes", "KL to dense")
     return markdown(results, ("sparsity asked → got", *wanted))
-
-
-def repairs() -> str:
-    """Two metrics with and without a repair on SmolLM2-135M."""
-    wanted = ("sparsity asked → got", "perplexity", "n", "forward tokens", "parameters", "KL to dense")
-    return markdown(Results.from_json(_read("repair")), wanted)
 
 
 def originals() -> str:
@@ -270,7 +268,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "dense-perplexity": dense_perplexity,
     "mask-evaluation": mask_evaluation,
     "originals": originals,
-    "repairs": repairs,
+    "repaired 0.2": lambda: repaired.shares(_read("repair"), 0.2),
+    "repaired 0.3": lambda: repaired.shares(_read("repair"), 0.3),
+    "excess wiki": lambda: repaired.excesses(_read("repair"), "wiki.test.raw"),
+    "excess pydocs": lambda: repaired.excesses(_read("repair"), "builtin:pydocs"),
+    "excess stories": lambda: repaired.excesses(_read("repair"), "tinystories.txt"),
+    "long windows": lambda: repaired.shares(_read("repair"), 0.3, seq_len=2048),
+    "orders": lambda: repaired.orders(_read("repair")),
     "exports": exports,
     "checks": reference.checks,
     "families": reference.families,
