@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from grids import SMALL, grid, results_of
 
-BASE = ("compare", *SMALL, "--baselines", "thinet", "--sparsity", "0.3")
+# Of one pooling: one that is chosen costs text, too.
+BASE = ("compare", *SMALL, "--baselines", "thinet", "--sparsity", "0.3", "--scope", "kind", "--scale", "zscore")
 TRAINED = "distil:tokens=256"
 # The metric and the repair look at 4 windows of 32 tokens each, the same ones.
 SAME, OTHER = ("--repair-samples", "4"), ("--repair-samples", "8")
