@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
+from transformers import AutoModelForCausalLM
 
 from polyprune_core.cli import cli
+from polyprune_core.models.describe import describe
+from polyprune_core.models.families import OWN
+from polyprune_core.models.families import families as described
+from polyprune_core.models.layout import ModelLayout
+from polyprune_core.models.quiet import quiet
 from polyprune_core.plugins.options import describe_options
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.testing.checks import CHECKS
+from polyprune_core.testing.family import FAMILY_CHECKS
+from polyprune_core.testing.tiny import tiny_config
 
 NAMES = Path(__file__).resolve().parent.parent / "docs" / "reference" / "api.md"
 DIRECTIVE = re.compile(r"^\.\. auto(?:class|function|module):: (polyprune_core[\w.]*)$", re.M)
@@ -40,6 +49,37 @@ def checks() -> str:
         for check in sorted(CHECKS, key=lambda check: check.kind)
     ]
     return _table(("plugins", "check", "what it holds", "may be excused"), rows)
+
+
+def families() -> str:
+    """What each granularity finds in a tiny model of every model type that is tested: entries a layer, or whole."""
+    registry = load_registry()
+    names = [item.provider.name for item in registry.all("granularity") if item.provider.name != "auto"]
+    rows = []
+    for model_type, family in described().items():
+        if family.source == OWN:
+            layout = _layout(model_type)
+            found = [_units(registry.build("granularity", name), layout) for name in names]
+            stock = all(axis.config_counts for axis in layout.axes if not axis.whole)
+            rows.append((f"`{model_type}`", f"`{family.name}`", *found, "" if stock else "resized"))
+    return _table(("model type", "family", *(f"`{name}`" for name in names), "layers"), rows)
+
+
+def family_checks() -> str:
+    """What is held of every model type."""
+    rows = [(f"`{check.__name__}`", (inspect.getdoc(check) or "").partition("\n")[0]) for check in FAMILY_CHECKS]
+    return _table(("check", "what it holds"), rows)
+
+
+def _layout(model_type: str) -> ModelLayout:
+    with torch.device("meta"), quiet():
+        return describe(AutoModelForCausalLM.from_config(tiny_config(model_type)))
+
+
+def _units(granularity: Any, layout: ModelLayout) -> str:
+    groups = granularity.groups(layout)
+    kinds = dict.fromkeys(group.kind for group in groups)
+    return " and ".join(kinds) if groups else ""
 
 
 def commands() -> str:

@@ -32,8 +32,10 @@ HEADLINE = {
     "wanda → probabilities, reinforce",
     "wanda → probabilities, reinforce, released",
 }
-REFERENCE = [ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "plugins")]
-EXPLAINED = [ROOT / "docs" / "explanation" / f"{name}.md" for name in ("repair", "sample-efficiency")]
+REFERENCE = [
+    ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "families", "plugins")
+]
+EXPLAINED = [ROOT / "docs" / "explanation" / f"{name}.md" for name in ("baselines", "repair", "sample-efficiency")]
 PAGES = [ROOT / "README.md", *EXPLAINED, *REFERENCE]
 
 
@@ -48,6 +50,15 @@ def repairs() -> str:
     """Two metrics with and without a repair on SmolLM2-135M."""
     wanted = ("sparsity asked → got", "perplexity", "n", "forward tokens", "parameters", "KL to dense")
     return markdown(Results.from_json(_read("repair")), wanted)
+
+
+def originals() -> str:
+    """How far each metric is from what its authors' own code computes."""
+    lines = ["| metric | original | largest difference |", "|---|---|---:|"]
+    for row in json.loads((RESULTS / "originals.json").read_text("utf-8")):
+        told = f"{row['difference']:.0e}" if row["difference"] else "none"
+        lines.append(f"| `{row['metric']}` | {row['original']} | {told} |")
+    return "\n".join(lines)
 
 
 def efficiency(sparsity: float, shown: Callable[[str], bool] = lambda name: "→ gaussian" in name) -> str:
@@ -237,8 +248,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": overhead,
     "dense-perplexity": dense_perplexity,
     "mask-evaluation": mask_evaluation,
+    "originals": originals,
     "repairs": repairs,
     "checks": reference.checks,
+    "families": reference.families,
+    "family checks": reference.family_checks,
     "commands": reference.commands,
 }
 # Tables that are made for what their name ends with.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from polyprune_core.errors import ConfigError, PluginError, PolypruneError
+from polyprune_core.errors import ConfigError, ModelError, PluginError, PolypruneError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 from polyprune_core.plugins.contracts import (
     BoundPolicy,
@@ -19,6 +19,7 @@ from polyprune_core.plugins.contracts import (
     Initializer,
     Provider,
     Repair,
+    Runtime,
     SearchPolicy,
     State,
 )
@@ -32,15 +33,19 @@ if TYPE_CHECKING:
     from polyprune_core.api.calls import compare, evaluate, load_results, prune
     from polyprune_core.api.comparison import ComparisonResults
     from polyprune_core.evaluation.calibration import Calibration
+    from polyprune_core.evaluation.layerwise import Seen
+    from polyprune_core.evaluation.removal import Removal, removals
     from polyprune_core.models.remote_code import register_models
-    from polyprune_core.models.sources import LoadedModel, load_model
+    from polyprune_core.models.sources import LoadedModel, assemble_model, load_model
     from polyprune_core.pruning.budget import SelectionRule
     from polyprune_core.pruning.mask_file import MaskFile, write_masks
+    from polyprune_core.pruning.padding import padded
     from polyprune_core.pruning.provenance import export_report
     from polyprune_core.pruning.pruned_model import PrunedModel
+    from polyprune_core.pruning.readers import Reader
     from polyprune_core.pruning.space import MaskSpace
     from polyprune_core.pruning.starting import PolicyStart
-    from polyprune_core.pruning.writable import check_writable, write_model
+    from polyprune_core.pruning.writable import check_writable, write_model, write_settings
     from polyprune_core.runs.evaluation_report import Findings
     from polyprune_core.runs.prune import PruningResult
     from polyprune_core.search.fixed_size import ExactSize
@@ -56,17 +61,24 @@ _LAZY = {
     "PolicyStart": "polyprune_core.pruning.starting",
     "PrunedModel": "polyprune_core.pruning.pruned_model",
     "PruningResult": "polyprune_core.runs.prune",
+    "Reader": "polyprune_core.pruning.readers",
+    "Seen": "polyprune_core.evaluation.layerwise",
+    "Removal": "polyprune_core.evaluation.removal",
     "SelectionRule": "polyprune_core.pruning.budget",
+    "assemble_model": "polyprune_core.models.sources",
     "check_writable": "polyprune_core.pruning.writable",
     "compare": "polyprune_core.api.calls",
     "evaluate": "polyprune_core.api.calls",
     "export_report": "polyprune_core.pruning.provenance",
     "load_model": "polyprune_core.models.sources",
     "load_results": "polyprune_core.api.calls",
+    "padded": "polyprune_core.pruning.padding",
     "prune": "polyprune_core.api.calls",
     "register_models": "polyprune_core.models.remote_code",
+    "removals": "polyprune_core.evaluation.removal",
     "write_masks": "polyprune_core.pruning.mask_file",
     "write_model": "polyprune_core.pruning.writable",
+    "write_settings": "polyprune_core.pruning.writable",
 }
 
 __all__ = [
@@ -89,6 +101,7 @@ __all__ = [
     "MaskBatch",
     "MaskFile",
     "MaskSpace",
+    "ModelError",
     "ModelLayout",
     "PluginDeprecationWarning",
     "PluginError",
@@ -98,13 +111,18 @@ __all__ = [
     "Provider",
     "PrunedModel",
     "PruningResult",
+    "Reader",
+    "Removal",
     "Repair",
+    "Runtime",
     "Scores",
     "SearchPolicy",
+    "Seen",
     "Selection",
     "SelectionRule",
     "State",
     "UnitGroup",
+    "assemble_model",
     "check_writable",
     "compare",
     "deprecated",
@@ -114,10 +132,13 @@ __all__ = [
     "initializer",
     "load_model",
     "load_results",
+    "padded",
     "prune",
     "register_models",
+    "removals",
     "write_masks",
     "write_model",
+    "write_settings",
 ]
 
 

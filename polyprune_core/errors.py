@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class PolypruneError(Exception):
-    """Base of every error that the user, not a programmer, can put right."""
+    """Base of every error that the user, not a programmer, can put right; the command exits with its `status`."""
+
+    status = 2
 
 
 class ConfigError(PolypruneError):
@@ -32,6 +34,12 @@ class PluginError(PolypruneError):
 
 class ResultError(PolypruneError):
     """A result says what no measurement can."""
+
+
+class VerificationError(PolypruneError):
+    """What was written computes something else than what was decided."""
+
+    status = 1
 
 
 def plain(text: str) -> str:

@@ -34,7 +34,7 @@ def trade_off(results: Results, axes: Axes | None = None) -> Axes:
         points = sorted(map(_point, line))
         x, y, below, above = zip(*points, strict=True)
         axes.errorbar(x, y, yerr=(below, above), label=name, marker="o", capsize=3)
-    dense = [_point(summary)[1] for summary in measured(summaries) if summary.row.cell.kind == "dense"]
+    dense = [_point(summary)[1] for summary in measured(summaries) if summary.row.cell.is_reference]
     for level in dense:
         axes.axhline(level, label="dense", color="black", linestyle=":")
     axes.set(

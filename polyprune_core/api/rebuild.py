@@ -33,7 +33,7 @@ def rebuilt(results: Results, row: Row, model: str | None) -> PruningResult:
         revision=None if model else cell.revision,
         trust_remote_code=asked.trust_remote_code,
     )
-    dense = next((each for each in results.rows if each.cell.kind == "dense" and each.status == "ok"), None)
+    dense = next((each for each in results.rows if each.cell.is_reference and each.status == "ok"), None)
     cost = Cost(row.forward_passes, row.forward_tokens, row.backward_passes, row.search_seconds, row.peak_memory_mb)
     return PruningResult(
         pruned=cell.apply(base, load_registry()),

@@ -18,6 +18,7 @@ from polyprune_core.cli.compare import compare
 from polyprune_core.cli.completion import completion
 from polyprune_core.cli.evaluate import evaluate
 from polyprune_core.cli.export import export
+from polyprune_core.cli.models import models
 from polyprune_core.cli.plugins import plugins
 from polyprune_core.cli.prune import prune
 from polyprune_core.cli.report import report
@@ -44,7 +45,7 @@ def cli(context: click.Context, no_external: bool) -> None:
         context.with_resource(_only_own_plugins())
 
 
-for command in (compare, prune, evaluate, export, report, plugins, completion):
+for command in (compare, prune, evaluate, export, report, models, plugins, completion):
     cli.add_command(command)
 
 
@@ -94,7 +95,7 @@ def main() -> None:
             if said.get("verbose"):
                 tell("".join(traceback.format_exception(error)))
             tell("polyprune: " + str(error))
-            status = 2
+            status = error.status
         except click.ClickException as error:
             tell(f"polyprune: {_message(error)}")
             status = 2

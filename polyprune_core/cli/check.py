@@ -33,8 +33,8 @@ def check(plugin: str) -> None:
     """Run the conformance kit on PLUGIN.
 
     PLUGIN is a plugin's name, an installed distribution, a module, or the path of a module or of a project folder,
-    whose code is run as it is there. Exit status: 0 all checks pass but those that the plugin is right to fail, and
-    says so (excused); 1 one fails; 2 there is no such plugin.
+    whose code is run as it is there; or a file of model families, by its name or path. Exit status: 0 all checks pass
+    but those that the plugin is right to fail, and says so (excused); 1 one fails; 2 there is no such plugin.
     """
     from rich.markup import escape
 
@@ -43,9 +43,14 @@ def check(plugin: str) -> None:
     stderr().print(f"[dim]checking {escape(plain(plugin))} …[/]")
     try:
         # What a plugin prints by itself does not reach the terminal: it could hold control codes.
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()), _found(plugin) as registry:
-            results = _examine(registry)
-            origin = {(item.kind, item.provider.name): item.source for item in registry.all() if item.source.version}
+        origin: dict[tuple[str, str], Source] = {}
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            results = _examine_families(plugin)
+            if not results:
+                with _found(plugin) as registry:
+                    results = _examine(registry)
+                    items = [item for item in registry.all() if item.source.version]
+                    origin = {(item.kind, item.provider.name): item.source for item in items}
     except PolypruneError as error:
         raise type(error)(plain(str(error))) from None
     _show(results, origin)
@@ -57,6 +62,28 @@ def _examine(registry: Registry) -> list[CheckResult]:
 
     broken = [CheckResult("plugin", p.plugin, "loads", "failed", p.message) for p in registry.problems]
     return broken + run_checks(registry.all())
+
+
+def _examine_families(what: str) -> list[CheckResult]:
+    """Returns the results for a file of model families; none where `what` is no such file, project, or name."""
+    from polyprune_core.models.families import GROUP, also, family_files
+    from polyprune_core.testing.family import run_family_checks
+
+    path = Path(os.path.expanduser(what))
+    if path.is_dir() and (path / "pyproject.toml").is_file():
+        read = tomllib.loads((path / "pyproject.toml").read_text("utf-8"))
+        points = read.get("project", {}).get("entry-points", {}).get(GROUP, {})
+        files = [path.joinpath(*v.partition(":")[0].split("."), f"{v.partition(':')[2]}.toml") for v in points.values()]
+    elif path.suffix == ".toml":
+        files = [path]
+    else:
+        found = [file for file in family_files() if what in (file.name, file.source) and what != PROJECT]
+        return [result for file in found for result in run_family_checks(file)]
+    results: list[CheckResult] = []
+    for each in files:
+        with also(each) as file:
+            results += run_family_checks(file)
+    return results
 
 
 def _show(results: list[CheckResult], origin: dict[tuple[str, str], Source]) -> None:

@@ -39,7 +39,7 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
-        help="Metrics shown alone.",
+        help="Metrics shown alone; all: every one that can score the units.",
     ),
     setting(
         "--granularity",
@@ -60,23 +60,23 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("repair"),
-        help="What happens to the weights that stay: none, bias or another repair.",
+        help="What happens to the weights that stay: none, least-squares, distil or another repair.",
     ),
     setting("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks."),
     setting(
         "--scope",
         type=CommaList(),
         metavar="LIST",
-        shell_complete=words("kind", "global", "layer"),
-        help="Who shares a budget: kind, global or layer.",
-        unless="kind; for searches the policy's",
+        shell_complete=words("auto", "kind", "global", "layer"),
+        help="Who shares a budget: auto (by loss on text held back), kind, global or layer.",
+        unless="auto; for searches the policy's",
     ),
     setting(
         "--scale",
         type=CommaList(),
         metavar="LIST",
-        shell_complete=words("raw", "zscore", "per-parameter"),
-        help="Scores compared across layers: raw, zscore or per-parameter.",
+        shell_complete=words("auto", "raw", "zscore", "per-parameter"),
+        help="Scores compared across layers: auto (by loss on text held back), raw, zscore or per-parameter.",
     ),
 ]
 
@@ -113,7 +113,7 @@ def compare(
     from polyprune_core.config.settings import Comparison, parse
     from polyprune_core.plugins.registry import load_registry
     from polyprune_core.runs.loggers import check_loggers
-    from polyprune_core.runs.preflight import settled
+    from polyprune_core.runs.preflight import ALL, applicable, settled
 
     check_loudness(quiet, verbose)
     console = stderr()
@@ -121,6 +121,9 @@ def compare(
     check_loggers(request.report_to)
     registry = load_registry()
     show_problems(registry, console, verbose)
+    others = applicable(request, registry)[1] if ALL in request.baselines else []
+    if others:
+        console.print(f"left out of all, as they score other units: {', '.join(others)}", soft_wrap=True)
     request = settled(request, registry)
     if dry_run:
         from polyprune_core.cli import dryrun
@@ -167,7 +170,6 @@ def _run(
 def _varied(request: Comparison) -> frozenset[str]:
     """Returns the settings that tell rows of this grid apart."""
     from polyprune_core.config.grid import cells
-    from polyprune_core.report.columns import TELL_APART
+    from polyprune_core.report.columns import told_apart
 
-    values = {name: {getattr(cell, name) for cell in cells(request)} for name in TELL_APART}
-    return frozenset(name for name, found in values.items() if len(found - {None}) > 1)
+    return told_apart(cells(request))

@@ -32,6 +32,15 @@ KINDS = {
     "repair": "Repair",
     "exporter": "Exporter",
 }
+FAMILY = "family"  # data, not a plugin: no code of the package runs
+OF_FAMILIES = {
+    **FILES,
+    "pyproject.toml": "family_pyproject.toml.in",
+    "README.md": "family_README.md.in",
+    "tests/test_${module}.py": "family_test.py.in",
+    "${module}/__init__.py": "family.py.in",
+    "${module}/families.toml": "families.toml.in",
+}
 FORMS = ("function", "class")
 FUNCTIONS = ("initializer",)  # the kinds that a plain function can be
 EXAMPLES = {
@@ -47,7 +56,12 @@ LONGEST_NAME = 40
 
 @click.command()
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What the plugin decides.")
+@click.option(
+    "--kind",
+    type=click.Choice([*KINDS, FAMILY]),
+    required=True,
+    help="What the plugin decides; family: which models can be cut, as data.",
+)
 @click.option(
     "--form",
     type=click.Choice(FORMS),
@@ -58,8 +72,9 @@ def new(name: str, kind: str, form: str | None, output: Path | None) -> None:
     """Write a package polyprune-NAME with a plugin NAME that works, to be changed into yours."""
     check_name(name, kind)
     folder = write_package(name, kind, output or Path(f"polyprune-{name}"), form)
+    where = "families.toml" if kind == FAMILY else "__init__.py"
     click.echo(
-        f"{folder}: a plugin that works; put your {kind} into polyprune_{name.replace('-', '_')}/__init__.py.\n\n"
+        f"{folder}: a plugin that works; put your {kind} into polyprune_{name.replace('-', '_')}/{where}.\n\n"
         f"    cd {folder}\n    pip install -e '.[dev]'\n    pytest\n    polyprune plugins check {name}"
     )
 
@@ -77,11 +92,22 @@ def check_name(name: str, kind: str) -> None:
         raise ConfigError(f"the package is called polyprune-NAME by itself; write {name.removeprefix('polyprune-')!r}.")
     if name in ("core", "plugins"):
         raise ConfigError(f"polyprune_{name} is a package of polyprune's own; choose another name.")
+    if kind == FAMILY:
+        _require_free(name)
+        return
     for item in load_registry().all(kind):
         if item.provider.name == name:
             raise ConfigError(
                 f"{item.source} has {kind} {name!r} already; with two, neither works. Choose another name."
             )
+
+
+def _require_free(name: str) -> None:
+    from polyprune_core.models.families import family_files
+
+    for file in family_files():
+        if name in (file.name, *(family.name for family in file.families)):
+            raise ConfigError(f"{file.source} has family {name!r} already; choose another name.")
 
 
 def write_package(name: str, kind: str, folder: Path, form: str | None = None) -> Path:
@@ -101,7 +127,7 @@ def write_package(name: str, kind: str, folder: Path, form: str | None = None) -
         raise ConfigError(f"cannot write beside {folder}: {error.strerror}. Give another --output.") from error
     try:
         values = _values(name, kind) | {"template": _template(kind, form)}
-        for target, template in FILES.items():
+        for target, template in (OF_FAMILIES if kind == FAMILY else FILES).items():
             path = building / Template(target).substitute(values)
             path.parent.mkdir(parents=True, exist_ok=True)
             source = files("polyprune_core.cli").joinpath("templates", Template(template).substitute(values))
@@ -127,7 +153,7 @@ def _values(name: str, kind: str) -> dict[str, str]:
         "kind": kind,
         "module": f"polyprune_{name.replace('-', '_')}",
         "title": name.replace("-", " ").capitalize(),
-        "class_name": f"{'N' if words[0].isdigit() else ''}{words}{KINDS[kind]}",
-        "example": Template(EXAMPLES[kind]).substitute(name=name),
+        "class_name": f"{'N' if words[0].isdigit() else ''}{words}{KINDS.get(kind, '')}",
+        "example": Template(EXAMPLES.get(kind, "")).substitute(name=name),
         "versions": f">={major}.{minor},<{major}.{minor + 1}",
     }

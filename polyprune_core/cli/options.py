@@ -19,6 +19,7 @@ from polyprune_core.cli.params import (
     setting,
     words,
 )
+from polyprune_core.config.presets import PRESETS
 from polyprune_core.errors import ConfigError
 
 # Options of the commands themselves: what they ask for is in no request.
@@ -109,6 +110,7 @@ TEXT = [
     EVALUATION,
     *CUTTING,
     setting("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at."),
+    setting("--repair-samples", type=int, metavar="N", help="Windows that a repair looks at, at most."),
     setting("--seq-len", type=int, metavar="T", help="Tokens of a calibration window."),
     *EVALUATED,
 ]
@@ -120,8 +122,8 @@ SEARCH = [
     setting(
         "--preset",
         metavar="NAME",
-        shell_complete=words("default", "paper", "released"),
-        help="paper or released: that search's settings; others given win.",
+        shell_complete=words(*PRESETS),
+        help="Settings of a published protocol: paper, released, llm-pruner-paper, …; others given win.",
     ),
     setting(
         "--policy",
@@ -145,6 +147,7 @@ SEARCH = [
     ),
     setting("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises."),
     setting("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged."),
+    setting("--protect", metavar="LAYERS", help="Layers left whole, as first=4,last=2.", unless="none"),
     setting("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps."),
 ]
 TRACKING = [

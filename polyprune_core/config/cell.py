@@ -20,6 +20,10 @@ from polyprune_core.errors import BudgetError
 
 Scope = Literal["kind", "global", "layer"]
 Scale = Literal["raw", "zscore", "per-parameter"]
+# What may be asked of a metric alone; `auto`: chosen by loss on calibration text that the metric has not seen.
+AskedScope = Literal["auto", "kind", "global", "layer"]
+AskedScale = Literal["auto", "raw", "zscore", "per-parameter"]
+AUTO: Literal["auto"] = "auto"
 NO_REPAIR = "none"
 
 
@@ -39,8 +43,8 @@ class Cell(BaseModel):
     target: BudgetSpec | None = None
     repair: str | None = None
     seed: int | None = None
-    scope: Scope | None = None
-    scale: Scale | None = None
+    scope: AskedScope | None = None
+    scale: AskedScale | None = None
 
     @property
     def sparsity(self) -> float | None:
@@ -58,10 +62,20 @@ class Cell(BaseModel):
         return f"budget {self.budget}" if self.budget else f"sparsity {self.sparsity}"
 
     @property
+    def is_reference(self) -> bool:
+        """Whether this is the dense model as it was, which every other row is measured against."""
+        return self.kind == "dense" and not self.repaired
+
+    @property
+    def repaired(self) -> bool:
+        """Whether a repair changes the weights that stay."""
+        return self.repair not in (None, NO_REPAIR)
+
+    @property
     def label(self) -> str:
         """What the cell is called while it runs; granularity, scope and scale are left out."""
         name = f"{self.initializer} → {self.estimator}" if self.estimator else self.initializer
-        repaired = f" + {self.repair}" if self.repair not in (None, NO_REPAIR) else ""
+        repaired = f" + {self.repair}" if self.repaired else ""
         return f"{name}{repaired}, {self.asked}, seed {self.seed}"
 
     def without(self, *names: str) -> Cell:
@@ -90,9 +104,14 @@ class Cell(BaseModel):
 
 
 class Dense(Cell):
-    """The model that nothing is removed from."""
+    """The model that nothing is removed from; with a `repair` that trains, what that alone makes of it."""
 
     kind: Literal["dense"] = "dense"
+
+    @property
+    def label(self) -> str:
+        """What the cell is called while it runs."""
+        return f"dense model + {self.repair}, seed {self.seed}" if self.repaired else "dense model"
 
 
 class Pruned(Cell):
@@ -103,20 +122,26 @@ class Pruned(Cell):
     target: BudgetSpec
     repair: str = NO_REPAIR
     seed: int = 0
-    scope: Scope = "kind"
+    scope: AskedScope = "kind"
 
 
 class Metric(Pruned):
     """A metric alone, its scores compared across layers by `scale`."""
 
     kind: Literal["baseline"] = "baseline"
-    scale: Scale = "zscore"
+    scale: AskedScale = "zscore"
+
+    @property
+    def open(self) -> bool:
+        """Whether its pooling is chosen."""
+        return AUTO in (self.scope, self.scale)
 
 
 class Start(Pruned):
     """The policy that a search starts from, with nothing learned."""
 
     kind: Literal["start"] = "start"
+    scope: Scope = "kind"
 
 
 class Search(Pruned):
@@ -124,6 +149,7 @@ class Search(Pruned):
 
     kind: Literal["search"] = "search"
     estimator: str
+    scope: Scope = "kind"
 
     def start(self) -> Start:
         """Returns the cell of the search's own start."""

@@ -13,7 +13,9 @@ from polyprune_core.config.settings import Comparison, Settings
 # Names of what the identity of a cell holds itself: settings of a preset, weights, texts, number format and device.
 NAMES = ("preset", "model", "revision", "dtype", "device", "calibration", "evaluation", "text_column")
 # What decides the numbers of some kinds of cells only. A setting that is not listed here decides them all.
-PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep")
+PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep", "protect")
+# Settings that came later: cells that leave them out have the ids that they had before.
+LATER = ("protect",)
 POLICY_ONLY = ("policy",)
 SEARCH_ONLY = (
     "steps",
@@ -25,8 +27,10 @@ SEARCH_ONLY = (
     "warmup",
     "averaging",
 )
+REPAIRED_ONLY = ("repair_samples",)
 IGNORED = {
     "dense": (*PRUNED_ONLY, *POLICY_ONLY, *SEARCH_ONLY),
+    "trained": ("calibration_samples", "min_keep", *POLICY_ONLY, *SEARCH_ONLY),
     "baseline": (*POLICY_ONLY, *SEARCH_ONLY),
     "start": SEARCH_ONLY,
     "search": ("forward_tokens",),
@@ -42,8 +46,11 @@ def cell_id(cell: Cell, settings: Settings, identity: dict[str, Any]) -> str:
     decides = settings.model_dump(include=set(Settings.model_fields))
     if cell.kind == "search":
         decides["steps"] = settings.search_steps
-    decides = {name: value for name, value in decides.items() if name not in (*NAMES, *IGNORED[cell.kind])}
-    if cell.kind == "dense":
+    kind = "trained" if cell.kind == "dense" and cell.repaired else cell.kind
+    ignored = (*NAMES, *IGNORED[kind], *(() if cell.repaired else REPAIRED_ONLY))
+    decides = {name: value for name, value in decides.items() if name not in ignored}
+    decides = {name: value for name, value in decides.items() if name not in LATER or value is not None}
+    if kind == "dense":
         identity = {name: value for name, value in identity.items() if name != "calibration"}
     coordinates = {"kind": cell.kind, **cell.model_dump(exclude_defaults=True)}
     record = json.dumps([coordinates, decides, identity], sort_keys=True)
@@ -51,8 +58,11 @@ def cell_id(cell: Cell, settings: Settings, identity: dict[str, Any]) -> str:
 
 
 def cells(config: Comparison) -> list[AnyCell]:
-    """Returns the grid's cells in table order: dense, then metrics alone, starting points and searches."""
-    grid: list[AnyCell] = [Dense()]
+    """Returns the grid's cells in table order: dense, then metrics alone, starting points and searches.
+
+    A repair that trains is there for the dense model too: what training does by itself is not its doing for the pruned.
+    """
+    grid: list[AnyCell] = [Dense(), *itertools.starmap(_trained, itertools.product(config.trained, config.seeds))]
     for granularity, target in itertools.product(config.granularity, config.targets):
         shared: dict[str, Any] = {"granularity": granularity, "target": target}
         metrics = itertools.product(config.baselines, config.metric_scopes, config.scale, config.repair, config.seeds)
@@ -66,3 +76,7 @@ def cells(config: Comparison) -> list[AnyCell]:
                 chosen = {"initializer": metric, "scope": scope, "repair": repair, "seed": seed, **shared}
                 grid.append(Search(estimator=estimator, **chosen) if estimator else Start(**chosen))
     return grid
+
+
+def _trained(repair: str, seed: int) -> Dense:
+    return Dense(repair=repair, seed=seed)

@@ -20,7 +20,9 @@ from pydantic import (
 )
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import NO_REPAIR, Scale, Scope
+from polyprune_core.config.cell import AUTO, NO_REPAIR, AskedScale, AskedScope, Scope
+from polyprune_core.config.presets import PRESETS, Preset
+from polyprune_core.config.protect import Protect
 from polyprune_core.errors import BudgetError, ConfigError, plain, unknown_name
 from polyprune_core.utils.files import user_path
 
@@ -44,37 +46,12 @@ EvaluationLengths = Annotated[
 ]
 
 
-# Settings of a search by name. Rates and sizes are those of the paper's released scripts, in both; the step is the
-# paper's own formula, or the released code's.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "policy": "probabilities",
-        "optimizer": "sgd",
-        "precondition": "none",
-        "learning_rate": 2e-3,
-        "masks_per_step": 2,
-        "batch_size": 8,
-        "seq_len": 128,
-        "warmup": 0.0,
-        "averaging": 0.0,
-        "scope": "kind",
-        "initializers": "wanda",
-        "initializer": "wanda",
-    },
-}
-PRESETS["released"] = PRESETS["paper"] | {
-    "precondition": "half-natural",
-    "policy": "probabilities:start=sigmoid-norm-released",
-}
-
-
 class Settings(BaseModel):
     """What every row of a table shares: one model, one text to calibrate on, the same evaluations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    preset: Literal["default", "paper", "released"] = "default"
+    preset: Preset = "default"
     model: str = "smollm2-135m"
     revision: Word | None = None
     trust_remote_code: bool = False
@@ -85,6 +62,7 @@ class Settings(BaseModel):
     text_column: str | None = None
     bos: Bos = "auto"
     calibration_samples: Positive = 64
+    repair_samples: Positive = 512
     seq_len: Annotated[int, Field(ge=2)] = 128
     eval_seq_len: EvaluationLengths = (128,)
     limit: Positive | None = None
@@ -100,13 +78,19 @@ class Settings(BaseModel):
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_keep: Annotated[int, Field(ge=0, lt=2**53)] = 1
+    protect: Annotated[str, AfterValidator(lambda text: str(Protect.parse(text)) or None)] | None = None
+
+    @property
+    def protected(self) -> Protect:
+        """The layers that are left whole."""
+        return Protect.parse(self.protect)
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        preset = PRESETS.get(str(values.get("preset", "default")), {})
+        preset = dict(PRESETS).get(values.get("preset", "default"), {})
         return {name: value for name, value in preset.items() if name in cls.model_fields} | values
 
     @property
@@ -174,27 +158,40 @@ class Comparison(Settings, TaskSettings):
     budget: Annotated[tuple[Budget, ...], Distinct, ManyOrOne] = ()
     repair: Annotated[tuple[Spec, ...], Distinct, OrNone, ManyOrOne] = (NO_REPAIR,)
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
-    scope: Annotated[tuple[Scope, ...], Distinct, ManyOrOne] = ()
-    scale: Annotated[tuple[Scale, ...], Field(min_length=1), Distinct, ManyOrOne] = ("zscore",)
+    scope: Annotated[tuple[AskedScope, ...], Distinct, ManyOrOne] = ()
+    scale: Annotated[tuple[AskedScale, ...], Field(min_length=1), Distinct, ManyOrOne] = (AUTO,)
     # Decides no number: neither results nor the commands that make them again hold it.
     report_to: Annotated[Loggers, Field(exclude=True)] = ()
     _search_scope: Scope = PrivateAttr("global")
+    _trained: tuple[str, ...] = PrivateAttr(())
 
     @property
-    def metric_scopes(self) -> tuple[Scope, ...]:
-        """The scopes of metrics alone; `kind` unless told."""
-        return self.scope or ("kind",)
+    def metric_scopes(self) -> tuple[AskedScope, ...]:
+        """The scopes of metrics alone; `auto` unless told."""
+        return self.scope or (AUTO,)
 
     @property
     def search_scopes(self) -> tuple[Scope, ...]:
         """The scopes of searches; unless told, the one that the policy makes most of."""
-        return self.scope or (self._search_scope,)
+        told = (self._search_scope if scope == "auto" else scope for scope in self.scope)
+        return tuple(dict.fromkeys(told)) or (self._search_scope,)
 
     def for_policy(self, optimizer: str, learning_rate: float, scope: Scope) -> Comparison:
         """Returns the comparison with what its policy brings, where nothing else was asked for."""
         own = {"optimizer": self.optimizer or optimizer, "learning_rate": self.learning_rate or learning_rate}
         filled = self.model_copy(update=own)
         filled._search_scope = scope
+        return filled
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The repairs that train, which the dense model gets too; known once plugins have been asked."""
+        return self._trained
+
+    def with_trained(self, repairs: tuple[str, ...]) -> Comparison:
+        """Returns the comparison with the repairs that train."""
+        filled = self.model_copy()
+        filled._trained = repairs
         return filled
 
     @property
@@ -229,8 +226,8 @@ class Pruning(Settings):
     budget: Budget | None = None
     repair: str = NO_REPAIR
     seed: Seed = 0
-    scope: Scope | None = None
-    scale: Scale = "zscore"
+    scope: AskedScope | None = None
+    scale: AskedScale = AUTO
     exporter: str = "huggingface"
     from_masks: Place | None = None
 

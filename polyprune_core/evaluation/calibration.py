@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import PluginError
-from polyprune_core.evaluation.losses import Metered, Objective, last_hidden, token_losses
+from polyprune_core.evaluation.layerwise import Refit, SideBySide
+from polyprune_core.evaluation.losses import Metered, Objective, counts, token_losses
+from polyprune_core.evaluation.moments import (
+    Moments,
+    MomentStore,
+    Reading,
+    collect_moments,
+    input_sums,
+    passes_over,
+    text_hash,
+)
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import Scores
 
 Measure = Callable[[str, nn.Module, MaskSpace, "Calibration"], Scores]
+Mend = Callable[[str, PrunedModel, "Calibration"], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The state of long work, and what it had cost when it was kept."""
+
+    state: Mapping[str, Any]
+    spent: Mapping[str, int]
+    seconds: float
+
+
+class Keeper(Protocol):
+    """Where long work keeps its state, so that it can go on after an interruption."""
+
+    def read(self, parse: Callable[[Any], Any]) -> Any:
+        """Returns `parse(state)`, or None where none was kept."""
+
+    def keep(self, state: Callable[[], Any]) -> None:
+        """Keeps `state()`, if it is time to."""
 
 
 @dataclass
@@ -35,6 +69,8 @@ class Calibration(Metered):
     Attributes:
         windows: (N, T) int64 token windows.
         rng: the metric's own generator.
+        readings: the passes for moments that are counted here, or were before in the same row.
+        seconds_elsewhere: what counted passes took that another row has made.
     """
 
     def __init__(
@@ -48,16 +84,26 @@ class Calibration(Metered):
         compactor: Compactor | None = None,
         budget: SelectionRule | None = None,
         measure: Measure | None = None,
+        store: MomentStore | None = None,
+        readings: Iterable[Reading] = (),
+        mend: Mend | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """Takes what it holds and what it draws on.
 
         `compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time.
-        `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`.
+        `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`. `store`:
+        where moments are kept, for others too. `readings`: passes whose cost the row bears already.
+        `mend`: makes the updates of another repair, for `repair`. `keeper`: for `save`.
         """
         super().__init__()
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
         self.batch_size, self.progress = batch_size, progress
         self._compactor, self._budget, self._measure = compactor, budget, measure
+        self._mend, self._keeper, self._start = mend, keeper, time.perf_counter()
+        self._store = store or MomentStore()
+        self.readings: set[Reading] = set(readings)
+        self.seconds_elsewhere = 0.0
         self._inputs: dict[str, InputStatistics] = {}
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
@@ -86,6 +132,40 @@ class Calibration(Metered):
         scores = self._measure(spec, self.model, space, self)
         return scale(scores.values, space, "raw" if scores.comparable else how)
 
+    def repair(self, spec: str, pruned: PrunedModel) -> Mapping[str, Tensor]:
+        """Returns what another repair changes on this calibration, which bears its cost.
+
+        Raises:
+            PluginError: there is no such repair or option, or this calibration was made without other repairs.
+        """
+        if self._mend is None:
+            raise PluginError(f"this calibration was made without other repairs, so {spec!r} cannot be asked.")
+        return self._mend(spec, pruned, self)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keeps the state of long work beside the cell, at most every few seconds, with what it has cost so far.
+
+        `state` is a tree of numbers and tensors: mappings with text as keys, lists, tuples, None. Where nothing is
+        kept, as in `polyprune prune`, this does nothing.
+        """
+        if self._keeper is not None:
+            seconds = time.perf_counter() - self._start + self.seconds_elsewhere
+            self._keeper.keep(lambda: {"state": state, "spent": counts(self), "seconds": seconds})
+
+    def saved(self) -> Mapping[str, Any] | None:
+        """Returns the state that was saved last before an interruption, its tensors on the CPU; None where none was.
+
+        What it had cost until then is counted here in place of what has been.
+        """
+        found = None if self._keeper is None else self._keeper.read(_kept)
+        if found is None:
+            return None
+        kept: Kept = found
+        for name, value in kept.spent.items():
+            setattr(self, name, value)
+        self.seconds_elsewhere += kept.seconds
+        return kept.state
+
     def rand(self, *size: int) -> Tensor:
         """Returns uniform draws in [0, 1) from `rng`."""
         return torch.rand(size, generator=self.rng)
@@ -110,6 +190,24 @@ class Calibration(Metered):
         self.count(ids.numel(), passes=len(masks))
         return values
 
+    def refitted(self, pruned: PrunedModel, refit: Refit) -> dict[str, Tensor]:
+        """Returns the parameters by name that `refit` makes of the readers that are left, layer after layer.
+
+        `refit(reader, seen)` is given what the reader takes in where the model is pruned, and earlier readers are as
+        `refit` has made them, beside what it should give. The text passes once through the dense model, and through
+        the pruned one once for each reader of a layer and once more.
+
+        Raises:
+            ModelError: a layer of the model does more than add what its readers give to its hidden states.
+        """
+        batches = [ids.to(self.model.device) for ids in self.windows.split(self.batch_size)]
+        with ExitStack() as stack:
+            compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
+            models = SideBySide(compactor, self.layout, pruned.axis_keep())
+            updates = models.refitted(batches, pruned.left_readers(), refit, self.progress)
+        self.count(self.windows.numel(), passes=models.passes)
+        return updates
+
     def input_statistics(self) -> dict[str, InputStatistics]:
         """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model."""
         readers = {axis.name: axis.reader for axis in self.layout.axes if axis.reader is not None}
@@ -125,15 +223,31 @@ class Calibration(Metered):
         moments = self._moments(names)
         return {name: moments[name].mean_square.sqrt() for name in names}
 
-    def second_moments(self, axes: Iterable[str]) -> dict[str, Tensor]:
-        """Returns, by axis name, (F, F) float32: the mean over tokens of x xᵀ, x being what the axis' reader takes in.
+    def moments(self, axis: str) -> Moments:
+        """Returns mean (F,) and second moments (F, F) of what the axis' reader takes in, in the unpruned model.
 
-        One pass over the text for all that are asked for together; not kept, as F² numbers an axis are many.
+        The first call collects them for all readers of the model, in as few passes as memory allows. Whoever asks for
+        them on the same windows gets the same ones, and bears their cost as if they had been collected for it alone.
+
+        Raises:
+            ModelError: nothing reads the axis.
         """
-        readers = {name: self.layout.axis[name].reader_module for name in axes}
-        totals = self._sums(list(readers.values()), lambda x: [x.T @ x])
-        # Taken out one by one: sums and means of all axes together would take twice the memory.
-        return {name: totals.pop(reader)[0] / self.windows.numel() for name, reader in readers.items()}
+        reader = self.layout.axis[axis].reader_module
+        readers = next(readers for readers in passes_over(self.model, self.layout) if reader in readers)
+        reading = Reading(self._text, readers)
+        if reading not in self._store.seconds:
+            self._store.collect(reading, lambda: collect_moments(self.model, readers, self.batches()))
+        elif reading not in self.readings:
+            for ids in self.windows.split(self.batch_size):
+                self.count(ids.numel())
+            self.seconds_elsewhere += self._store.seconds[reading]
+        self.readings.add(reading)
+        moments, device = self._store.read(reading.text, reader), self.model.get_parameter(f"{reader}.weight").device
+        return Moments(moments.mean.to(device), moments.second.to(device))
+
+    @cached_property
+    def _text(self) -> str:
+        return text_hash(self.windows)
 
     def gradients(self, *, squares: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns gradients of the mean loss by parameter name, for every parameter that an axis cuts, in float32.
@@ -152,33 +266,11 @@ class Calibration(Metered):
         return self._inputs
 
     def _collect_inputs(self, modules: list[str]) -> dict[str, InputStatistics]:
-        totals = self._sums(modules, lambda x: [x.sum(dim=0), x.square().sum(dim=0)])
-        tokens = self.windows.numel()
-        return {name: InputStatistics(total / tokens, square / tokens) for name, (total, square) in totals.items()}
-
-    @torch.inference_mode()
-    def _sums(self, modules: list[str], measure: Callable[[Tensor], list[Tensor]]) -> dict[str, list[Tensor]]:
-        """Returns, by module, what is measured of its inputs (tokens, F) float32, added up over the text."""
-        sums: dict[str, list[Tensor]] = {}
-
-        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                measured = measure(inputs[0].detach().flatten(0, -2).float())
-                totals = sums.setdefault(name, [torch.zeros_like(new) for new in measured])
-                for total, new in zip(totals, measured, strict=True):
-                    total.add_(new)
-
-            return hook
-
-        with ExitStack() as undo:
-            for name in modules:
-                undo.enter_context(self.model.get_submodule(name).register_forward_pre_hook(watch(name)))
-            for ids in self.batches():
-                last_hidden(self.model, ids)
-        return sums
+        sums = input_sums(self.model, modules, lambda x: [x.sum(dim=0), x.square().sum(dim=0)], self.batches())
+        return {name: InputStatistics(*(total / tokens for total in totals)) for name, (tokens, totals) in sums.items()}
 
     def _collect_gradients(self, squares: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        names = [cut.parameter for axis in self.layout.axes for cut in axis.cuts]
+        names = list(dict.fromkeys(cut.parameter for axis in self.layout.axes for cut in axis.cuts))
         parameters = [self.model.get_parameter(name) for name in names]
         mean = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in zip(names, parameters, strict=True)}
         square = {name: torch.zeros_like(total) for name, total in mean.items()} if squares else {}
@@ -198,3 +290,8 @@ class Calibration(Metered):
             for parameter, before in zip(parameters, wanted, strict=True):
                 parameter.requires_grad_(before)
         return mean, square
+
+
+def _kept(found: Any) -> Kept:
+    spent = {name: int(found["spent"][name]) for name in counts(Metered())}
+    return Kept(dict(found["state"]), spent, float(found["seconds"]))

@@ -34,7 +34,9 @@ def footprint(model: Any, files: list[Path], pass_tokens: int) -> Footprint:
     """Measures a model that is loaded; `files` are what it was read from."""
     parameters = list(model.parameters())
     weight_bytes = sum(p.numel() * p.element_size() for p in parameters)
-    ids = torch.randint(int(model.config.vocab_size), (1, pass_tokens), generator=generator(0, "footprint tokens"))
+    ids = torch.randint(
+        int(model.config.get_text_config().vocab_size), (1, pass_tokens), generator=generator(0, "footprint tokens")
+    )
     macs = _macs(model, ids)
     memory = PeakMemory(model.device, weight_bytes)
     memory.restart()
@@ -55,8 +57,14 @@ def footprint(model: Any, files: list[Path], pass_tokens: int) -> Footprint:
 @torch.inference_mode()
 def _cached_bytes(model: Any, ids: Tensor) -> int:
     cache = model(input_ids=ids, use_cache=True).past_key_values
-    held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    held = [tensor for layer in cache.layers for tensor in _kept_of(layer)]
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def _kept_of(layer: Any) -> list[Tensor]:
+    """Returns the keys and values of one layer's cache; a layer that is no attention keeps none a token."""
+    both = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return [tensor for tensor in both if tensor is not None]
 
 
 @torch.inference_mode()

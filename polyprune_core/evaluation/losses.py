@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from polyprune_core.models.heads import logits_head
 from polyprune_core.models.remote_code import is_stock
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace
@@ -30,8 +31,7 @@ def last_hidden(model: Any, ids: Tensor) -> Tensor:
 
 def head(model: Any) -> Callable[[Tensor], Tensor]:
     """Returns what makes logits (…, V) of `last_hidden`."""
-    made: Callable[[Tensor], Tensor] = model.get_output_embeddings() if is_stock(model) else nn.Identity()
-    return made
+    return logits_head(model) if is_stock(model) else nn.Identity()
 
 
 def losses_from_hidden(model: Any, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -81,7 +81,15 @@ class Spent:
 
 
 class Metered(Spent):
-    """Counts what it spends, in all and within blocks."""
+    """Counts what it spends, in all and within blocks.
+
+    Attributes:
+        readings: the passes that others may have made already, and that are counted here.
+        seconds_elsewhere: what counted passes took that another has made.
+    """
+
+    readings: set[Any] | frozenset[Any] = frozenset()
+    seconds_elsewhere = 0.0
 
     def count(self, tokens: int, *, passes: int = 1, backward: bool = False) -> None:
         """Takes in forward passes of `tokens` each, and as many backward ones."""
@@ -110,7 +118,7 @@ class Objective(Metered):
         super().__init__()
         self.compactor, self.space = compactor, space
         config: Any = compactor.model.config
-        self.vocabulary = int(config.vocab_size)
+        self.vocabulary = int(config.get_text_config().vocab_size)
         self.device = next(compactor.model.parameters()).device
 
     @torch.inference_mode()

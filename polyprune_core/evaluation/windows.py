@@ -153,8 +153,16 @@ def evenly_spaced(windows: Tensor, limit: int | None) -> Tensor:
 
 def sample_windows(windows: Tensor, count: int, seed: int) -> Tensor:
     """Returns up to `count` distinct windows, drawn by `seed`: the calibration sample of one run."""
-    order = torch.randperm(len(windows), generator=generator(seed, "calibration windows"))
-    return windows[order[:count]]
+    return windows[_order(windows, seed)[:count]]
+
+
+def held_back_windows(windows: Tensor, count: int, seed: int, most: int) -> Tensor:
+    """Returns up to `most` windows that are not among the `count` of `sample_windows`; there may be none."""
+    return windows[_order(windows, seed)[count : count + most]]
+
+
+def _order(windows: Tensor, seed: int) -> Tensor:
+    return torch.randperm(len(windows), generator=generator(seed, "calibration windows"))
 
 
 def search_batches(windows: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:

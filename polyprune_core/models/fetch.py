@@ -30,7 +30,7 @@ def from_catalogue(entry: CatalogueEntry, code: bool, status: Status) -> Path:
         return entry.folder
     cached = cache.model_folder(entry.cache_name)
     if is_whole(cached):
-        note = _origin(cached)
+        note = origin(cached)
         status(f"{entry.name}: the copy in {cached}" + (f" ({note['source']})" if note else ""))
         return cached
     tried = [f"the cache folder {cached} holds no whole model"]
@@ -87,7 +87,7 @@ def require_unchanged(folder: Path, sha256: str) -> None:
     Raises:
         ModelError: they are not.
     """
-    note = _origin(folder) if folder.parent == cache.models_folder() else None
+    note = origin(folder) if folder.parent == cache.models_folder() else None
     if note and note["sha256"] != sha256:
         raise ModelError(f"the weights in {folder} are not those converted there. Delete that folder and try again.")
 
@@ -112,7 +112,8 @@ def _write_origin(folder: Path, source: str) -> None:
     (folder / ORIGIN).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
-def _origin(folder: Path) -> dict[str, str] | None:
+def origin(folder: Path) -> dict[str, str] | None:
+    """Returns what was noted where a folder of the cache was written: `source` and `sha256` of the weights."""
     try:
         note = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from polyprune_core.errors import ModelError
 from polyprune_core.models.checkpoint import stored_tensors
-from polyprune_core.models.describe import families
+from polyprune_core.models.families import families
 
 SHOWN = 3
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -99,8 +99,9 @@ def _by_field(config: Any, name: str, found: Iterable[int], expected: Iterable[i
     dimension, wanted = next(((i, theirs) for i, (ours, theirs) in pairs if ours != theirs), (0, 0))
     values = config.to_dict()
     linear = name.split(".")[-2] if "." in name else ""
-    axes = [axis for family in families().values() for axis in family["axes"]]
-    counted = {module: field for axis in axes for field, module in axis["config"].items()}
+    family = families().get(values.get("model_type", ""))
+    axes = family.axes.values() if family else ()
+    counted = {module: field for axis in axes for field, module in axis.get("config", {}).items()}
     fields = [counted[linear]] if dimension == 0 and linear in counted else []
     fields += [field for field in SIZES if values.get(field) == wanted]
     return f" ({fields[0]}={values.get(fields[0])})" if fields else ""

@@ -29,6 +29,15 @@ class Axis:
     cut a parameter several times, along one dimension. `entry_parameters` is what one entry costs; `module_parameters`
     is what goes besides when the whole sublayer goes (its norm). `config_counts` are (configuration field, count per
     entry). `cached_values` is how many numbers one entry adds to the KV cache for every token.
+
+    `of` names the axis that this one divides a second time, in another way: only one of the two is cut at a time.
+    Where `router` names a module, it chooses among the entries, and without one of them it chooses among the others;
+    `experts` is then the module that is given tokens, choices and weights. `scaled` is a parameter that is multiplied
+    by gates where no module reads the axis. At least `at_least` entries are kept, in multiples of `multiple`, or the
+    model's kernels do not run. `whole`: the entries are one, because something in the sublayer looks at all of them at
+    once. `returns`: the argument, by place, that the sublayer adds its output to by itself. `attributes` count entries
+    while the sublayer runs, and `capped` may not exceed their number. Without `config_counts` a layer is resized after
+    it is made.
     """
 
     name: str
@@ -44,6 +53,28 @@ class Axis:
     outputs: int
     config_counts: tuple[tuple[str, int], ...]
     cached_values: int = 0
+    of: str = ""
+    within: str | None = None
+    adds: str | None = None
+    router: str | None = None
+    experts: str | None = None
+    scaled: str | None = None
+    at_least: int = 0
+    multiple: int = 1
+    whole: bool = False
+    returns: int | None = None
+    attributes: tuple[str, ...] = ()
+    capped: tuple[str, ...] = ()
+
+    @property
+    def runs_in(self) -> str:
+        """The module around whose forward the axis is cut."""
+        return self.module if self.within is None else self.within
+
+    @property
+    def added(self) -> str:
+        """The module whose output is added to the residual stream."""
+        return self.adds or self.module
 
     @cached_property
     def reader_cut(self) -> Cut:
@@ -70,18 +101,25 @@ class Axis:
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """All axes of a model, layer by layer; `layers` is the dotted path of its decoder layers."""
+    """All axes of a model, layer by layer; `layers` is the dotted path of its decoder layers.
+
+    `views` are second ways to divide what an axis divides. `fixed` are layers that hold something which cannot be cut,
+    `mixers`, by the names of those modules: such a layer is never removed.
+    """
 
     family: str
     layers: str
     num_layers: int
     axes: tuple[Axis, ...]
     total_parameters: int
+    views: tuple[Axis, ...] = ()
+    mixers: tuple[str, ...] = ()
+    fixed: tuple[int, ...] = ()
 
     @cached_property
     def axis(self) -> dict[str, Axis]:
-        """Axes by name."""
-        return {axis.name: axis for axis in self.axes}
+        """Axes and views by name."""
+        return {axis.name: axis for axis in (*self.axes, *self.views)}
 
     @property
     def cached_values(self) -> int:
@@ -89,5 +127,6 @@ class ModelLayout:
         return sum(axis.size * axis.cached_values for axis in self.axes)
 
     def of_kind(self, *kinds: str) -> list[Axis]:
-        """Axes of the given sublayer kinds, in layer order."""
-        return [axis for axis in self.axes if axis.kind in kinds]
+        """Axes and views of the given kinds, in layer order."""
+        found = [axis for axis in self.axis.values() if axis.kind in kinds]
+        return sorted(found, key=lambda axis: axis.layer)

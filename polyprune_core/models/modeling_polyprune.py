@@ -2,15 +2,15 @@
 
 This file is copied next to the weights of a pruned model. Every class is made from one of transformers when it is
 asked for: PolypruneLlamaForCausalLM, for example, is LlamaForCausalLM with decoder layer i built from
-`config.per_layer_config[i]` and without the sublayers its `skip` lists. `config.polyprune["sublayers"]` says which
-modules of a layer a sublayer consists of, `config.polyprune["biases"]` which linear modules have a bias that those of
-the family have not.
+`config.per_layer_config[i]` and without the sublayers its `skip` lists. `config.polyprune` says the rest: under
+"decoder" where the decoder layers are, under "sublayers" which modules of a layer a sublayer consists of, under
+"resized" the shapes and numbers of a layer that its configuration cannot say, under "biases" which linear modules have
+a bias that those of the family have not.
 """
 
 import copy
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ class PerLayerModel:
     """Goes before a family's model, whose decoder layers are all alike, and gives each layer its own widths."""
 
     base_model: Any
+    base_model_prefix: str
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         per_layer = config.to_dict().get("per_layer_config")
@@ -41,46 +42,107 @@ class PerLayerModel:
             # Rotary embeddings ask for the number of heads when they only need head_dim, the same in every layer.
             if hasattr(module, "inv_freq") and getattr(module, "config", None) is config:
                 module.config = shared
-        layers = self.base_model.layers
+        says = getattr(config, "polyprune", None) or {}
+        path = says.get("decoder", "model.layers")
+        layers = self.base_model.get_submodule(path.removeprefix(f"{self.base_model_prefix}."))
+        fields = {field for own in (per_layer or {}).values() for field in own} - {"skip"}
         for index, layer in enumerate(layers if per_layer else ()):
-            layers[index] = _layer(type(layer), config, index)
-        for name in (getattr(config, "polyprune", None) or {}).get("biases", ()):
-            linear = layers.get_submodule(name.partition("layers.")[2])
-            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.weight.shape[0]))
+            layers[index] = _layer(type(layer), config, index, fields)
+        for index, own in says.get("resized", {}).items():
+            resize(layers[int(index)], own.get("shapes", {}), own.get("numbers", {}))
+            _without(layers[int(index)], config, own.get("skip", ()), int(index))
+        for name in says.get("biases", ()):
+            linear = layers.get_submodule(name.removeprefix(f"{path}."))
+            outputs = linear.weight.shape[1 if hasattr(linear, "nf") else 0]
+            linear.bias = nn.Parameter(linear.weight.new_zeros(outputs))
 
 
 class Missing:
     """Stands where a sublayer was and puts out zero. It is no module: to all who look, the layer has none there.
 
     A missing attention still writes one number per token to the cache, because transformers counts the tokens seen so
-    far in the first layer's.
+    far in the first layer's. `returns` is the argument that such a sublayer adds its output to by itself, `width` the
+    number of its outputs where that is not the number of its inputs.
     """
 
-    def __init__(self, layer_index: int, outputs: int) -> None:
-        self.layer_index, self.outputs = layer_index, outputs
+    def __init__(self, layer_index: int, outputs: int, returns: int | None = None, width: int | None = None) -> None:
+        self.layer_index, self.outputs, self.returns, self.width = layer_index, outputs, returns, width
 
-    def __call__(self, hidden_states: Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        nothing = torch.zeros_like(hidden_states)
-        if past_key_values is not None:
-            seen = nothing[:, None, :, :1]
-            past_key_values.update(seen, seen, self.layer_index)
-        return nothing if self.outputs == 1 else (nothing, *[None] * (self.outputs - 1))
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        nothing = hidden.new_zeros(*hidden.shape[:-1], self.width or hidden.shape[-1])
+        for value in (*args, *kwargs.values()):
+            if self.outputs > 1 and isinstance(value, transformers.Cache):
+                seen = nothing[:, None, :, :1]
+                value.update(seen, seen, self.layer_index)
+        output = nothing if self.returns is None else args[self.returns]
+        return output if self.outputs == 1 else (output, *[None] * (self.outputs - 1))
 
 
-def _layer(layer_class: Any, config: Any, index: int) -> Any:
+class OwnConfig:
+    """A layer's configuration: the model's, whatever that becomes later, but for what it says itself."""
+
+    def __init__(self, shared: Any, own: dict[str, Any]) -> None:
+        vars(self).update(own, shared=shared)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "shared" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.shared, name)
+
+
+def resize(layer: nn.Module, shapes: dict[str, Any], numbers: dict[str, Any]) -> None:
+    """Gives parameters of a layer other shapes, empty, and sets numbers that its code counts by."""
+    for name, shape in shapes.items():
+        path, _, leaf = name.rpartition(".")
+        owner: Any = layer.get_submodule(path)
+        old = getattr(owner, leaf)
+        setattr(owner, leaf, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
+        fit(owner)
+    for name, value in numbers.items():
+        path, _, leaf = name.rpartition(".")
+        if path.endswith(".config"):
+            owner = layer.get_submodule(path.removesuffix(".config"))
+            owner.config = OwnConfig(owner.config, {leaf: value})
+        else:
+            setattr(layer.get_submodule(path), leaf, value)
+
+
+def fit(linear: Any) -> None:
+    """Makes what a linear module says of its sizes those of its weight."""
+    if isinstance(linear, nn.Linear):
+        linear.out_features, linear.in_features = linear.weight.shape
+    elif hasattr(linear, "nf"):
+        linear.nx, linear.nf = linear.weight.shape
+
+
+def _layer(layer_class: Any, config: Any, index: int, fields: set[str]) -> Any:
     own = config.per_layer_config[index]
     layer = layer_class(own, index)
-    for kind in getattr(own, "skip", ()):
-        sublayer = config.polyprune["sublayers"][kind]
-        delattr(layer, sublayer["module"])
-        setattr(layer, sublayer["module"], Missing(index, sublayer["outputs"]))
-        for norm in sublayer["norms"]:
-            setattr(layer, norm, nn.Identity())
+    widths = {field: getattr(own, field) for field in fields}
     for module in layer.modules():
         # A later change, such as another attention implementation, is made in the model's configuration only.
         if getattr(module, "config", None) is own:
-            module.config = config
+            module.config = OwnConfig(config, widths) if widths else config
+    _without(layer, config, getattr(own, "skip", ()), index)
     return layer
+
+
+def _without(layer: Any, config: Any, kinds: Any, index: int) -> None:
+    """Takes sublayers out of a layer."""
+    gone: list[str] = []
+    for kind in kinds:
+        sublayer = config.polyprune["sublayers"][kind]
+        if any(sublayer["module"].startswith(f"{outer}.") for outer in gone):
+            continue
+        gone.append(sublayer["module"])
+        missing = Missing(index, sublayer["outputs"], sublayer.get("returns"), sublayer.get("width"))
+        path, _, leaf = sublayer["module"].rpartition(".")
+        owner = layer.get_submodule(path)
+        delattr(owner, leaf)
+        setattr(owner, leaf, missing)
+        for norm in sublayer["norms"]:
+            setattr(layer, norm, nn.Identity())
 
 
 def __getattr__(name: str) -> Any:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ModelError, PolypruneError, brief
-from polyprune_core.models.checkpoint import check_folder, json_object
+from polyprune_core.models.checkpoint import check_folder, json_object, read_config
 from polyprune_core.models.fitting import check_sizes, require_fit
-from polyprune_core.models.remote_code import is_own, named_code, named_kernels, register_models
+from polyprune_core.models.remote_code import (
+    OWN_PREFIX,
+    is_own,
+    named_code,
+    named_kernels,
+    own_class,
+    register_models,
+    stock_classes,
+)
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -61,6 +70,33 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device, trust_rem
     for parameter in loaded.parameters():  # in memory of its own: no longer a view of the file
         parameter.data = parameter.data.clone()
     loaded.config.use_cache = False
+    return loaded
+
+
+def model_of(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model that the config.json in `folder` describes, with weights that were read from elsewhere.
+
+    `tensors` are its parameters by name. The model is as `read_model` returns it.
+
+    Raises:
+        ModelError: a configuration that is not of a known family, or weights that do not fit it.
+    """
+    from transformers import AutoConfig
+
+    config = read_config(folder)
+    own = is_own(config)
+    if own:
+        register_models()
+    with _reading(folder, "model", False):
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+        causal = stock_classes(str(config["model_type"]).removeprefix(OWN_PREFIX if own else ""))[2]
+        made: Any = own_class(causal) if own else causal
+        model, report = made.from_pretrained(
+            None, config=settings, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
+        )
+        require_fit(folder, model, report)
+    model.config.use_cache = False
+    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
     return loaded
 
 

@@ -30,7 +30,7 @@ def register_models() -> None:
     """
     import transformers
 
-    for model_type in _model_types():
+    for model_type in filter(_has_classes, _model_types()):
         config, body, causal = (own_class(stock) for stock in stock_classes(model_type))
         transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
         transformers.AutoModel.register(config, body, exist_ok=True)
@@ -44,8 +44,15 @@ def stock_classes(model_type: str) -> tuple[Any, Any, Any]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     body = getattr(transformers, str(modeling_auto.MODEL_MAPPING_NAMES[model_type]))
-    causal = getattr(transformers, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    causal = getattr(transformers, str(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]))
     return CONFIG_MAPPING[model_type], body, causal
+
+
+def _has_classes(model_type: str) -> bool:
+    """Whether this release of transformers has a family at all."""
+    from transformers.models.auto import modeling_auto
+
+    return model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def own_class(stock: Any) -> Any:
@@ -58,11 +65,11 @@ def own_class(stock: Any) -> Any:
 def is_stock(model: Any) -> bool:
     """Whether a loaded model is of transformers' own class for a known family, or of polyprune's made from that.
 
-    Its logits are what the head makes of the last hidden states, and no code of its own is lost in a smaller model.
+    Its logits are what its family says of the last hidden states, and no code of its own is lost in a smaller model.
     """
     config = model.config
     kind = getattr(config, "base_model_type", None) or config.model_type
-    if kind not in _model_types():
+    if kind not in _model_types() or not _has_classes(kind):
         return False
     causal = stock_classes(kind)[2]
     return type(model) is causal or type(model) is own_class(causal)
@@ -80,6 +87,6 @@ def named_kernels(config: Mapping[str, Any]) -> list[str]:
 
 
 def _model_types() -> list[str]:
-    from polyprune_core.models.describe import families
+    from polyprune_core.models.families import families
 
-    return [name for family in families().values() for name in family["model_types"]]
+    return list(families())

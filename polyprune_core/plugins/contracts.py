@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from polyprune_core.pruning.types import ExportReport, MaskBatch, Policy, UnitGroup
 
 T = TypeVar("T")
-NEEDS = frozenset({"calibration", "gradients", "budget"})
+NEEDS = frozenset({"calibration", "gradients", "budget", "mix"})
 State = Mapping[str, Any] | None
 
 
@@ -39,7 +39,8 @@ class Provider(Generic[T]):
         summary: one line for `polyprune plugins list`.
         factory: called with the options as keywords; its signature is the list of options.
         needs: of "calibration" (text), "gradients" (back-propagation), "budget" (a metric made for one sparsity and
-            scope, see `Initializer`); shown by `polyprune plugins show`.
+            scope, see `Initializer`), "mix" (a repair that fits weights to the text: users are warned who give it one
+            text alone, or fewer tokens than a reader has input features); shown by `polyprune plugins show`.
         reference: paper and equation.
         xfail: checks of the conformance kit that this plugin is right to fail, each with the reason.
     """
@@ -65,6 +66,10 @@ class Initializer(Protocol):
     A metric that needs "budget" is asked anew for every sparsity and scope, which `calibration.budget` holds, and is
     taken at its word: its scores are compared across layers as they are, whatever scale the run asks for, so that what
     `calibration.budget.select` gave it while it measured is what the run selects.
+
+    Two more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
+    are compared across layers as they are too. `granularities`: names of those that it can score, where it refuses
+    others; `--baselines all` leaves it out elsewhere.
     """
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
@@ -117,8 +122,10 @@ class GradientEstimator(Protocol):
 # Powers of the Fisher information that a step may be divided by.
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
+    "initializer": {"comparable": False, "granularities": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
-    "exporter": {"legal_shapes": lambda layout: LegalShapes(), "check": None},
+    "repair": {"trained_tokens": 0},
+    "exporter": {"legal_shapes": lambda layout: LegalShapes(), "check": None, "rounding": 0.0, "runtime": None},
 }
 
 
@@ -130,6 +137,11 @@ def independent_units(estimator: GradientEstimator) -> bool:
 def extra_passes(estimator: GradientEstimator) -> int:
     """Forward passes of one step beside its masks."""
     return int(getattr(estimator, "extra_passes", OPTIONAL["estimator"]["extra_passes"]))
+
+
+def trained_tokens(repair: Repair) -> int:
+    """Tokens that a repair trains on, at most its sample; each goes through both models, and back through the small."""
+    return int(getattr(repair, "trained_tokens", OPTIONAL["repair"]["trained_tokens"]))
 
 
 class BoundPolicy(Protocol):
@@ -183,7 +195,12 @@ class SearchPolicy(Protocol):
 
 
 class Repair(Protocol):
-    """What happens to the weights that stay, once it is decided which units go."""
+    """What happens to the weights that stay, once it is decided which units go.
+
+    A repair that back-propagates says that it needs "gradients"; a comparison then has a row of the dense model after
+    the same training. It may declare `trained_tokens`, what it trains on, by which its cost is foretold. Long work goes
+    on after an interruption where it keeps its state with `calibration.save` and looks for it with `calibration.saved`.
+    """
 
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         """Returns new values of parameters, by name in the dense model, floating-point and finite.
@@ -194,12 +211,42 @@ class Repair(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """Where what an exporter writes runs for real.
+
+    `program` is a Python file that a process of its own runs, in which polyprune cannot be imported. It defines
+    `open_model(folder: str, threads: int)`, which returns an object with
+
+        version: str
+        tokenize(text: str) -> list[int] | None                 None where it reads token ids alone
+        log_probs(ids: list[int], top: int) -> list[tuple[float, dict[int, float]]]
+        generate(ids: list[int], new: int) -> tuple[list[int], float, float]
+
+    `log_probs` tells for each token but the first its natural log-probability after those before it, and those of the
+    `top` likeliest tokens in its place. `generate` returns the `new` likeliest tokens one after another, and the
+    seconds that reading `ids` and writing them took.
+
+    Attributes:
+        name: of the runtime.
+        requires: modules that the program imports, with what pip installs to have them.
+        program: the file.
+        tolerance: how far a log-probability may be from what transformers computes of the same weights, in nats.
+    """
+
+    name: str
+    requires: Mapping[str, str]
+    program: Path
+    tolerance: float = 1e-3
+
+
 class Exporter(Protocol):
     """What is written for a pruned model.
 
-    Two more methods may be declared. `legal_shapes(layout: ModelLayout) -> LegalShapes` says what the format can hold;
-    without it anything. `check(base: LoadedModel)`, called before anything is scored or searched, raises ModelError
-    where no smaller form of `base` can be written.
+    More may be declared. `legal_shapes(layout: ModelLayout) -> LegalShapes` says what the format can hold; without it
+    anything. `check(base: LoadedModel)`, called before anything is scored or searched, raises ModelError where no
+    smaller form of `base` can be written. `rounding` is what the format loses of a weight, relative to it, beside the
+    rounding of the number format that `load` says it is stored in. `runtime() -> Runtime` says where it runs.
     """
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:

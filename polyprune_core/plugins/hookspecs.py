@@ -232,8 +232,12 @@ def polyprune_repairs() -> Iterable[Provider[Repair]]:
 
     It returns new values of parameters by their names in the dense model, in the shape that is left of them
     (`pruned.shapes()`), or a bias for a reader that has none (`pruned.possible_biases()`). What it does not name stays
-    as it is. `pruned.axis_keep()` says what stays of each axis, `pruned.space.reader_weight` gives the weight that
-    reads it, and `calibration` has the text and the moments of inputs in the dense model; its passes are counted.
+    as it is. `pruned.cut_readers()` gives the modules that lost inputs, with their dense weights and what stays of
+    them, and `calibration` has the text and `moments` of what each takes in in the dense model; its passes are counted.
+    `calibration.windows` are those of `--repair-samples`, whatever the metric saw.
+
+    A repair that fits weights to the text needs "mix", and one that back-propagates "gradients": the grid then has a
+    row of the dense model after it. Long training keeps its state with `calibration.save` and finds it with `saved`.
 
     The dense model comes back as it was. PluginError is raised for another shape, an unknown name, numbers that are not
     finite, and for a repair that touches the model or a global generator.
@@ -245,9 +249,10 @@ def polyprune_repairs() -> Iterable[Provider[Repair]]:
     ...     factor: float = 1.1
     ...
     ...     def repair(self, pruned, calibration):
-    ...         weights = dict(pruned.state_dict())
-    ...         cut = [a for a in pruned.layout.axes if a.reader_cut.parameter in pruned.shapes()]
-    ...         return {a.reader_cut.parameter: self.factor * weights[a.reader_cut.parameter] for a in cut}
+    ...         updates = {}
+    ...         for reader in pruned.cut_readers():
+    ...             updates |= reader.updates(self.factor * reader.weight[:, reader.keep])
+    ...         return updates
     >>> @hookimpl
     ... def polyprune_repairs():
     ...     yield Provider("louder", "readers are scaled up", Louder)

@@ -118,13 +118,17 @@ class Registry:
         return " or ".join(item.blame for item in items if not item.source.is_own)
 
     def measure(self, spec: str, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Scores:
-        """Returns the scores of the metric that `spec` names; those made for one budget are comparable across layers.
+        """Returns the scores of the metric that `spec` names.
+
+        They are comparable across layers where it says so, and where it needs a budget.
 
         Raises:
             PluginError: as `build`, or the metric is at fault.
         """
-        values = self.build("initializer", spec).score(model, space, calibration)
-        return Scores(values.detach().cpu().float(), spec, comparable=self.for_one_budget(spec))
+        metric = self.build("initializer", spec)
+        values = metric.score(model, space, calibration)
+        comparable = self.for_one_budget(spec) or metric.comparable
+        return Scores(values.detach().cpu().float(), spec, comparable)
 
     def for_one_budget(self, spec: str) -> bool:
         """Whether the metric that `spec` names measures anew for every budget."""

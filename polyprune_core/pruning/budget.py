@@ -2,7 +2,8 @@
 
 A scope says which units share a budget: `kind` (each kind its own pool over all layers at the same rate, the paper),
 `global` (one pool, units weighted by their price), `layer` (each layer and kind its own pool). Here `sparsity` is the
-fraction of the price of all units to remove: of parameters, unless the space is priced in another currency.
+fraction of the price of all units to remove: of parameters, unless the space is priced in another currency. Layers that
+are protected stay whole, and the others make up for them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from polyprune_core.config.protect import NOTHING, Protect
 from polyprune_core.errors import BudgetError
-from polyprune_core.pruning.shapes import ANY_SHAPE, least_counts, legal_counts
+from polyprune_core.pruning.shapes import ANY_SHAPE, least_counts, legal_counts, refilled
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import EPS, LegalShapes, Selection
 
@@ -31,25 +33,34 @@ SCOPES: dict[str, Callable[[MaskSpace], Tensor]] = {
 class SelectionRule:
     """What a selection has to meet: the `sparsity` of each pool of `scope`, and `min_keep` units of every larger group.
 
-    A unit that is alone in its group has no floor.
+    A unit that is alone in its group has no floor. Of a layer that `protect` covers everything stays.
     """
 
     sparsity: float
     scope: str = "kind"
     min_keep: int = 1
     shapes: LegalShapes = ANY_SHAPE
+    protect: Protect = NOTHING
 
     def select(self, scores: Tensor, space: MaskSpace) -> Selection:
         """Returns the units that scores (U,) keep under the budget, as `select` does; raises BudgetError."""
-        return select(scores, space, self.sparsity, self.scope, self.min_keep, self.shapes)
+        return select(scores, space, self.sparsity, self.scope, self.min_keep, self.shapes, self.protect)
 
     def project(self, values: Tensor, space: MaskSpace) -> Tensor:
         """Returns (U,): the nearest keep probabilities within the budget, as `project` does."""
-        return project(values, space, self.sparsity, self.scope)
+        return project(values, space, self.sparsity, self.scope, protect=self.protect)
 
     def shift_logits(self, logits: Tensor, space: MaskSpace) -> Tensor:
         """Returns (U,): what to take from each logit to come within the budget, as `shift_logits` does."""
-        return shift_logits(logits, space, self.sparsity, self.scope)
+        return shift_logits(logits, space, self.sparsity, self.scope, protect=self.protect)
+
+    def whole(self, space: MaskSpace) -> Tensor:
+        """Returns (U,) bool: the units that stay whatever their scores, those of protected layers."""
+        return protected(space, self.protect)
+
+    def least(self, space: MaskSpace) -> list[int]:
+        """Returns for every group how many of its units stay at least."""
+        return _least(space, self.min_keep, self.protect)
 
     def at(self, sparsity: float) -> SelectionRule:
         """Returns the rule at another sparsity."""
@@ -72,27 +83,57 @@ def pool_labels(space: MaskSpace, scope: str) -> Tensor:
     return labels
 
 
-def project(values: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS) -> Tensor:
+def protected(space: MaskSpace, protect: Protect) -> Tensor:
+    """Returns (U,) bool: the units of layers that are left whole."""
+    layers = [protect.covers(layer, space.layout.num_layers) for layer in range(space.layout.num_layers)]
+    return torch.tensor(layers, dtype=torch.bool)[space.layer]
+
+
+def project(
+    values: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS, protect: Protect = NOTHING
+) -> Tensor:
     """Returns the nearest keep probabilities within the budget.
 
     Euclidean projection of `values` (U,) onto {eps <= s <= 1 - eps, sum(price * s) <= (1 - sparsity) * sum(price)} in
     each pool (arXiv 2406.10576, the constraint set of eq. 4; algorithm of ProbMask, Zhou et al. 2021). It is
     s = clip(values - v * price, eps, 1 - eps) with the smallest v >= 0 that meets the budget. Probabilities stay off 0
-    and 1, where the score function vanishes and a unit could never return. A unit without a price is kept, at 1 - eps.
+    and 1, where the score function vanishes and a unit could never return. A unit without a price is kept, at 1 - eps,
+    and so is one that is protected, whose price the others make up for.
     """
     projected = torch.full_like(values, 1 - eps, dtype=torch.float64)
-    for pool, cost, budget in _priced_pools(space, sparsity, scope):
+    for pool, cost, budget in _priced_pools(space, sparsity, scope, protect):
         projected[pool] = _project_pool(values[pool].double(), cost, budget, eps)
     return projected.to(values.dtype)
 
 
-def _priced_pools(space: MaskSpace, sparsity: float, scope: str) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Yields each pool's units that have a price, their prices relative to the mean, and what may be kept of those."""
+def _priced_pools(
+    space: MaskSpace, sparsity: float, scope: str, protect: Protect
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Yields each pool's units that are in question, their prices relative to the mean, and what may be kept of those.
+
+    Units without a price and protected ones are in no question.
+    """
+    whole, rate = protected(space, protect), _keep_rates(space, sparsity, scope, protect)
     for pool in pools(space, scope):
-        pool = pool[space.price[pool] > 0]
+        pool = pool[(space.price[pool] > 0) & ~whole[pool]]
         if len(pool):
             price = space.price[pool] / space.price[pool].mean()
-            yield pool, price, (1 - sparsity) * float(price.sum())
+            yield pool, price, float(rate[pool[0]]) * float(price.sum())
+
+
+def _keep_rates(space: MaskSpace, sparsity: float, scope: str, protect: Protect) -> Tensor:
+    """Returns (U,) float64: the share that may be kept of the units in question that a unit has its budget with.
+
+    In scope `layer` those of all layers of its kind, as they all make up alike for what is protected.
+    """
+    whole = protected(space, protect)
+    if not whole.any():
+        return torch.full((len(space),), 1 - sparsity, dtype=torch.float64)
+    labels = SCOPES["kind" if scope == "layer" else scope](space)
+    price, held = torch.bincount(labels, space.price), torch.bincount(labels, space.price * whole)
+    rest = price - held
+    rate = torch.where(rest > 0, ((1 - sparsity) * price - held) / rest, 1.0)
+    return rate.clamp(min=0)[labels]
 
 
 def _project_pool(values: Tensor, cost: Tensor, budget: float, eps: float) -> Tensor:
@@ -114,14 +155,19 @@ def _project_pool(values: Tensor, cost: Tensor, budget: float, eps: float) -> Te
     return clipped(v + excess(v) / slope) if slope else clipped(v)
 
 
-def shift_logits(logits: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS) -> Tensor:
+def shift_logits(
+    logits: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS, protect: Protect = NOTHING
+) -> Tensor:
     """Returns (U,): what to take from each logit so that the expected price of the units kept is within the budget.
 
     In each pool it is v * price (relative to the pool's mean) with the smallest v >= 0 that meets
     sum(price * s) <= (1 - sparsity) * sum(price), s the sigmoid of the logits, kept within eps of 0 and 1.
+    The logits of protected units are raised to where s is 1 - eps.
     """
     shift = torch.zeros_like(logits, dtype=torch.float64)
-    for pool, price, budget in _priced_pools(space, sparsity, scope):
+    whole = protected(space, protect)
+    shift[whole] = (logits[whole].double() + math.log(eps / (1 - eps))).clamp(max=0)
+    for pool, price, budget in _priced_pools(space, sparsity, scope, protect):
         shift[pool] = _shift_of_pool(logits[pool].double(), price, budget, eps)
     return shift.to(logits.dtype)
 
@@ -143,19 +189,21 @@ def select(
     scope: str,
     min_keep: int = 1,
     shapes: LegalShapes = ANY_SHAPE,
+    protect: Protect = NOTHING,
 ) -> Selection:
     """Returns the best units that fit the budget: never more than asked for, whatever the ties.
 
     Units are taken by descending score (U,), ties in unit order, as long as they fit. Each group of more than one
-    unit first keeps its best `min_keep`. In scope `layer` every pool gets its whole units first; what is left over
-    goes to the best-scored units waiting, one a pool before any pool gets a second. What is kept of a group is then
-    rounded down to a number that `shapes` allow.
+    unit first keeps its best `min_keep`, one of a protected layer all. In scope `layer` every pool gets its whole units
+    first; what is left over goes to the best-scored units waiting, one a pool before any pool gets a second. What is
+    kept of a group is then rounded down to a number that `shapes` allow, and what that leaves of the budget goes to
+    legal steps more.
 
     Raises:
         BudgetError: the floor alone costs more than the budget, or a group has no number of units that is allowed.
     """
     order = torch.argsort(scores.double(), descending=True, stable=True)
-    floor = _floor(order, space, min_keep, shapes)
+    floor = _floor(order, space, min_keep, shapes, protect)
     keep = floor.clone()
     labels = SCOPES["kind" if scope == "layer" else scope](space)
     prices = torch.bincount(labels, space.price).tolist()
@@ -164,13 +212,17 @@ def select(
     for label in _distinct(labels):
         budget = (1 - sparsity) * prices[label] * (1 + 1e-12)
         if held[label] > budget:
-            raise BudgetError(_floor_message(space, sparsity, min_keep, _held(space, floor, labels)))
+            raise BudgetError(_floor_message(space, sparsity, min_keep, protect, _held(space, floor, labels)))
         own = waiting[labels[waiting] == label]
         if scope == "layer":
-            own = _layers_first(own, floor, space, sparsity)
+            own = _layers_first(own, floor, space, _keep_rates(space, sparsity, scope, protect))
         keep[_fitting(own, space.price, budget - held[label])] = True
     if shapes is not ANY_SHAPE:
-        keep = _best(order, space, legal_counts([int(keep[units].sum()) for units in space.slices()], space, shapes))
+        counts = [int(keep[units].sum()) for units in space.slices()]
+        counts = legal_counts(counts, space, shapes, _least(space, 0, protect))
+        spent = torch.bincount(labels, space.price * _best(order, space, counts))
+        room = (1 - sparsity) * torch.tensor(prices) * (1 + 1e-12) - spent
+        keep = _best(order, space, refilled(counts, scores, labels, room, space, shapes))
     return Selection(keep, int(space.cost[keep].sum()), space.total_cost)
 
 
@@ -179,9 +231,20 @@ def _distinct(labels: Tensor) -> list[int]:
     return torch.bincount(labels).nonzero().flatten().tolist()
 
 
-def _floor(order: Tensor, space: MaskSpace, min_keep: int, shapes: LegalShapes = ANY_SHAPE) -> Tensor:
-    counts = [min(min_keep, group.count) if group.count > 1 else 0 for group in space.groups]
-    return _best(order, space, least_counts(counts, space, shapes))
+def _floor(order: Tensor, space: MaskSpace, min_keep: int, shapes: LegalShapes, protect: Protect) -> Tensor:
+    return _best(order, space, least_counts(_least(space, min_keep, protect), space, shapes))
+
+
+def _least(space: MaskSpace, min_keep: int, protect: Protect) -> list[int]:
+    layers = space.layout.num_layers
+    return [
+        group.count
+        if protect.covers(group.layer, layers)
+        else max(floor, min(min_keep, group.count))
+        if group.count > 1
+        else 0
+        for group, floor in zip(space.groups, space.floors, strict=True)
+    ]
 
 
 def _best(order: Tensor, space: MaskSpace, counts: Sequence[int]) -> Tensor:
@@ -195,9 +258,10 @@ def _best(order: Tensor, space: MaskSpace, counts: Sequence[int]) -> Tensor:
     return best
 
 
-def _layers_first(waiting: Tensor, floor: Tensor, space: MaskSpace, sparsity: float) -> Tensor:
+def _layers_first(waiting: Tensor, floor: Tensor, space: MaskSpace, rates: Tensor) -> Tensor:
     """Reorders units so that each layer's own whole share comes first, then one more of each layer by score."""
-    share = torch.tensor([math.floor(group.count * (1 - sparsity) + 1e-9) for group in space.groups])
+    groups = zip(space.groups, rates[space.offsets].tolist(), strict=True)
+    share = torch.tensor([math.floor(group.count * rate + 1e-9) for group, rate in groups])
     held = torch.bincount(space.group[floor], minlength=len(space.groups))
     group = space.group[waiting]
     beyond = (_rank_within(group) + held[group] - share[group] + 1).clamp(min=0)
@@ -227,10 +291,10 @@ def _fitting(waiting: Tensor, cost: Tensor, budget: float) -> Tensor:
     return torch.cat(taken) if taken else waiting
 
 
-def reachable(space: MaskSpace, scope: str, min_keep: int) -> float:
+def reachable(space: MaskSpace, scope: str, min_keep: int, protect: Protect = NOTHING) -> float:
     """Returns the largest sparsity that leaves every group its floor; 0 where no unit has a price."""
     labels = SCOPES["kind" if scope == "layer" else scope](space)
-    return 1 - _held(space, _floor(torch.arange(len(space)), space, min_keep), labels)
+    return 1 - _held(space, _floor(torch.arange(len(space)), space, min_keep, ANY_SHAPE, protect), labels)
 
 
 def _held(space: MaskSpace, floor: Tensor, labels: Tensor) -> float:
@@ -239,10 +303,17 @@ def _held(space: MaskSpace, floor: Tensor, labels: Tensor) -> float:
     return max((float(price[kept].sum() / price.sum()) for price, kept in parts if price.any()), default=1.0)
 
 
-def _floor_message(space: MaskSpace, sparsity: float, min_keep: int, held: float) -> str:
+def _floor_message(space: MaskSpace, sparsity: float, min_keep: int, protect: Protect, held: float) -> str:
     limit = math.floor((1 - held) * 1000) / 1000
-    way_out = f"Use sparsity {limit:g} or less, or a lower --min-keep." if limit > 0 else "Use a lower --min-keep."
+    lower = "a lower --min-keep" + (" or a smaller --protect" if protect else "")
+    way_out = f"Use sparsity {limit:g} or less, or {lower}." if limit > 0 else f"Use {lower}."
     return (
-        f"sparsity {sparsity:g} cannot be met: {min_keep} unit(s) kept in every group of {space.name or 'this space'} "
-        f"already hold {held:.1%} of a pool. {way_out}"
+        f"sparsity {sparsity:g} cannot be met: {floors(space, min_keep, protect)} already hold {held:.1%} of a pool. "
+        f"{way_out}"
     )
+
+
+def floors(space: MaskSpace, min_keep: int, protect: Protect) -> str:
+    """Returns what has to stay, for an error to tell."""
+    told = f"{min_keep} unit(s) kept in every group of {space.name or 'this space'}"
+    return told + (f" and the layers that --protect {protect} leaves whole" if protect else "")

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from polyprune_core.models.layout import Axis, ModelLayout
-from polyprune_core.models.modeling_polyprune import Missing
+from polyprune_core.models.modeling_polyprune import Missing, fit
+from polyprune_core.pruning.sublayer import counts_of, width_out
 from polyprune_core.pruning.surgery import compact_state_dict
 
 
@@ -38,26 +39,30 @@ def cut_copy(
     for name in updates.keys() - dict(model.named_parameters()).keys():
         module, _, leaf = name.rpartition(".")
         smaller.get_submodule(module).register_parameter(leaf, nn.Parameter(state[name], requires_grad=False))
+    gone = [layout.axis[name].module for name, keep in axis_keep.items() if not keep.any()]
     for name, keep in axis_keep.items():
         axis = layout.axis[name]
+        if any(axis.module.startswith(f"{outer}.") for outer in gone):
+            continue
         if keep.any():
-            _state_widths(smaller, axis)
+            _state_widths(smaller, axis, int(keep.sum()))
         else:
             _empty(smaller, axis)
     return smaller
 
 
-def _state_widths(model: nn.Module, axis: Axis) -> None:
+def _state_widths(model: nn.Module, axis: Axis, kept: int) -> None:
     for cut in axis.cuts:
-        linear = model.get_submodule(cut.parameter.rpartition(".")[0])
-        if isinstance(linear, nn.Linear):
-            linear.out_features, linear.in_features = linear.weight.shape
+        fit(model.get_submodule(cut.parameter.rpartition(".")[0]))
+    for owner, name, value in list(counts_of(model, axis, kept)):
+        setattr(owner, name, value)
 
 
 def _empty(model: nn.Module, axis: Axis) -> None:
     parent, _, name = axis.module.rpartition(".")
     layer = model.get_submodule(parent)
+    width = width_out(model, axis) if axis.module == axis.reader else None
     delattr(layer, name)
-    setattr(layer, name, Missing(axis.layer, axis.outputs))
+    setattr(layer, name, Missing(axis.layer, axis.outputs, axis.returns, width))
     for norm in {parameter.rpartition(".")[0] for parameter in axis.module_only}:
         setattr(layer, norm.rpartition(".")[2], nn.Identity())

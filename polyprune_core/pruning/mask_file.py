@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.config.cell import NO_REPAIR
+from polyprune_core.config.protect import Protect
 from polyprune_core.errors import ConfigError, ModelError, PluginError
 from polyprune_core.models.catalogue import local_path
 from polyprune_core.models.checkpoint import file_sha256
@@ -46,7 +47,7 @@ class MaskFile:
         scores: (U,) float32, what the selection ranked.
         keep: (U,) bool.
         policy: the learned policy, if there was one.
-        recipe: how it was made; its `scope` and `min_keep` decide a selection at another sparsity.
+        recipe: how it was made; its `scope`, `min_keep` and `protect` decide a selection at another sparsity.
     """
 
     folder: Path
@@ -131,7 +132,7 @@ class MaskFile:
                 f"the recipe of the masks in {self.folder} has scope {scope!r} and min_keep {min_keep!r}; a scope of "
                 f"{', '.join(SCOPES)} and a whole number are needed. Export the masks again."
             )
-        return SelectionRule(0.0, scope, min_keep)
+        return SelectionRule(0.0, scope, min_keep, protect=Protect.parse(self.recipe.get("protect")))
 
     def space(self, base: LoadedModel) -> MaskSpace:
         """Returns the units of the masks in their dense model.

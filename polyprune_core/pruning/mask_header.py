@@ -15,14 +15,18 @@ from polyprune_core.errors import ModelError
 from polyprune_core.pruning.types import Span, UnitGroup
 
 # What is read of a recipe; scope and min_keep are checked where they decide something.
-TEXTS = ("kind", "granularity", "initializer", "estimator", "budget", "scale", "revision")
+TEXTS = ("kind", "granularity", "initializer", "estimator", "budget", "scale", "revision", "protect")
 
 
 class Base(BaseModel):
-    """The dense model; `folder` leads to it from the folder of masks, if it was read from a folder or file."""
+    """The dense model and where its weights come from.
+
+    `folder` leads to it from the folder of masks, if it was read from a folder or file.
+    """
 
     name: str
     sha256: str
+    source: str | None = None
     folder: str | None = None
 
 

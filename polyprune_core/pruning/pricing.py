@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from polyprune_core.config.budget_spec import BudgetSpec
+from polyprune_core.config.protect import NOTHING, Protect
 from polyprune_core.errors import BudgetError
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.pruning.budget import reachable, select
+from polyprune_core.pruning.budget import floors, reachable, select
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Selection
 
@@ -92,8 +93,10 @@ ADDITIVE = {
 }
 
 
-def price_budget(target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge) -> PricedBudget:
-    """Returns what `target` means for `space`, every group of units keeping `min_keep`.
+def price_budget(
+    target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge, protect: Protect = NOTHING
+) -> PricedBudget:
+    """Returns what `target` means for `space`, every group of units keeping `min_keep`, protected layers all.
 
     Raises:
         BudgetError: the model already meets it, or nothing that may be removed can.
@@ -101,12 +104,18 @@ def price_budget(target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int
     if target.currency in ADDITIVE:
         currency = ADDITIVE[target.currency]
         itemsize = gauge.stored_itemsize if currency.stored else gauge.itemsize
-        return _priced(target, currency, space, scope, min_keep, itemsize)
-    return _timed(target, space, scope, min_keep, gauge)
+        return _priced(target, currency, space, scope, min_keep, itemsize, protect)
+    return _timed(target, space, scope, min_keep, gauge, protect)
 
 
 def _priced(
-    target: BudgetSpec, currency: Price, space: MaskSpace, scope: str, min_keep: int, itemsize: int
+    target: BudgetSpec,
+    currency: Price,
+    space: MaskSpace,
+    scope: str,
+    min_keep: int,
+    itemsize: int,
+    protect: Protect,
 ) -> PricedBudget:
     price = currency.price(space, itemsize).double()
     priced, prunable, whole = space.priced(price), float(price.sum()), float(currency.whole(space.layout, itemsize))
@@ -118,14 +127,14 @@ def _priced(
 
     if target.amount >= left(0.0):
         raise BudgetError(f"budget {target} removes nothing: the dense model has {target.words(left(0.0))}. Give less.")
-    most = reachable(priced, scope, min_keep)
+    most = reachable(priced, scope, min_keep, protect)
     if target.sparsity is not None:
         sparsity = target.sparsity
     elif target.amount < left(most) * (1 - 1e-12):
-        raise _out_of_reach(target, left(most), space, min_keep)
+        raise _out_of_reach(target, left(most), space, min_keep, protect)
     else:
         sparsity = min(most, (base - target.amount * unit) / prunable)
-    select(torch.zeros(len(space)), priced, sparsity, scope, min_keep)
+    select(torch.zeros(len(space)), priced, sparsity, scope, min_keep, protect=protect)
 
     def selected(selection: Selection) -> float:
         return (base - float(price[~selection.keep].sum())) / unit
@@ -133,19 +142,22 @@ def _priced(
     return PricedBudget(target, priced, sparsity, selected, currency.each(itemsize) / unit)
 
 
-def _timed(target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge) -> PricedBudget:
+def _timed(
+    target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge, protect: Protect
+) -> PricedBudget:
     """Finds the least sparsity, in steps of one percent, at which a model cut evenly in every layer is fast enough.
 
     All criteria share what was found, so that their rows stay comparable; each row's own time is measured again.
     """
 
     def fraction(steps: int) -> float:
-        return gauge.latency(space, select(torch.zeros(len(space)), space, steps * LATENCY_STEP, "layer", min_keep))
+        evenly = select(torch.zeros(len(space)), space, steps * LATENCY_STEP, "layer", min_keep, protect=protect)
+        return gauge.latency(space, evenly)
 
-    enough = int(min(reachable(space, scope, min_keep), reachable(space, "layer", min_keep)) / LATENCY_STEP)
+    enough = int(min(reachable(space, each, min_keep, protect) for each in (scope, "layer")) / LATENCY_STEP)
     fastest = fraction(enough) if enough else 1.0
     if fastest > target.amount:
-        raise _out_of_reach(target, fastest, space, min_keep)
+        raise _out_of_reach(target, fastest, space, min_keep, protect)
     too_slow = 0
     while enough - too_slow > 1:
         middle = (too_slow + enough) // 2
@@ -156,9 +168,9 @@ def _timed(target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gaug
     return PricedBudget(target, space, enough * LATENCY_STEP, lambda selection: gauge.latency(space, selection))
 
 
-def _out_of_reach(target: BudgetSpec, least: float, space: MaskSpace, min_keep: int) -> BudgetError:
+def _out_of_reach(target: BudgetSpec, least: float, space: MaskSpace, min_keep: int, protect: Protect) -> BudgetError:
     advice = "" if target.relative and least > 0.999 else f"{target.at_least(least)} or more, "
     return BudgetError(
-        f"budget {target} cannot be met: with {min_keep} unit(s) kept in every group of {space.name or 'this space'}, "
-        f"{target.words(least)} is left at least. Use {advice}another --granularity or a lower --min-keep."
+        f"budget {target} cannot be met: with {floors(space, min_keep, protect)}, {target.words(least)} is left at "
+        f"least. Use {advice}another --granularity or a lower --min-keep{' or a smaller --protect' * bool(protect)}."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from polyprune_core.models.sources import LoadedModel
+    from polyprune_core.pruning.readers import Reader
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,7 @@ class PrunedModel:
     @property
     def parameters(self) -> int:
         """The parameters of the smaller model, tied ones counted once."""
-        removed = 0
-        for name, keep in self.axis_keep().items():
-            axis = self.layout.axis[name]
-            kept = int(keep.sum())
-            removed += (axis.size - kept) * axis.entry_parameters + (0 if kept else axis.module_parameters)
-        return self.layout.total_parameters - removed + self.added_parameters
+        return sum(math.prod(shape) for shape in self.shapes().values()) + self.added_parameters
 
     @property
     def added_parameters(self) -> int:
@@ -65,6 +63,16 @@ class PrunedModel:
         from polyprune_core.pruning.build import kept_layers
 
         return kept_layers(self.layout, self.axis_keep())
+
+    @property
+    def needs_code(self) -> bool:
+        """Whether its layers differ in what its family's class has one number for, so that code of its own is needed.
+
+        It is about models of transformers' own classes.
+        """
+        from polyprune_core.pruning.build import compact_config
+
+        return hasattr(compact_config(self), "auto_map")
 
     def axis_keep(self) -> dict[str, Tensor]:
         """Kept entries by axis name: (size,) bool."""
@@ -92,16 +100,44 @@ class PrunedModel:
                 found[name] = (weight.shape[1 - cut.dim],)
         return found
 
+    def left_readers(self) -> list[Reader]:
+        """The readers that are left some or all of their input features, in the order of the layout."""
+        from polyprune_core.pruning.readers import left_readers
+
+        return left_readers(self.base.model, self.space, self.axis_keep())
+
+    def cut_readers(self) -> list[Reader]:
+        """Those of `left_readers` that lost some of their input features."""
+        return [reader for reader in self.left_readers() if not reader.whole]
+
     def added(self) -> list[str]:
         """The parameters that `updates` adds to those of the dense model."""
         known = dict(self.base.model.named_parameters())
         return [name for name in self.updates if name not in known]
+
+    def names(self) -> dict[str, str]:
+        """Returns the name in the dense model of every parameter of the smaller one, by its own name there."""
+        from polyprune_core.pruning.build import renaming
+
+        renamed = renaming(self)
+        return {renamed(name): name for name in [*self.shapes(), *self.added()]}
 
     def state_dict(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the smaller model's parameters under its own names, one after another: a shard at a time is enough."""
         from polyprune_core.pruning.build import state_items
 
         return state_items(self)
+
+    def stored_as(self, dtype: torch.dtype) -> PrunedModel:
+        """Returns the model with the dense weights as their files have them, where it computes in another format.
+
+        What a repair changed stays as it is.
+
+        Raises:
+            ModelError: the dense model's files have changed since they were read.
+        """
+        same = self.base.model.dtype == dtype
+        return self if same else dataclasses.replace(self, base=self.base.as_stored())
 
     def build(self) -> PreTrainedModel:
         """Returns the smaller model: eval mode, no gradients, device and dtype of the dense one, `config.use_cache` on.
@@ -124,7 +160,7 @@ class PrunedModel:
         selection = self.selection
         return {
             "version": __version__,
-            "base": {"name": last_name(self.base.name), "sha256": self.base.sha256},
+            "base": {"name": last_name(self.base.name), "sha256": self.base.sha256, "source": self.base.source},
             "dtype": {"stored": _name_of(self.base.stored_dtype), "computed": _name_of(self.base.model.dtype)},
             "granularity": self.space.name,
             "sparsity": {"asked": self.recipe.get("sparsity"), "achieved": selection.sparsity},

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from polyprune_core.errors import BudgetError
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import LegalShapes
+from polyprune_core.pruning.types import LegalShapes, UnitGroup
 
 ANY_SHAPE = LegalShapes()
 
@@ -30,16 +33,73 @@ def least_counts(counts: Sequence[int], space: MaskSpace, shapes: LegalShapes) -
     return found
 
 
-def legal_counts(counts: Sequence[int], space: MaskSpace, shapes: LegalShapes) -> list[int]:
+def legal_counts(
+    counts: Sequence[int], space: MaskSpace, shapes: LegalShapes, least: Sequence[int] | None = None
+) -> list[int]:
     """Returns for every group the largest allowed number of units that is not above its count, but what it has to keep.
 
-    Groups of a kind whose widths have to be equal keep as many as they do in the mean.
+    Groups of a kind whose widths have to be equal keep as many as they do in the mean. None keeps less than `least`.
+    Whole layers are gone or not: they have no width.
+
+    Raises:
+        BudgetError: widths have to be equal and some groups have to keep more than others.
     """
+    least = least or [0] * len(space.groups)
     if shapes.equal_widths:
+        if any(least):
+            raise BudgetError(
+                "the format to write needs layers of equal widths, and --protect leaves some of them whole; choose "
+                "another --exporter, or protect nothing."
+            )
         by_kind: dict[str, list[int]] = {}
         for count, group in zip(counts, space.groups, strict=True):
             by_kind.setdefault(group.kind, []).append(count)
-        counts = [sum(by_kind[group.kind]) // len(by_kind[group.kind]) for group in space.groups]
-    steps = [shapes.multiple_of.get(group.kind, 1) for group in space.groups]
-    floors = least_counts([0] * len(steps), space, shapes)
+        counts = [
+            count if _is_layer(group) else sum(by_kind[group.kind]) // len(by_kind[group.kind])
+            for count, group in zip(counts, space.groups, strict=True)
+        ]
+    steps = _steps(space, shapes)
+    floors = least_counts(least, space, shapes)
     return [max(count // step * step, floor) for count, step, floor in zip(counts, steps, floors, strict=True)]
+
+
+def refilled(
+    counts: Sequence[int], scores: Tensor, labels: Tensor, room: Tensor, space: MaskSpace, shapes: LegalShapes
+) -> list[int]:
+    """Returns legal counts with as many legal steps more as the budgets leave room for.
+
+    The step whose units score best in the mean comes first, and every group gets one before any gets a second. Groups
+    that have to be equally wide step together. `labels` (U,) say which budget a unit is paid from, and `room` what is
+    left of each.
+    """
+    counts, left, steps = list(counts), room.tolist(), _steps(space, shapes)
+    ranked = [units.start + scores[units].double().argsort(descending=True, stable=True) for units in space.slices()]
+    together: dict[object, list[int]] = {}
+    for index, group in enumerate(space.groups):
+        together.setdefault(group.kind if shapes.equal_widths and not _is_layer(group) else index, []).append(index)
+    taken = dict.fromkeys(together, 0)
+    while True:
+        best: tuple[tuple[int, float], object, int, float] | None = None
+        for name, groups in together.items():
+            if any(counts[index] + steps[index] > space.groups[index].count for index in groups):
+                continue
+            units = torch.cat([ranked[index][counts[index] : counts[index] + steps[index]] for index in groups])
+            price, label = float(space.price[units].sum()), int(labels[units[0]])
+            order = (-taken[name], float(scores[units].double().mean()))
+            if price <= left[label] and (best is None or order > best[0]):
+                best = order, name, label, price
+        if best is None:
+            return counts
+        _, name, label, price = best
+        left[label] -= price
+        taken[name] += 1
+        for index in together[name]:
+            counts[index] += steps[index]
+
+
+def _steps(space: MaskSpace, shapes: LegalShapes) -> list[int]:
+    return [shapes.multiple_of.get(group.kind, 1) for group in space.groups]
+
+
+def _is_layer(group: UnitGroup) -> bool:
+    return group.count == 1 and len(group.spans) > 1

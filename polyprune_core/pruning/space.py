@@ -19,6 +19,7 @@ class MaskSpace:
 
     Attributes:
         cost: (U,) float64, parameters removed with each unit.
+        floors: for each group the number of its units without which the model's code does not run.
         price: (U,) float64, what a budget counts of each unit: its cost, unless `priced` in another currency.
         group: (U,) int64, index into `groups`.
         kind: (U,) int64, index into `kinds`.
@@ -30,7 +31,7 @@ class MaskSpace:
     def __init__(self, layout: ModelLayout, groups: Sequence[UnitGroup], name: str = "") -> None:
         """Raises PluginError for spans outside the layout, and ConfigError where two groups cut the same entries."""
         self.layout, self.groups, self.name = layout, tuple(groups), name
-        _require_apart(self.groups, name)
+        _require_apart(layout, self.groups, name)
         for group in self.groups:
             check_division(layout, [group], f"granularity {group.kind!r}")
         self.kinds = tuple(dict.fromkeys(group.kind for group in self.groups))
@@ -43,6 +44,7 @@ class MaskSpace:
         self.peers = torch.where(alone, len(self.groups) + self.kind, self.group)
         self.cost = torch.cat([_unit_costs(layout, group) for group in self.groups])
         self.price = self.cost
+        self.floors = tuple(_floor(layout, group) for group in self.groups)
 
     def __len__(self) -> int:
         return len(self.group)
@@ -144,6 +146,21 @@ class MaskSpace:
             yield total
 
 
+def said_of(space: MaskSpace) -> Iterator[str]:
+    """Yields what a user should know of units that a name does not say: their kinds, and units that are sublayers."""
+    if set(space.kinds) != set(space.name.split("+")):
+        counts = {kind: sum(g.count for g in space.groups if g.kind == kind) for kind in space.kinds}
+        yield f"{space.name} is {' and '.join(f'{count:,} units of {kind}' for kind, count in counts.items())}"
+    for kind in space.kinds:
+        groups = [g for g in space.groups if g.kind == kind and g.count == 1]
+        axes = [space.layout.axis[name] for g in groups for name, span in g.spans if isinstance(span, int)]
+        if axes and all(axis.size == 1 and axis.kind != kind for axis in axes):
+            yield (
+                f"{len(groups)} layers have one unit of {kind} each: a budget for {kind} empties whole {axes[0].kind} "
+                "sublayers. A granularity that divides them is finer: query-head, or auto"
+            )
+
+
 def _span(cut: Cut, size: int) -> slice:
     return slice(cut.start, cut.start + size * cut.width)
 
@@ -162,6 +179,15 @@ def _unit_costs(layout: ModelLayout, group: UnitGroup) -> Tensor:
         if group.count == 1:
             total += axis.module_parameters
     return total
+
+
+def _floor(layout: ModelLayout, group: UnitGroup) -> int:
+    """Returns how many units of a group have to stay so that each axis keeps `at_least` entries; 0 for one alone."""
+    needed = [
+        -(-layout.axis[name].at_least // (span if isinstance(span, int) else min(map(len, span))))
+        for name, span in group.spans
+    ]
+    return min(group.count, max(needed, default=0)) if group.count > 1 else 0
 
 
 def check_division(layout: ModelLayout, groups: Sequence[UnitGroup], who: str) -> None:
@@ -211,14 +237,16 @@ def check_layers(layout: ModelLayout, groups: Sequence[UnitGroup], who: str) -> 
         last[group.kind] = group.layer
 
 
-def _require_apart(groups: Sequence[UnitGroup], name: str) -> None:
+def _require_apart(layout: ModelLayout, groups: Sequence[UnitGroup], name: str) -> None:
     if not groups:
         raise ConfigError(f"granularity {name!r} finds no unit in this model; choose another one.")
     owner: dict[str, str] = {}
     for group in groups:
-        for name, _ in group.spans:
-            if name in owner:
+        for span, _ in group.spans:
+            divided = layout.axis[span].of if span in layout.axis else ""
+            divided = divided or span
+            if divided in owner:
                 raise ConfigError(
-                    f"granularities {owner[name]!r} and {group.kind!r} both remove {name}; choose one of the two."
+                    f"granularities {owner[divided]!r} and {group.kind!r} both remove {divided}; choose one of the two."
                 )
-            owner[name] = group.kind
+            owner[divided] = group.kind

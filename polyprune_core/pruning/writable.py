@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -21,7 +20,7 @@ from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection, UnitGroup
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def check_writable(base: LoadedModel) -> None:
@@ -67,20 +66,35 @@ def write_model(
     Raises:
         ModelError: as `check_writable`, or the dense model's files have changed since they were read.
     """
-    base = pruned.base
-    check_writable(base)
-    model: Any = dataclasses.replace(pruned, base=base if base.model.dtype == dtype else base.as_stored()).build()
+    check_writable(pruned.base)
+    model: Any = pruned.stored_as(dtype).build()
     if model.dtype != dtype:
         model = model.to(dtype)
-    model.config.polyprune = getattr(model.config, "polyprune", {}) | origin
     with quiet():
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        base.tokenizer.save_pretrained(folder)
-    _forget_how_it_was_loaded(folder / "tokenizer_config.json")
-    if hasattr(model.config, "auto_map"):
-        shutil.copyfile(CODE, folder / CODE.name)
+    write_settings(model, pruned.base.tokenizer, folder, origin)
     written: PreTrainedModel = model
     return written
+
+
+def write_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, origin: dict[str, Any]
+) -> None:
+    """Writes all of a model's folder but the weights: configuration, tokenizer, and the code of layers that differ.
+
+    `origin` is what config.json says of where the model comes from, under `polyprune`.
+    """
+    config: Any = model.config
+    config.polyprune = getattr(config, "polyprune", {}) | origin
+    config.architectures = [type(model).__name__]
+    with quiet():
+        config.save_pretrained(folder)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    _forget_how_it_was_loaded(folder / "tokenizer_config.json")
+    if hasattr(config, "auto_map"):
+        shutil.copyfile(CODE, folder / CODE.name)
 
 
 def _forget_how_it_was_loaded(path: Path) -> None:

@@ -83,7 +83,7 @@ def trade_offs(results: Results, summaries: Sequence[Summary], styles: dict[str,
 
     A row of a budget stands at the sparsity that it came to; one that does not say which is left out.
     """
-    dense = next((s for s in measured(summaries) if s.row.cell.kind == "dense"), None)
+    dense = next((s for s in measured(summaries) if s.row.cell.is_reference), None)
     lines = criteria(results, summaries)
     return [_trade_off(granularity, found, dense, styles) for granularity, found in lines.items()]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyprune_core.config.cell import NO_REPAIR
+from polyprune_core.config.cell import AUTO, Cell
 from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
@@ -18,6 +18,7 @@ from polyprune_core.results.summaries import Summary
 MARKS = {"better": "✓", "worse": "✗", "better before correction": "(✓)", "worse before correction": "(✗)"}
 ALIKE = "(=)"
 TELL_APART = ("granularity", "scope", "scale")
+POOLING = ("scope", "scale")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _count(summary: Summary) -> str:
 
 
 def _passes(summary: Summary) -> str:
-    return str(summary.row.backward_passes or "") if summary.row.cell.kind != "dense" else ""
+    return str(summary.row.backward_passes or "")
 
 
 def _agreement(summary: Summary) -> str:
@@ -202,18 +203,27 @@ def on_paper(summaries: Sequence[Summary]) -> list[str]:
 
 
 def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
-    """Returns what a row is called; `varied` names the settings that tell rows of this table apart."""
-    if row.cell.kind == "dense":
-        return "dense"
-    name = row.cell.initializer or ""
+    """Returns what a row is called; `varied` names the settings that tell rows of this table apart.
+
+    A pooling that was chosen is always told, after `auto:` where others of the table were given.
+    """
+    name = "dense" if row.cell.kind == "dense" else row.cell.initializer or ""
     if row.cell.kind == "start":
         name += " → no search"
     if row.cell.kind == "search":
         name += f" → {row.cell.estimator}"
-    notes = [str(getattr(row.cell, key)) for key in TELL_APART if key in varied and getattr(row.cell, key)]
-    name += f" + {row.cell.repair}" if row.cell.repair not in (None, NO_REPAIR) else ""
+    notes = [note for key in TELL_APART if (note := _note(row, key, varied))]
+    name += f" + {row.cell.repair}" if row.cell.repaired else ""
     name += " ∇" if row.backward_passes else ""
     return plain(f"{name} ({', '.join(notes)})" if notes else name)
+
+
+def _note(row: Row, key: str, varied: frozenset[str]) -> str:
+    chosen = getattr(row, f"{key}_chosen", None)
+    if chosen:
+        return f"auto: {chosen}" if f"{AUTO} {key}" in varied else chosen
+    asked = getattr(row.cell, key)
+    return str(asked) if asked and key in varied else ""
 
 
 def section(row: Row) -> str:
@@ -223,7 +233,16 @@ def section(row: Row) -> str:
 
 def varied(results: Results) -> frozenset[str]:
     """Returns the settings that rows of one table differ in."""
-    return frozenset(key for key in TELL_APART if len({getattr(row.cell, key) for row in results.rows} - {None}) > 1)
+    return told_apart([row.cell for row in results.rows])
+
+
+def told_apart(cells: Sequence[Cell]) -> frozenset[str]:
+    """Returns the settings that the cells of one table differ in; "auto scope" where a metric's was given too."""
+    found = {key for key in TELL_APART if len({getattr(cell, key) for cell in cells} - {None}) > 1}
+    for key in POOLING:
+        asked = {getattr(cell, key) for cell in cells if cell.kind == "baseline"}
+        found |= {f"{AUTO} {key}"} if AUTO in asked and len(asked) > 1 else set()
+    return frozenset(found)
 
 
 def caption(results: Results) -> str:
@@ -238,7 +257,7 @@ def conditions(results: Results) -> str:
     model, calibration, evaluation = results.model, results.texts["calibration"], results.texts["evaluation"]
     prunable = ", ".join(f"{count / 1e6:.1f} M {name}" for name, count in model["prunable_parameters"].items())
     return plain(
-        f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
+        f"{model['name']}{_weights(model)}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
         f"{model['dtype']} on {model['device']}. "
         f"Perplexity on {'; on '.join(map(_cut_up, results.texts.get('evaluations') or [evaluation]))}; "
         f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."
@@ -248,6 +267,13 @@ def conditions(results: Results) -> str:
 
 def _cut_up(text: Mapping[str, Any]) -> str:
     return f"{text['name']}: {counted(text['windows'], 'window')} of {text['tokens_per_window']}"
+
+
+def _weights(model: Mapping[str, Any]) -> str:
+    """Which weights they are that go by this name, as far as that is known."""
+    sha256 = f"weights sha256 {model['sha256'][:8]}…" if model.get("sha256") else ""
+    told = "; ".join(filter(None, (model.get("source"), sha256)))
+    return f" ({told})" if told else ""
 
 
 def _cut(evaluation: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polyprune_core.config.cell import NO_REPAIR
 from polyprune_core.config.settings import Comparison
 from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
@@ -29,9 +30,13 @@ def command_of(summary: Summary, config: Mapping[str, Any]) -> str:
     """Returns the command for the cells of one summary alone; those it is compared with come along."""
     row = summary.row
     lists: dict[str, Any] = {"baselines": (), "estimators": ()}
+    lists |= {name: (getattr(row.cell, name),) for name in ONE_SETTING if getattr(row.cell, name)}
+    if row.cell.is_reference:
+        lists["repair"] = (NO_REPAIR,)
+    else:
+        lists["seeds"] = summary.seeds or config.get("seeds", (0,))
     if row.cell.kind != "dense":
-        lists |= {name: (getattr(row.cell, name),) for name in ONE_SETTING if getattr(row.cell, name)}
-        lists |= {"sparsity": (), "budget": (), **_asked(row), "seeds": summary.seeds or config.get("seeds", (0,))}
+        lists |= {"sparsity": (), "budget": (), **_asked(row)}
         lists |= _plugins(row, config)
     return command({**config, **lists})
 

@@ -239,7 +239,7 @@ def _is_run(run: dict[str, Any]) -> bool:
 def _conditions(run: dict[str, Any]) -> str:
     """What two cells must share to stand in one table."""
     config = run["config"]
-    settings = {name: value for name, value in config.items() if name not in (*GRID, *NAMES)}
+    settings = {name: value for name, value in config.items() if name not in (*GRID, *NAMES) and value is not None}
     if config.get("forward_tokens"):
         settings["steps"] = Comparison.model_validate(_known(config)).search_steps
     return json.dumps([run["polyprune"], _identity(run), settings], sort_keys=True)
@@ -247,7 +247,8 @@ def _conditions(run: dict[str, Any]) -> str:
 
 def _shared(run: dict[str, Any]) -> str:
     """What cells without a search must share."""
-    settings = {k: v for k, v in run["config"].items() if k not in (*GRID, *NAMES, *SEARCH_ONLY)}
+    left_out = (*GRID, *NAMES, *SEARCH_ONLY)
+    settings = {k: v for k, v in run["config"].items() if k not in left_out and v is not None}
     return json.dumps([run["polyprune"], _identity(run), settings], sort_keys=True)
 
 

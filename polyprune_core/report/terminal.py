@@ -26,7 +26,8 @@ WIDE = Console(width=10_000)
 
 def line(row: Row) -> str:
     """Returns one finished cell as one line of console markup."""
-    where = "" if row.cell.kind == "dense" else f", {escape(row.cell.asked)}, seed {row.cell.seed}"
+    asked = "" if row.cell.target is None else f", {escape(row.cell.asked)}"
+    where = asked + ("" if row.cell.seed is None else f", seed {row.cell.seed}")
     outcome = f"perplexity {number(row.perplexity)}"
     if row.status != "ok":
         outcome = f"[red]failed:[/] {escape(plain(row.error or ''))}"

@@ -3,12 +3,14 @@
 CELL.safetensors holds `window_nll` (N,) float32, the mean loss of each evaluation window in nats per token, and as
 `window_nll 1`, `window_nll 2` and so on those of the row's further evaluations. For a pruned model it holds `scores`
 (U,) float32, higher = keep, and `keep`, one bit a unit; after a repair also `update NAME` for every parameter that it
-changed or added. Its header holds the cell's id, the run that made it, and the units as groups of one kind and layer.
+changed or added. Its header holds the cell's id, the run that made it, the units as groups of one kind and layer, and
+the losses of the poolings that were tried.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from polyprune_core.errors import ConfigError, brief
 from polyprune_core.utils.files import parse_json, write_atomically
+from polyprune_core.utils.numbers import finite
 
 FORMAT = "polyprune cell 1"
 WINDOWS = "window_nll"
@@ -39,7 +42,8 @@ class Details:
     """`run` is the record of the comparison: polyprune, environment, config, model, texts. N windows, U units.
 
     `window_nll` is that of the headline, `further_nll` those of the row's other evaluations in their order.
-    `updates` are parameters that a repair has changed or added, by name, in their kept shape.
+    `updates` are parameters that a repair has changed or added, by name, in their kept shape. `poolings` are losses in
+    nats per token by "scope, scale", of those that the metric's was chosen among.
     """
 
     window_nll: NDArray[np.float32]
@@ -49,6 +53,7 @@ class Details:
     scores: NDArray[np.float32] | None = None
     updates: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     further_nll: tuple[NDArray[np.float32], ...] = ()
+    poolings: Mapping[str, float] = field(default_factory=dict)
 
     def kept(self) -> dict[str, list[tuple[int, int, int]]]:
         """Returns (layer, units kept, units there are) for every layer of every kind."""
@@ -84,6 +89,8 @@ def write_details(path: Path, details: Details) -> None:
     arrays |= {UPDATE + name: np.asarray(value, np.float32) for name, value in details.updates.items()}
     groups = [[group.kind, group.layer, group.count] for group in details.groups]
     header = {"format": FORMAT, "cell": path.stem, "run": json.dumps(details.run), "groups": json.dumps(groups)}
+    if details.poolings:
+        header["poolings"] = json.dumps(finite(dict(details.poolings)))
     write_atomically(path, save(arrays, header))
 
 
@@ -103,7 +110,7 @@ def read_details(path: Path) -> Details | None:
             if (cell := header.get("cell", path.stem)) != path.stem:
                 raise ValueError(f"they are those of cell {cell}")
             return _details(header, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} does not hold the details of a cell ({brief(error, 160)}). Delete it to do without."
         ) from error
@@ -126,4 +133,6 @@ def _details(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> D
     ):
         raise ValueError("its arrays do not fit its header")
     updates = {name.removeprefix(UPDATE): value for name, value in arrays.items() if name.startswith(UPDATE)}
-    return Details(windows, run, groups, keep, scores, updates, further)
+    losses = parse_json(header.get("poolings", "{}"))
+    poolings = {str(name): math.inf if loss is None else float(loss) for name, loss in losses.items()}
+    return Details(windows, run, groups, keep, scores, updates, further, poolings)

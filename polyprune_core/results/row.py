@@ -59,7 +59,8 @@ class Row:
     `evaluations` has what was measured on every text at every length. The first is the headline, whose numbers are the
     row's own, and decide every statistic and verdict.
     `budget_achieved` is in the terms of the cell's budget, where that is not a sparsity. `tasks` holds the metrics of
-    each task, and their standard errors over its items as METRIC_stderr.
+    each task, and their standard errors over its items as METRIC_stderr. `scope_chosen` and `scale_chosen` are those of
+    a metric whose cell asks for `auto`.
     """
 
     id: str
@@ -84,6 +85,15 @@ class Row:
     error: str | None = None
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
+    scope_chosen: str | None = None
+    scale_chosen: str | None = None
+
+    @property
+    def pooling(self) -> dict[str, str]:
+        """The scope and the scale that units were selected in, as far as the cell has them."""
+        asked = {"scope": self.cell.scope, "scale": self.cell.scale}
+        taken = {"scope": self.scope_chosen or asked["scope"], "scale": self.scale_chosen or asked["scale"]}
+        return {name: value for name, value in taken.items() if value}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the row as one flat record: its id, the cell's columns, what was measured."""

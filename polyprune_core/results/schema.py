@@ -24,7 +24,10 @@ FILE = "results.schema.json"
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The dense model; `parameters` counts all, `prunable_parameters` those of each granularity."""
+    """The dense model; `parameters` counts all, `prunable_parameters` those of each granularity.
+
+    `sha256` is that of its weights, `source` says where they come from.
+    """
 
     name: str
     dtype: str
@@ -32,6 +35,7 @@ class ModelRecord:
     parameters: int
     prunable_parameters: dict[str, int]
     sha256: str | None = None
+    source: str | None = None
     weights_mb: float | None = None
 
 

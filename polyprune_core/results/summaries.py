@@ -149,8 +149,8 @@ def _summary(rows: list[Row]) -> Summary:
 
 
 def _mean_row(rows: Sequence[Row]) -> Row:
-    """The first row with what varies over seeds averaged; peak memory is the highest."""
-    means = {
+    """The first row with what varies over seeds averaged; peak memory is the highest, of poolings all are named."""
+    means: dict[str, Any] = {
         name: sum(values) / len(values)
         for name in ("sparsity_achieved", "budget_achieved", "kl_to_dense", "top1_agreement", "search_seconds")
         if (values := [value for row in rows if (value := getattr(row, name)) is not None])
@@ -158,6 +158,8 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     peaks = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
     tasks = {task: _mean_scores([row.tasks[task] for row in rows if task in row.tasks]) for task in rows[0].tasks}
     evaluations = tuple(_mean_evaluation(each) for each in zip(*(row.evaluations for row in rows), strict=True))
+    for name in ("scope_chosen", "scale_chosen"):
+        means[name] = " or ".join(dict.fromkeys(value for row in rows if (value := getattr(row, name)))) or None
     return dataclasses.replace(
         rows[0], peak_memory_mb=max(peaks, default=None), tasks=tasks, evaluations=evaluations, **means
     )

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from polyprune_core.config.cell import Dense
+from polyprune_core.config.cell import AUTO, Dense
 from polyprune_core.errors import ConfigError, PolypruneError, ResultError
 from polyprune_core.evaluation.perplexity import Evaluation
-from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.results.cell_file import Details, Group, path_of, write_details
 from polyprune_core.results.row import Row, TextScores, impossible
 from polyprune_core.results.store import Store
@@ -36,19 +35,23 @@ def run_cell(decider: Decider, blank: Row, store: Store, run: dict[str, Any]) ->
     """Returns the row of a cell that nobody has run; a reason the user can mend makes it a failed one."""
     harness, cell = decider.harness, blank.cell
     checkpoint = Checkpoint(store.checkpoint(blank.id), blank.id, harness.reporter)
-    if isinstance(cell, Dense):
+    if cell.is_reference:
         _ = harness.dense  # without which nothing can be compared
     try:
         harness.witness.require()
-        if isinstance(cell, Dense):
+        if cell.is_reference:
             row, trace = _dense_row(blank, harness), None
             details = Details(run=run, **_windows(harness.dense))
         else:
-            decision = decider.decide(cell, checkpoint)
+            if isinstance(cell, Dense):
+                decision = decider.trained(cell, checkpoint)
+            else:
+                decision = decider.decide(cell, checkpoint)
             evaluations = harness.evaluate(cell.label, decision.pruned)
             blank = dataclasses.replace(blank, tasks=harness.task_scores(cell.label, decision.pruned))
             row, trace = pruned_row(blank, decision, evaluations, harness.dense), decision.trace
-            details = _decided(decision.pruned, evaluations, run)
+            whole = isinstance(cell, Dense)
+            details = Details(run=run, **_windows(evaluations)) if whole else _decided(decision, evaluations, run)
         for reason in impossible(row):
             raise ResultError(f"{cell.label}: {reason}, which cannot be, so the row is not kept.")
     except PolypruneError as error:
@@ -71,9 +74,11 @@ def pruned_row(blank: Row, decision: Decision, evaluations: Sequence[Evaluation]
     kept, total = decision.pruned.parameters, decision.pruned.layout.total_parameters
     return dataclasses.replace(
         blank,
+        scope_chosen=decision.cell.scope if blank.cell.scope == AUTO else None,
+        scale_chosen=decision.cell.scale if blank.cell.scale == AUTO else None,
         sparsity_achieved=selection.sparsity,
         budget_achieved=decision.terms.spent(selection, decision.pruned.added_parameters)
-        if blank.cell.budget
+        if decision.terms and blank.cell.budget
         else None,
         parameters_kept=kept,
         parameters_kept_fraction=kept / total,
@@ -91,7 +96,8 @@ def _failed(blank: Row, error: PolypruneError) -> Row:
     return dataclasses.replace(blank, status="failed", error=str(error))
 
 
-def _decided(pruned: PrunedModel, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> Details:
+def _decided(decision: Decision, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> Details:
+    pruned = decision.pruned
     return Details(
         **_windows(evaluations),
         run=run,
@@ -99,6 +105,7 @@ def _decided(pruned: PrunedModel, evaluations: Sequence[Evaluation], run: dict[s
         keep=pruned.selection.keep.numpy(),
         scores=pruned.scores.values.numpy(),
         updates={name: value.detach().cpu().float().numpy() for name, value in pruned.updates.items()},
+        poolings=decision.losses,
     )
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config.cell import Cell, Search
+from polyprune_core.config.cell import AUTO, Cell, Metric, Search
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.text import load_text
-from polyprune_core.plugins.contracts import extra_passes
+from polyprune_core.plugins.contracts import extra_passes, trained_tokens
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results.row import Row
+from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES, most_candidates
 
 # Operations a second where nothing has been measured; a token takes two a parameter. Other work bounds small models.
 ASSUMED_OPERATIONS = {"cpu": 3e11, "cuda": 3e13}
@@ -37,16 +38,19 @@ class Estimate:
 
 
 def tokens_of(cell: Cell, config: Comparison, registry: Registry) -> int:
-    """Returns the forward tokens that the cell's row will count: those of the metric, the search and the repair."""
-    repair = _repair_tokens(cell, config, registry)
-    return _metric_tokens(cell, config, registry) + _search_tokens(cell, config, registry) + repair
+    """Returns the forward tokens that the cell's row will count: of the metric, its pooling, the search, the repair.
+
+    Poolings that select the same units are run once, so that one that is chosen may cost less.
+    """
+    parts = (_metric_tokens, _pooling_tokens, _search_tokens, _repair_tokens)
+    return sum(tokens(cell, config, registry) for tokens in parts)
 
 
 def work_of(config: Comparison, registry: Registry, evaluation: int, finished: Collection[Cell]) -> dict[Cell, int]:
     """Returns what each cell has still to do, in forward tokens.
 
-    That is its metric (once for all cells that share the scores), its search (once for all that only a repair tells
-    apart), its repair, and `evaluation` tokens.
+    That is its metric (once for all cells that share the scores), its pooling or search (once for all that only a
+    repair tells apart), its repair, and `evaluation` tokens.
     """
     scored, searched = set(), set()
     work: dict[Cell, int] = dict.fromkeys(cells(config), 0)
@@ -58,9 +62,11 @@ def work_of(config: Comparison, registry: Registry, evaluation: int, finished: C
         metric = 0 if shared in scored else passes * _metric_tokens(cell, config, registry)
         scored.add(shared)
         unrepaired = cell.without("repair")
-        search = 0 if unrepaired in searched else _search_tokens(cell, config, registry)
+        chosen = _pooling_tokens(cell, config, registry) + _search_tokens(cell, config, registry)
+        search = 0 if unrepaired in searched else chosen
         searched.add(unrepaired)
-        work[cell] = metric + search + _repair_tokens(cell, config, registry) + evaluation
+        trained = (BACKWARD - 1) * _trained_tokens(cell, config, registry)
+        work[cell] = metric + search + _repair_tokens(cell, config, registry) + trained + evaluation
     return work
 
 
@@ -119,7 +125,7 @@ def memory(
         return Estimate(max(row.peak_memory_mb or 0.0 for row in measured), "measured in finished cells")
     if parameters is None:
         return Estimate(None, "the model's size is not known yet")
-    backward = any("gradients" in _needs(cell, registry) for cell in cells(config))
+    backward = any("gradients" in _needs(cell, registry) | _repair_needs(cell, registry) for cell in cells(config))
     times, dtype = PEAK_BACKWARD if backward else PEAK, config.dtype
     if dtype == "auto":
         own = sizes.get("dtype", "bfloat16")
@@ -135,12 +141,29 @@ def _needs(cell: Cell, registry: Registry) -> frozenset[str]:
 
 
 def _metric_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
-    return config.calibration_samples * config.seq_len if _needs(cell, registry) else 0
+    times = len(SCOPE_NAMES) if cell.scope == AUTO and "budget" in _needs(cell, registry) else 1
+    return times * config.calibration_samples * config.seq_len if _needs(cell, registry) else 0
+
+
+def _pooling_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
+    if not isinstance(cell, Metric):
+        return 0
+    return most_candidates(cell, "budget" in _needs(cell, registry)) * HELD_BACK * config.seq_len
 
 
 def _repair_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
-    needs = registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
-    return config.calibration_samples * config.seq_len if needs else 0
+    if not _repair_needs(cell, registry):
+        return 0
+    return config.repair_samples * config.seq_len + 2 * _trained_tokens(cell, config, registry)
+
+
+def _trained_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
+    asked = trained_tokens(registry.build("repair", cell.repair)) if cell.repair else 0
+    return min(asked, config.repair_samples * config.seq_len)
+
+
+def _repair_needs(cell: Cell, registry: Registry) -> frozenset[str]:
+    return registry.get("repair", cell.repair).provider.needs if cell.repair else frozenset()
 
 
 def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from polyprune_core.config.cell import NO_REPAIR, Metric, Pruned, Search
+from polyprune_core.config.cell import NO_REPAIR, Cell, Dense, Metric, Pruned, Search
+from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.losses import Metered, Objective, counts
+from polyprune_core.evaluation.moments import Reading
 from polyprune_core.evaluation.windows import search_batches
 from polyprune_core.plugins.contracts import BoundPolicy, extra_passes
 from polyprune_core.pruning.budget import SelectionRule
@@ -24,43 +26,58 @@ from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import LegalShapes, Scores, Selection
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.plausible import check_decision
+from polyprune_core.runs.pooling import scales, selection_losses
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import Trace
 from polyprune_core.utils.rng import generator
 
+REPAIRED_FROM = ("repair_samples", "seq_len")
 STEPPING = {"masks_per_step", "learning_rate", "precondition", "optimizer", "warmup", "averaging"}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a decision cost: passes through the model, tokens in them, time, memory."""
+    """What a decision cost: passes through the model, tokens in them, time, memory.
+
+    `readings` are those of the passes that a repair of the same row need not pay for again.
+    """
 
     forward_passes: int = 0
     forward_tokens: int = 0
     backward_passes: int = 0
     seconds: float = 0.0
     peak_memory_mb: float | None = None
+    readings: frozenset[Reading] = frozenset()
 
     def plus(self, other: Cost) -> Cost:
-        """Returns the two one after the other; peak memory is that of the latter, where it has one."""
+        """Returns the two one after the other; peak memory is the higher one."""
+        peaks = [peak for peak in (self.peak_memory_mb, other.peak_memory_mb) if peak is not None]
         return Cost(
             self.forward_passes + other.forward_passes,
             self.forward_tokens + other.forward_tokens,
             self.backward_passes + other.backward_passes,
             self.seconds + other.seconds,
-            self.peak_memory_mb if other.peak_memory_mb is None else other.peak_memory_mb,
+            max(peaks, default=None),
+            self.readings | other.readings,
         )
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a cell decided, under which budget, at what cost."""
+    """What a cell decided, under which budget (the dense model has none), at what cost.
 
+
+    `cell` has the scope and the scale that were chosen, where the one asked left them open; `losses` are those of the
+    poolings that were tried, by "scope, scale", in nats per token.
+    """
+
+    cell: Cell
     pruned: PrunedModel
-    terms: PricedBudget
+    terms: PricedBudget | None
     trace: Trace | None
     cost: Cost
+    losses: dict[str, float] = field(default_factory=dict)
 
     @property
     def selection(self) -> Selection:
@@ -77,6 +94,7 @@ class Decider:
         self.harness, self.settings, self.registry = harness, harness.settings, harness.registry
         self._scores: dict[tuple[str, str, int, SelectionRule | None], tuple[Scores, Cost]] = {}
         self._chosen: dict[Pruned, Decision] = {}
+        self._warned: set[str] = set()
 
     def decide(self, cell: Pruned, checkpoint: Checkpoint | None = None) -> Decision:
         """Scores, for a search learns, selects, and repairs.
@@ -90,9 +108,21 @@ class Decider:
         if plain not in self._chosen:
             self._chosen[plain] = self._choose(plain, checkpoint)
         chosen = self._chosen[plain]
-        pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed)
-        check_decision(cell, pruned, chosen.terms, self._rule(cell, chosen.terms), chosen.trace, self._steps(cell))
-        return dataclasses.replace(chosen, pruned=pruned, cost=chosen.cost.plus(spent))
+        pruned, spent = self.repaired(chosen.pruned, cell.repair, cell.seed, chosen.cost.readings, checkpoint)
+        pooled = cell.model_copy(update={name: getattr(chosen.cell, name) for name in ("scope", "scale")})
+        terms = self.harness.terms(pooled)
+        check_decision(pooled, pruned, terms, self._rule(pooled, terms), chosen.trace, self._steps(cell))
+        return dataclasses.replace(chosen, cell=pooled, pruned=pruned, cost=chosen.cost.plus(spent))
+
+    @property
+    def sample(self) -> dict[str, int]:
+        """What repairs look at, as a recipe names it."""
+        return {name: getattr(self.settings, name) for name in REPAIRED_FROM}
+
+    def trained(self, cell: Dense, checkpoint: Checkpoint | None = None) -> Decision:
+        """Returns the dense model after the cell's repair."""
+        pruned, cost = self.repaired(self.harness.whole(), cell.repair or NO_REPAIR, cell.seed or 0, (), checkpoint)
+        return Decision(cell, pruned, None, None, cost)
 
     def _steps(self, cell: Pruned) -> int:
         if not isinstance(cell, Search):
@@ -100,27 +130,69 @@ class Decider:
         return self.settings.steps_for(extra_passes(self.registry.build("estimator", cell.estimator)))
 
     def _rule(self, cell: Pruned, terms: PricedBudget) -> SelectionRule:
-        return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes)
+        return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes, self.settings.protected)
 
-    def repaired(self, pruned: PrunedModel, spec: str, seed: int) -> tuple[PrunedModel, Cost]:
-        """Returns the model with what a repair changes of it, and what that cost."""
-        with self.harness.reporter.task(f"repair {spec}", 1) as task, self.harness.watched(("repair", spec)):
-            calibration = self.harness.calibration(seed, f"repair {spec}", task)
-            start = time.perf_counter()
-            updates = self.registry.build("repair", spec).repair(pruned, calibration)
-        cost = Cost(**counts(calibration), seconds=time.perf_counter() - start)
-        return dataclasses.replace(pruned, updates=dict(updates), recipe=pruned.recipe | {"repair": spec}), cost
+    def repaired(
+        self,
+        pruned: PrunedModel,
+        spec: str,
+        seed: int,
+        readings: Iterable[Reading] = (),
+        checkpoint: Checkpoint | None = None,
+    ) -> tuple[PrunedModel, Cost]:
+        """Returns the model with what a repair changes of it, and what that cost beside `readings`.
+
+        A repair that saves its state goes on from what is beside `checkpoint`.
+        """
+        harness, keeper = self.harness, checkpoint.of_repair() if checkpoint else None
+        with harness.reporter.task(f"repair {spec}", 1) as task, self._left_alone(spec):
+            calibration = harness.repair_calibration(seed, spec, task, readings, keeper)
+            self._warn(pruned, spec, calibration)
+            with self._priced(calibration) as cost:
+                updates = self.registry.build("repair", spec).repair(pruned, calibration)
+        recipe = pruned.recipe | {"repair": spec} | (self.sample if spec != NO_REPAIR else {})
+        return dataclasses.replace(pruned, updates=dict(updates), recipe=recipe), cost[0]
+
+    @contextmanager
+    def _left_alone(self, spec: str) -> Iterator[None]:
+        """Runs a repair, which may build and train models, with the dense one as it was loaded."""
+        with ExitStack() as stack:
+            if self.registry.get("repair", spec).provider.needs:
+                stack.enter_context(self.harness.compactor.paused())
+            stack.enter_context(self.harness.watched(("repair", spec)))
+            yield
+
+    def _warn(self, pruned: PrunedModel, spec: str, calibration: Calibration) -> None:
+        """Tells once of a text that weights should not be fitted to."""
+        if "mix" not in self.registry.get("repair", spec).provider.needs:
+            return
+        text, tokens = self.harness.texts.calibration, calibration.windows.numel()
+        widest = max((reader.weight.shape[1] for reader in pruned.cut_readers()), default=0)
+        if len(text.parts or (text,)) == 1:
+            self._warn_once(
+                "one text",
+                f"repair {spec} fits weights to {text.name} alone, which can make the model worse on other text than "
+                "no repair does; give --calibration A+B.",
+            )
+        if tokens < widest:
+            self._warn_once(
+                "few tokens",
+                f"repair {spec} looks at {tokens} tokens, fewer than the {widest} inputs of a reader; raise "
+                "--repair-samples, or give a longer text.",
+            )
+
+    def _warn_once(self, of: str, message: str) -> None:
+        if of not in self._warned:
+            self._warned.add(of)
+            self.harness.reporter.warn(message)
 
     def _choose(self, cell: Pruned, checkpoint: Checkpoint | None) -> Decision:
+        if isinstance(cell, Metric):
+            return self._pooled(cell)
         terms = self.harness.terms(cell)
         space, rule = terms.space, self._rule(cell, terms)
         one_budget = self.registry.for_one_budget(cell.initializer)
         scores, cost = self.scores(space, cell.initializer, cell.seed, rule if one_budget else None)
-        if isinstance(cell, Metric):
-            how = "raw" if scores.comparable else cell.scale
-            ranked = Scores(scale(scores.values, space, how), scores.source)
-            pruned = PrunedModel(self.harness.loaded, space, rule.select(ranked.values, space), ranked)
-            return Decision(pruned, terms, None, cost)
         searching = [("estimator", cell.estimator)] if isinstance(cell, Search) else []
         with self.harness.watched(("policy", self.settings.policy), *searching):
             own = dataclasses.replace(scores, values=scores.values.clone())  # those of the other cells stay as they are
@@ -131,7 +203,37 @@ class Decider:
                 cost, source = cost.plus(spent), cell.estimator
             learned, drawn_from = Scores(policy.ranking(parameters), source), policy.policy(parameters, rule.sparsity)
         selection = rule.select(learned.values, space)
-        return Decision(PrunedModel(self.harness.loaded, space, selection, learned, drawn_from), terms, trace, cost)
+        return Decision(
+            cell, PrunedModel(self.harness.loaded, space, selection, learned, drawn_from), terms, trace, cost
+        )
+
+    def _pooled(self, cell: Metric) -> Decision:
+        """Returns the metric's selection; of the poolings left open, the one that loses least on windows held back."""
+        one_budget = self.registry.for_one_budget(cell.initializer)
+        tried, cost = list[Decision](), Cost()
+        for asked, terms in self.harness.in_scopes(cell):
+            rule = self._rule(asked, terms)
+            scores, spent = self.scores(terms.space, cell.initializer, cell.seed, rule if one_budget else None)
+            cost = cost.plus(spent) if one_budget or not tried else cost
+            for how in scales(cell, scores.comparable):
+                pooled = asked.model_copy(update={"scale": how})
+                values = scale(scores.values, terms.space, "raw" if scores.comparable else how)
+                selection, ranked = rule.select(values, terms.space), Scores(values, scores.source)
+                pruned = PrunedModel(self.harness.loaded, terms.space, selection, ranked)
+                tried.append(Decision(pooled, pruned, terms, None, Cost()))
+        losses, spent = self._held_back(cell, tried) if cell.open else ([0.0], Cost())
+        best = tried[losses.index(min(losses))]
+        named = {f"{each.cell.scope}, {each.cell.scale}": loss for each, loss in zip(tried, losses, strict=True)}
+        return dataclasses.replace(best, cost=cost.plus(spent), losses=named if cell.open else {})
+
+    def _held_back(self, cell: Metric, tried: list[Decision]) -> tuple[list[float], Cost]:
+        """Returns the losses of selections on windows that the metric has not seen, and what they cost."""
+        objective = Objective(self.harness.compactor, tried[0].pruned.space)
+        windows = self.harness.held_back(cell.seed)
+        label = f"pooling of {cell.initializer}"
+        with self.harness.reporter.task(label, len(tried)) as task, self._priced(objective) as cost:
+            losses = selection_losses(objective, [each.selection for each in tried], windows, task.update)
+        return losses, cost[0]
 
     def scores(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None = None) -> tuple[Scores, Cost]:
         """Returns a metric's scores and what they cost, computed once per space, metric, seed and budget.
@@ -159,7 +261,10 @@ class Decider:
         yield cost
         cost.append(
             Cost(
-                **counts(spending), seconds=time.perf_counter() - start, peak_memory_mb=self.harness.memory.megabytes()
+                **counts(spending),
+                seconds=time.perf_counter() - start + spending.seconds_elsewhere,
+                peak_memory_mb=self.harness.memory.megabytes(),
+                readings=frozenset(spending.readings),
             )
         )
 
@@ -171,6 +276,7 @@ class Decider:
         options = SearchOptions(
             steps=self._steps(cell),
             sparsity=terms.sparsity,
+            whole=self._rule(cell, terms).whole(terms.space),
             **settings.model_dump(include=STEPPING),
         )
         harness.memory.restart()

@@ -136,6 +136,7 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
         ]
     from polyprune_core.models.placement import pick_device, pick_dtype
     from polyprune_core.results.store import Store
+    from polyprune_core.search.checkpoint import Checkpoint
 
     texts = load_texts(config.calibration, config.evaluation, config.text_column).hashes
     device = pick_device(config.device)
@@ -153,7 +154,7 @@ def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: 
             notes.append(str(error))
         if row:
             rows[cell] = row
-        elif store.checkpoint(key).exists():
+        elif store.checkpoint(key).exists() or Checkpoint(store.checkpoint(key), key).of_repair().path.exists():
             begun.add(cell)
     measured = [row for row in rows.values() if row.status == "ok"] or _earlier_rows(output, shared)
     return Stored(rows, frozenset(begun), measured), notes

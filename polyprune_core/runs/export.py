@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from polyprune_core.config.requests import Export
 from polyprune_core.errors import ConfigError, ModelError
@@ -22,6 +23,7 @@ from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
 from polyprune_core.runs.inputs import decision_place, model_place
 from polyprune_core.runs.stored_cell import FinishedCell, find_cell
+from polyprune_core.runs.verification import RuntimeCheck, check_in_runtime, require_runtime, runtime_of
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
@@ -30,6 +32,7 @@ from polyprune_core.version import __version__
 WINDOWS, WINDOW = 4, 64
 # Kept slices may be laid out in memory otherwise than they were, so that sums are rounded in another order.
 ROUNDINGS = 16
+SAMPLE = "def add(first, second):\n    # 3.14 is no sum, and 1024 neither.\n    return first + second\n"
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,11 @@ class Verification:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written; `verification` where it was asked for."""
+    """What was written; how it reads back, and what it computes in its runtime, where that was asked for."""
 
     report: ExportReport
     verification: Verification | None
+    in_runtime: RuntimeCheck | None = None
 
     def lines(self) -> list[str]:
         """Returns it for people."""
@@ -59,6 +63,8 @@ class Exported:
                 f"  read back   largest difference of a logit {seen.largest_difference:.3g} (largest logit "
                 f"{seen.largest_logit:.3g}), same top-1 {seen.top1_agreement:.1%} of {seen.tokens} positions"
             )
+        lines += [f"  {name:<11} {value}" for name, value in report.details.items() if isinstance(value, str)]
+        lines += self.in_runtime.lines() if self.in_runtime else []
         return [*lines, "", *report.reload_at(report.path).strip().splitlines()]
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +88,8 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
     with new_folder(output, overwrite, read) as place:
         base = _dense(request, name, revision, reporter)
         check_exportable(exporter, base)
+        if request.verify:
+            require_runtime(exporter)
         pruned = source.apply(base, registry) if isinstance(source, FinishedCell) else source.apply(base)
         if request.model:
             pruned = dataclasses.replace(pruned, recipe=pruned.recipe | {"revision": None})
@@ -96,29 +104,39 @@ def write_out(
     Raises:
         PolypruneError: the folder cannot be written, or what is read back from it is not the model that was written.
     """
-    dense = pruned.base
     with place.filled() as folder:
         report = exporter.export(pruned, folder)
-        verification = None
+        exported = Exported(dataclasses.replace(report, path=place.path), None)
         if verified:
-            device = str(dense.model.device)
-            again = exporter.load(folder, dtype=_dtype(dense), device=device, trust_remote_code=trust_remote_code)
-            verification = verify(pruned, again)
-        exported = Exported(dataclasses.replace(report, path=place.path), verification)
+            exported = dataclasses.replace(exported, **_verified(pruned, exporter, folder, trust_remote_code))
         write_record(folder, exported.to_json())
     return exported
 
 
+def _verified(pruned: PrunedModel, exporter: Exporter, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    dense, text = pruned.base, load_text("builtin:pydocs", "evaluation")
+    windows = Cutter.of(dense.tokenizer, dense.model).windows(text, WINDOW)[:WINDOWS]
+    device, computed = str(dense.model.device), str(dense.model.dtype).removeprefix("torch.")
+    again = exporter.load(folder, dtype=computed, device=device, trust_remote_code=trust_remote_code)
+    found = verify(pruned, again, windows, getattr(exporter, "rounding", 0.0))
+    if runtime_of(exporter) is None:
+        return {"verification": found}
+    if computed != "float32":
+        again = exporter.load(folder, dtype="float32", device=device, trust_remote_code=trust_remote_code)
+    return {"verification": found, "in_runtime": check_in_runtime(pruned, exporter, folder, again, windows, SAMPLE)}
+
+
 @torch.inference_mode()
-def verify(pruned: PrunedModel, again: LoadedModel) -> Verification:
-    """Compares the logits of the model in memory and of the one read back on a little text.
+def verify(pruned: PrunedModel, again: LoadedModel, windows: Tensor, rounding: float = 0.0) -> Verification:
+    """Compares the logits of the model in memory and of the one read back on token windows (N, T).
+
+    `rounding` is what the format loses of a weight, relative to it, beside its number format.
 
     Raises:
         ModelError: they differ by more than rounding in their dtype explains.
     """
-    text = load_text("builtin:pydocs", "evaluation")
     base = pruned.base
-    ids = Cutter.of(base.tokenizer, base.model).windows(text, WINDOW)[:WINDOWS].to(base.model.device)
+    ids = windows.to(base.model.device)
     ours, theirs = (model(input_ids=ids, use_cache=False).logits.float() for model in (pruned.build(), again.model))
     if not bool(ours.isfinite().all()):
         raise not_finite("the pruned model", base.model)
@@ -130,7 +148,7 @@ def verify(pruned: PrunedModel, again: LoadedModel) -> Verification:
         largest_logit=float(ours.abs().max()),
         top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
     )
-    coarsest = max(torch.finfo(dtype).eps for dtype in (pruned.base.model.dtype, again.stored_dtype))
+    coarsest = max(rounding, *(torch.finfo(dtype).eps for dtype in (base.model.dtype, again.stored_dtype)))
     allowed = ROUNDINGS * coarsest * found.largest_logit
     if not found.largest_difference <= allowed:
         raise ModelError(
@@ -168,7 +186,3 @@ def _dense(request: Export, name: str, revision: str | None, reporter: Reporter)
         trust_remote_code=request.trust_remote_code,
         status=reporter.status,
     )
-
-
-def _dtype(loaded: LoadedModel) -> str:
-    return str(loaded.model.dtype).removeprefix("torch.")

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import Pruned
+from polyprune_core.config.cell import AUTO, Pruned
 from polyprune_core.config.settings import Settings
-from polyprune_core.evaluation.calibration import Calibration
+from polyprune_core.errors import BudgetError, ConfigError
+from polyprune_core.evaluation.calibration import Calibration, Keeper
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
+from polyprune_core.evaluation.moments import MomentStore, Reading
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
 from polyprune_core.evaluation.text import Text, Texts
-from polyprune_core.evaluation.windows import Cutter, limits, sample_windows, shared_runs
+from polyprune_core.evaluation.windows import Cutter, held_back_windows, limits, sample_windows, shared_runs
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
-from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor
-from polyprune_core.pruning.types import Scores, Selection
+from polyprune_core.pruning.types import Scores, Selection, UnitGroup
+from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES
 from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
@@ -47,6 +53,8 @@ class CutText:
         return f"{self.text.name} in windows of {self.windows.shape[1]}"
 
 
+# Tokens of a repair's text that go through the model at a time.
+REPAIR_TOKENS = 2048
 OF_UNITS = ("cost", "group", "kind", "layer", "peers")
 
 
@@ -82,6 +90,7 @@ class Harness:
         self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
+        self.moments = MomentStore()
         self._terms: dict[tuple[str, str, BudgetSpec], PricedBudget] = {}
 
     @property
@@ -121,17 +130,71 @@ class Harness:
 
     def calibration(self, seed: int, purpose: str, task: Task, rule: SelectionRule | None = None) -> Calibration:
         """Returns the sample of a seed, with the generator of a purpose; `rule` is for a metric that needs it."""
+        windows = sample_windows(self.calibration_windows, self.settings.calibration_samples, seed)
+        return self._calibration(windows, generator(seed, purpose), task, self.compactor, budget=rule)
+
+    def repair_calibration(
+        self, seed: int, spec: str, task: Task, readings: Iterable[Reading], keeper: Keeper | None
+    ) -> Calibration:
+        """Returns the sample of a seed that a repair looks at; `readings` are passes that its row bears already.
+
+        It is for use without the compactor; `keeper` keeps its state.
+        """
+        asked = self.settings
+        windows = sample_windows(self._repair_pool, asked.repair_samples, seed)
+        return self._calibration(
+            windows,
+            generator(seed, f"repair {spec}"),
+            task,
+            None,
+            batch_size=max(asked.batch_size, REPAIR_TOKENS // asked.seq_len),
+            readings=readings,
+            mend=self._mend,
+            keeper=keeper,
+        )
+
+    def _mend(self, spec: str, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
+        updates: Mapping[str, Tensor] = self.registry.build("repair", spec).repair(pruned, calibration)
+        return updates
+
+    @cached_property
+    def _repair_pool(self) -> Tensor:
+        asked, pool = self.settings, self.calibration_windows
+        if len(pool) >= asked.repair_samples:
+            return pool
+        return self.cutter.pool(self.texts.calibration, asked.seq_len, asked.repair_samples)
+
+    def _calibration(
+        self, windows: Tensor, rng: torch.Generator, task: Task, compactor: Compactor | None, **more: Any
+    ) -> Calibration:
         return Calibration(
             self.loaded.model,
             self.layout,
-            sample_windows(self.calibration_windows, self.settings.calibration_samples, seed),
-            generator(seed, purpose),
-            self.settings.batch_size,
+            windows,
+            rng,
+            more.pop("batch_size", self.settings.batch_size),
             progress=lambda done, total: task.update(done / total),
-            compactor=self.compactor,
-            budget=rule,
+            compactor=compactor,
             measure=self.measure,
+            store=self.moments,
+            **more,
         )
+
+    def held_back(self, seed: int) -> Tensor:
+        """Returns windows of the calibration text that no metric of this seed looks at.
+
+        Raises:
+            ConfigError: the metric looks at all of them.
+        """
+        asked, pool = self.settings, self.calibration_windows
+        windows = held_back_windows(pool, asked.calibration_samples, seed, HELD_BACK)
+        if not len(windows):
+            raise ConfigError(
+                f"the calibration text has {len(pool)} windows of {asked.seq_len} tokens, and a metric looks at all of "
+                "them, so that none is left to choose its pooling by. Give a longer text, a lower "
+                "--calibration-samples or --seq-len, or both --scope and --scale."
+            )
+        return windows
 
     def watched(self, *plugins: tuple[str, str]) -> AbstractContextManager[None]:
         """Has the block's plugins (kind, spec) leave the model, and the code that rows are measured with, as they were.
@@ -172,8 +235,28 @@ class Harness:
         if key not in self._terms:
             space = self.space(cell.granularity)
             with self.reporter.task(f"what {cell.asked} means for {space.name}", 1):
-                self._terms[key] = price_budget(cell.target, space, cell.scope, self.settings.min_keep, self)
+                self._terms[key] = price_budget(
+                    cell.target, space, cell.scope, self.settings.min_keep, self, self.settings.protected
+                )
         return self._terms[key]
+
+    def in_scopes(self, cell: Pruned) -> list[tuple[Pruned, PricedBudget]]:
+        """Returns the cell in each scope that it may take, with what its budget means there.
+
+        Raises:
+            BudgetError: it cannot be met in any of them.
+        """
+        scopes = SCOPE_NAMES if cell.scope == AUTO else (cell.scope,)
+        found, refused = list[tuple[Pruned, PricedBudget]](), list[BudgetError]()
+        for scope in scopes:
+            asked = cell.model_copy(update={"scope": scope})
+            try:
+                found.append((asked, self.terms(asked)))
+            except BudgetError as error:
+                refused.append(error)
+        if not found:
+            raise refused[0]
+        return found
 
     @cached_property
     def dense(self) -> tuple[Evaluation, ...]:
@@ -213,8 +296,21 @@ class Harness:
             names = granularity.split("+")
             with self.watched(*(("granularity", name) for name in names)):
                 parts = [self.registry.build("granularity", name).groups(self.layout) for name in names]
-            self.spaces[granularity] = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+            space = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+            for told in said_of(space):
+                self.reporter.status(told)
+            self.spaces[granularity] = space
         return self.spaces[granularity]
+
+    def whole(self) -> PrunedModel:
+        """Returns the model with nothing removed."""
+        units = [
+            UnitGroup(axis.kind, axis.layer, 1, ((axis.name, axis.size),)) for axis in self.layout.axes if not axis.of
+        ]
+        space = MaskSpace(self.layout, units, "nothing")
+        keep = torch.ones(len(space), dtype=torch.bool)
+        selection = Selection(keep, space.total_cost, space.total_cost)
+        return PrunedModel(self.loaded, space, selection, Scores(keep.float(), "nothing"))
 
     def _check_lengths(self) -> None:
         asked = self.settings

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from polyprune_core.config.cell import Pruned
+from polyprune_core.config.cell import Metric, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.tasks import Tasks
@@ -53,7 +53,9 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
             )
     for cell in cells(config) if budgets else ():
         if isinstance(cell, Pruned):
-            harness.terms(cell)
+            harness.in_scopes(cell)
+        if isinstance(cell, Metric) and cell.open:
+            harness.held_back(cell.seed)
     return harness
 
 
@@ -79,6 +81,7 @@ def _model(harness: Harness) -> dict[str, Any]:
     return {
         "name": harness.loaded.name,
         "sha256": harness.loaded.sha256,
+        "source": harness.loaded.source,
         "dtype": str(harness.loaded.model.dtype).removeprefix("torch."),
         "device": str(harness.loaded.model.device),
         "parameters": harness.layout.total_parameters,

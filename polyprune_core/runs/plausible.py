@@ -48,9 +48,9 @@ def _reasons(
     if cell.sparsity is not None and not math.isclose(cell.sparsity, terms.sparsity, rel_tol=ROUNDING):
         yield f"sparsity {cell.sparsity:g} was asked and {terms.sparsity:g} selected"
     yield from _of_budget(cell, keep, terms, rule)
-    for units, group in zip(space.slices(), space.groups, strict=True):
-        kept, least = int(keep[units].sum()), min(rule.min_keep, group.count)
-        if group.count > 1 and kept < least:
+    for units, group, least in zip(space.slices(), space.groups, rule.least(space), strict=True):
+        kept = int(keep[units].sum())
+        if kept < least:
             yield f"layer {group.layer} keeps {kept} of its {group.kind} units, where at least {least} were asked"
     counted = sum(math.prod(shape) for shape in pruned.shapes().values())
     counted += sum(pruned.updates[name].numel() for name in pruned.added())

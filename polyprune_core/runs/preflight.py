@@ -12,16 +12,38 @@ from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.plugins.validation import check_defaults, check_estimator
 
+# What stands for every installed metric among the baselines.
+ALL = "all"
+
 
 def settled(config: Comparison, registry: Registry) -> Comparison:
     """Returns the comparison with the step and the scope of its policy, where nothing else was asked for.
 
+    It then knows too which of its repairs train. The baseline `all` becomes every installed metric that can score all
+    the units that are asked for.
+
     Raises:
         PluginError: there is no such policy, or what it declares is no default.
     """
+    if ALL in config.baselines:
+        named = [spec for spec in config.baselines if spec != ALL]
+        every = dict.fromkeys([*named, *applicable(config, registry)[0]])
+        config = config.model_copy(update={"baselines": tuple(every)})
     policy = registry.build("policy", config.policy)
     check_defaults(repr(policy), policy)
-    return config.for_policy(policy.optimizer, policy.learning_rate, cast(Scope, policy.scope))
+    training = tuple(spec for spec in config.repair if "gradients" in registry.get("repair", spec).provider.needs)
+    settled = config.for_policy(policy.optimizer, policy.learning_rate, cast(Scope, policy.scope))
+    return settled.with_trained(training)
+
+
+def applicable(config: Comparison, registry: Registry) -> tuple[list[str], list[str]]:
+    """Returns the installed metrics that can score every granularity asked for, and those that cannot."""
+    parts = {part for name in config.granularity for part in name.split("+")}
+    found: tuple[list[str], list[str]] = ([], [])
+    for item in registry.all("initializer"):
+        can = registry.build("initializer", item.provider.name).granularities
+        found[can is not None and not parts <= set(can)].append(item.provider.name)
+    return found
 
 
 def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str, str]]:

@@ -21,7 +21,7 @@ from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.runs.decision import Cost, Decider
+from polyprune_core.runs.decision import REPAIRED_FROM, Cost, Decider
 from polyprune_core.runs.export import write_out
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.inputs import inputs
@@ -34,6 +34,10 @@ from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# What masks have decided, that is not asked of them again.
+DECIDED = {"granularity", "initializer", "estimator", "scope", "scale", "seed", "protect"}
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Outcome:
         """Returns the outcome for scripts; no path of this machine."""
         record = dataclasses.asdict(self)
         record["report"]["path"] = self.report.path.name
+        del record["cost"]["readings"]
         sides = {name: [_scored(each) for each in getattr(self, name)] for name in ("dense", "in_memory", "reloaded")}
         record |= {name: found[0] for name, found in sides.items()}
         record["evaluations"] = [
@@ -256,37 +261,53 @@ def _written(
 
 
 def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
-    decided = request.model_fields_set & {"granularity", "initializer", "estimator", "scope", "scale", "seed"}
+    decided = request.model_fields_set & DECIDED
     if decided:
         names = ", ".join(f"--{name}" for name in sorted(decided))
         raise ConfigError(
             f"the masks in {masks.folder} have decided {names}; leave it out, or prune without --from-masks."
         )
-    return request if "model" in request.model_fields_set else request.model_copy(update={"model": masks.base_name})
+    told = {name: masks.recipe[name] for name in REPAIRED_FROM if isinstance(masks.recipe.get(name), int)}
+    told = {"model": masks.base_name, **told}
+    return request.model_copy(
+        update={name: value for name, value in told.items() if name not in request.model_fields_set}
+    )
 
 
 def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget | None]:
-    """Returns the masks as they are, or selected anew and repaired as before, or with another repair."""
+    """Returns the masks as they are, or selected anew and repaired as before, or with another repair.
+
+    As before is with the repair's own options, seed and number of windows, on the calibration text of this request.
+    """
     harness, terms = decider.harness, None
     if request.budget is not None:
         rule = masks.rule()
-        terms = price_budget(
-            BudgetSpec.parse(request.budget), masks.space(harness.loaded), rule.scope, rule.min_keep, harness
-        )
+        target, space = BudgetSpec.parse(request.budget), masks.space(harness.loaded)
+        terms = price_budget(target, space, rule.scope, rule.min_keep, harness, rule.protect)
     pruned = masks.apply(harness.loaded, request.sparsity, terms, decider.shapes)
     asked = "repair" in request.model_fields_set
     if not asked and request.sparsity is None and terms is None:
         return pruned, Cost(), None
     spec = request.repair if asked else str(masks.recipe.get("repair", NO_REPAIR))
+    text = masks.recipe.get("texts", {}).get("calibration")
+    if not asked and spec != NO_REPAIR and text not in (None, harness.texts.calibration.sha256):
+        harness.reporter.warn(
+            f"the masks in {masks.folder} were repaired on another calibration text; give that one as --calibration to "
+            "repair as before."
+        )
     pruned, cost = decider.repaired(pruned, spec, int(masks.recipe.get("seed") or 0))
     return pruned, cost, terms
 
 
-def _decide(config: Comparison, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget]:
+def _decide(config: Comparison, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget | None]:
     cell, harness = cells(config)[-1], decider.harness
     assert isinstance(cell, Pruned)
     decision = decider.decide(cell)
-    recipe = cell.model_dump(mode="json") | {"min_keep": config.min_keep, "revision": config.revision}
-    recipe["texts"] = harness.texts.hashes
-    recipe["bos"] = config.bos
+    recipe = decision.cell.model_dump(mode="json") | {
+        "min_keep": config.min_keep,
+        "protect": config.protect,
+        "revision": config.revision,
+        "texts": harness.texts.hashes,
+    }
+    recipe |= {"bos": config.bos} | (decider.sample if cell.repaired else {})
     return dataclasses.replace(decision.pruned, recipe=recipe), decision.cost, decision.terms

@@ -66,8 +66,9 @@ class FinishedCell:
             )
         selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
         source = self.row.cell.estimator or self.row.cell.initializer or ""
-        recipe = self.row.cell.model_dump(mode="json", exclude={"kind"})
-        recipe |= {"revision": self.revision, "min_keep": self.config.get("min_keep", 1), "cell": self.row.id}
+        recipe = self.row.cell.model_dump(mode="json", exclude={"kind"}) | self.row.pooling
+        recipe |= {"revision": self.revision, "min_keep": self.config.get("min_keep", 1)}
+        recipe |= {"protect": self.config.get("protect"), "cell": self.row.id}
         return PrunedModel(base, space, selection, Scores(self.scores, source), None, recipe, self.updates)
 
 

@@ -27,14 +27,14 @@ FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowErro
 
 
 class Checkpoint:
-    """The file that holds one cell's search while it runs.
+    """The file that holds one cell's search, or what else of it is `work`, while it runs.
 
     Written at most every `SECONDS_BETWEEN`, and less often where writing would cost more than 1 % of the search. What
     cannot be read or written is a warning with the file's name, and the search goes on without it.
     """
 
-    def __init__(self, path: Path, cell: str, reporter: Reporter | None = None) -> None:
-        self.path, self.cell, self.reporter = path, cell, reporter or Reporter()
+    def __init__(self, path: Path, cell: str, reporter: Reporter | None = None, work: str = "search") -> None:
+        self.path, self.cell, self.reporter, self.work = path, cell, reporter or Reporter(), work
         self._next = time.monotonic() + SECONDS_BETWEEN
         self._warned = False
 
@@ -42,13 +42,13 @@ class Checkpoint:
         """Returns `parse(the state that was kept)`, or None where there is none that can be used."""
         try:
             state = parse(unpack(self.path, self.cell))
-            self.reporter.status(f"the search goes on from {self.path}")
+            self.reporter.status(f"the {self.work} goes on from {self.path}")
             return state
         except FileNotFoundError:
             return None
         except FAULTS as error:
             self.reporter.warn(
-                f"{self.path} is not the checkpoint of a search ({brief(error, 160)}); its cell starts over"
+                f"{self.path} is not the checkpoint of a {self.work} ({brief(error, 160)}); its cell starts over"
             )
             return None
 
@@ -61,15 +61,22 @@ class Checkpoint:
             write_atomically(self.path, pack(state(), self.cell))
         except ConfigError as error:
             if not self._warned:
-                self.reporter.warn(f"{error} The search goes on, but could not go on from here after an interruption.")
+                self.reporter.warn(
+                    f"{error} The {self.work} goes on, but could not go on from here after an interruption."
+                )
             self._warned = True
         end = time.monotonic()
         self._next = end + max(SECONDS_BETWEEN, (end - start) / SHARE_OF_TIME)
 
+    def of_repair(self) -> Checkpoint:
+        """Returns the one of the same cell's repair, in a file beside this one."""
+        return Checkpoint(self.path.with_name(f"{self.cell}.repair.safetensors"), self.cell, self.reporter, "repair")
+
     def remove(self) -> None:
-        """Deletes the file: its cell is finished, or has to start over."""
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
+        """Deletes the file and that of the repair: their cell is finished, or has to start over."""
+        for path in (self.path, self.of_repair().path):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def pack(tree: Any, cell: str) -> bytes:

@@ -29,7 +29,8 @@ class SearchOptions:
     `precondition`: the gradient is divided by the diagonal Fisher information of the parameters to the power 0
     (`none`), 1/2 (`half-natural`, what the paper's released code does) or 1 (`natural`). The learning rate falls to 0
     along a cosine. `warmup`: fraction of the steps in which the sparsity rises to its goal. `averaging`: fraction of
-    the steps, the last ones, whose parameters are averaged for the result.
+    the steps, the last ones, whose parameters are averaged for the result. `whole` (U,) bool: units that stay in every
+    mask.
     """
 
     steps: int
@@ -40,6 +41,7 @@ class SearchOptions:
     optimizer: str = "sgd"
     warmup: float = 0.0
     averaging: float = 0.0
+    whole: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Stepper:
         drawn_from = self.policy.policy(state.parameters, self._sparsity(state.step), state.step / options.steps)
         batch = estimator.sample(drawn_from, options.masks_per_step, state.rng)
         _check_masks(batch, options.masks_per_step, drawn_from, estimator)
+        batch = _with(options.whole, batch)
         batch, losses = _run(batch, self.objective, ids)
         finite = losses.isfinite()
         worst = max([state.worst, *losses[finite].tolist()])
@@ -189,6 +192,15 @@ class Stepper:
             before = parameters if average is None else average
             average = before + (parameters - before) / count
         return {"parameters": parameters, "optimizer": memory, "average": average, "step": state.step + 1}
+
+
+def _with(whole: Tensor | None, batch: MaskBatch) -> MaskBatch:
+    """Returns the batch with the units that stay in every mask."""
+    if whole is None or not whole.any():
+        return batch
+    gates = None if batch.gates is None else batch.gates.masked_fill(whole, 1.0)
+    reference = None if batch.reference is None else batch.reference | whole
+    return replace(batch, masks=batch.masks | whole, gates=gates, reference=reference)
 
 
 def _run(batch: MaskBatch, objective: Objective, ids: Tensor) -> tuple[MaskBatch, Tensor]:

@@ -5,9 +5,12 @@
 
     test_conformance = conformance_tests(polyprune_fluctuation)
 
+A file of model families has its own tests: `family_tests(path)`.
+
 `polyprune_core.testing.tiny` has small models, units and calibration for tests of one's own.
 """
 
+from polyprune_core.testing.family import family_tests
 from polyprune_core.testing.kit import CheckResult, conformance_tests, run_checks
 
-__all__ = ["CheckResult", "conformance_tests", "run_checks"]
+__all__ = ["CheckResult", "conformance_tests", "family_tests", "run_checks"]

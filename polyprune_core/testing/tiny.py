@@ -7,6 +7,7 @@ U units, N windows, T tokens.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.models.describe import describe
+from polyprune_core.models.families import family_of
 from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel, load_model
@@ -43,12 +46,7 @@ SIZES = {
     "use_cache": False,
 }
 # What each family adds: heads narrower or wider than hidden / heads, biases, norms on heads, a window.
-CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", {}),
-    "qwen2": ("Qwen2Config", {}),
-    "mistral": ("MistralConfig", {"head_dim": 8, "sliding_window": 6}),
-    "qwen3": ("Qwen3Config", {"head_dim": 8}),
-}
+CONFIGURATIONS = ("llama", "qwen2", "mistral", "qwen3")
 FAMILIES = ("llama", "qwen2")  # those that the kit examines plugins on: without biases, and with them
 UNITS = {"head": "attention", "channel": "mlp", "attention": "attention", "mlp": "mlp"}
 
@@ -57,7 +55,7 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrain
     """Returns a random model with grouped queries, in eval mode; `qwen2` has biases besides.
 
     Two query heads share each of 3 KV heads, in 3 layers of 70 channels. Norms and biases are away from their defaults.
-    `family` is one of CONFIGURATIONS; `changes` are fields of its configuration.
+    `family` is a model type that a family describes; `changes` are fields of its configuration.
     """
     return copy.deepcopy(_model(family)) if seed == 0 and not changes else _build(family, seed, changes)
 
@@ -68,12 +66,10 @@ def _model(family: str) -> PreTrainedModel:
 
 
 def _build(family: str, seed: int, changes: dict[str, Any]) -> PreTrainedModel:
-    import transformers
+    from transformers import AutoModelForCausalLM
 
-    name, extra = CONFIGURATIONS[family]
-    config = getattr(transformers, name)(**{**SIZES, **extra, **changes})
     with torch.random.fork_rng():
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(tiny_config(family, **changes), dtype=torch.float32)
     rng = generator(seed, f"tiny {family}")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -83,9 +79,27 @@ def _build(family: str, seed: int, changes: dict[str, Any]) -> PreTrainedModel:
             elif parameter.dim() == 1:
                 parameter.copy_(1 + noise / 5)
             else:
-                parameter.copy_(noise if "embed" in name else noise / parameter.shape[1] ** 0.5)
+                parameter.copy_(noise if "embed" in name else noise / parameter.shape[-1] ** 0.5)
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     return frozen
+
+
+def tiny_config(family: str = "llama", **changes: Any) -> Any:
+    """Returns the configuration of a tiny model of a model type that a family describes, with the fields in `changes`.
+
+    Raises:
+        ModelError: no family describes it, or none of its tiny configurations is of that type.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    described = family_of(family)
+    if family not in described.tiny:
+        raise ModelError(f"family {described.name!r} has no tiny.{family}: what a tiny random model of it needs.")
+    own = dict(described.tiny[family])
+    if described.text:
+        own |= {described.text: {**SIZES, **own.get(described.text, {}), **changes}}
+        return CONFIG_MAPPING[family](**own)
+    return CONFIG_MAPPING[family](**{**SIZES, **own, **changes})
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -143,7 +157,15 @@ def tiny_calibration(
     """
     text = tiny_windows() if windows is None else windows
     rng = generator(seed, "tiny calibration")
-    return Calibration(model, describe(model), text, rng, batch_size, budget=budget, measure=load_registry().measure)
+    registry = load_registry()
+
+    def mend(spec: str, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
+        updates: Mapping[str, Tensor] = registry.build("repair", spec).repair(pruned, calibration)
+        return updates
+
+    return Calibration(
+        model, describe(model), text, rng, batch_size, budget=budget, measure=registry.measure, mend=mend
+    )
 
 
 def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:

@@ -18,6 +18,7 @@ from polyprune_core.cli import dryrun
 
 SMALL = ("-m", "tiny", "--limit", "4", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
 SMALL += ("--batch-size", "2", "--steps", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")
+SMALL += ("--scope", "kind", "--scale", "zscore")
 GRID = ("compare", *SMALL, "--estimators", "rloo,antithetic", "--baselines", "random,llm-pruner")
 
 
@@ -77,15 +78,26 @@ def test_what_is_left_counts_shared_scores_once_and_every_evaluation(tmp_path) -
 
 
 def test_what_a_repair_reads_is_counted_and_its_search_is_made_once(tmp_path) -> None:
-    grid = ("compare", *SMALL, "--estimators", "rloo", "--baselines", "random", "--repair", "none,bias")
+    grid = (
+        "compare",
+        *SMALL,
+        "--estimators",
+        "rloo",
+        "--baselines",
+        "random",
+        "--repair",
+        "none,bias",
+        "--repair-samples",
+        "6",
+    )
     plan = planned("-o", tmp_path / "store", base=grid)
     rows = polyprune(*grid, "-o", tmp_path / "store", "--format", "json").rows
     assert [cell["forward_tokens"] for cell in plan["cells"]] == [row["forward_tokens"] for row in rows]
-    sample, search, evaluation = 4 * 32, 2 * 8 * 2 * 32, 4 * 32
+    sample, mend, search, evaluation = 4 * 32, 6 * 32, 2 * 8 * 2 * 32, 4 * 32
     by_kind: dict[str, list[int]] = {}
     for cell in plan["cells"]:
         by_kind.setdefault(cell["row"]["kind"], []).append(cell["work"] - evaluation)
-    assert by_kind == {"dense": [0], "baseline": [0, sample], "start": [sample, sample], "search": [search, sample]}
+    assert by_kind == {"dense": [0], "baseline": [0, mend], "start": [sample, mend], "search": [search, mend]}
 
 
 def test_nothing_is_written(tmp_path, copy) -> None:

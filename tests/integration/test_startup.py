@@ -41,7 +41,7 @@ FIRST_PARTY = {
         "straight-through",
     },
     "policy": {"gaussian", "hierarchical", "logits", "probabilities"},
-    "repair": {"bias", "none"},
+    "repair": {"bias", "distil", "least-squares", "none", "rotation", "scale"},
     "exporter": {"huggingface", "masks"},
 }
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|10\d)(?:;\d+)*m")

@@ -42,6 +42,7 @@ class Kind:
 METRIC: dict[str, Any] = {"kind": "baseline", "scale": "zscore"}
 COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dense": ("dense", "", {"kind": "dense"}),
+    "trained": ("dense + distil ∇", "", {"kind": "dense", "repair": "distil", "backward_passes": 2}),
     "metric": ("wanda", "0.2 → 0.201", METRIC | {"sparsity_achieved": 0.201}),
     "start": ("wanda → no search", "0.2 → 0.202", {"kind": "start", "sparsity_achieved": 0.202}),
     "search": ("wanda → rloo", "0.2 → 0.203", {"kind": "search", "estimator": "rloo", "sparsity_achieved": 0.203}),

@@ -112,7 +112,7 @@ def test_no_two_rows_of_the_matrix_say_the_same() -> None:
     every = list(EVERY.values())
     assert len({kind.perplexity for kind in every}) == len({kind.row.forward_tokens for kind in every}) == len(every)
     pruned = [(*kind.kept("head"), *kind.kept("channel")) for kind in every if kind.kept("head")]
-    assert len(set(pruned)) == len(pruned) == len(every) - 2
+    assert len(set(pruned)) == len(pruned) == len(every) - 3
 
 
 @pytest.mark.parametrize("show", [show for show in SHOWN if show != "results"])
@@ -143,7 +143,7 @@ def test_a_budget_is_known_however_it_is_written(report: Report) -> None:
         record = json.loads(report("--format", "json", "--filter", f"budget={values}"))
         return [row["id"] for row in record["rows"]]
 
-    assert set(shown("BYTES=0.90,parameters=0.9M")) == {"dense"} | {
+    assert set(shown("BYTES=0.90,parameters=0.9M")) == {"dense", "trained"} | {
         f"{metric}{budget}" for metric in ("", "random-") for budget in ("bytes", "parameters")
     }
     sparsities = [name for name, kind in EVERY.items() if kind.row.cell.budget is None]
@@ -154,7 +154,7 @@ def test_a_budget_is_known_however_it_is_written(report: Report) -> None:
 
 def test_rows_of_budgets_are_sorted_by_the_sparsity_they_came_to(report: Report) -> None:
     words = ("--format", "json", "--sort", "sparsity", "--group-by", "none", "--filter", "initializer=wanda")
-    rows = json.loads(report(*words))["rows"][1:]
+    rows = json.loads(report(*words))["rows"][2:]
     removed = [row["sparsity_achieved"] if row["sparsity"] is None else row["sparsity"] for row in rows]
     assert removed == sorted(removed)
     assert [row["id"] for row in rows][:3] == ["kv-cache", "bytes", "parameters"]

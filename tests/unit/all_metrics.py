@@ -19,8 +19,10 @@ from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
 from polyprune_plugins.granularities.layer import Layer
 from polyprune_plugins.granularities.mlp import Mlp
+from polyprune_plugins.initializers.knapsack import Knapsack
 from polyprune_plugins.initializers.llm_pruner import LLMPruner
 from polyprune_plugins.initializers.magnitude import magnitude
+from polyprune_plugins.initializers.obs import Obs
 from polyprune_plugins.initializers.thinet import ThiNet
 from polyprune_plugins.initializers.wanda import Wanda
 
@@ -29,6 +31,8 @@ TAYLOR = ("element1", "vector", "element2", "mix")
 METRICS: dict[str, Any] = {
     "wanda": Wanda(),
     "thinet": ThiNet(),
+    "obs": Obs(),
+    "knapsack": Knapsack(),
     "magnitude-1": Magnitude(power=1),
     "magnitude-2": Magnitude(),
     **{f"llm-pruner-{taylor}": LLMPruner(taylor) for taylor in TAYLOR},

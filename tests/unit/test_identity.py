@@ -26,6 +26,8 @@ CELLS = {
     "baseline": cell_from_json({"kind": "baseline", "scale": "raw", **WHERE}),
     "start": cell_from_json({"kind": "start", **WHERE}),
     "search": cell_from_json({"kind": "search", "estimator": "rloo", **WHERE}),
+    "trained": Dense(repair="distil", seed=0),
+    "repaired": cell_from_json({"kind": "baseline", "scale": "raw", "repair": "bias", **WHERE}),
 }
 CHANGED: dict[str, Any] = {
     "model": "other",
@@ -38,6 +40,7 @@ CHANGED: dict[str, Any] = {
     "text_column": "body",
     "bos": "never",
     "calibration_samples": 65,
+    "repair_samples": 65,
     "seq_len": 64,
     "eval_seq_len": 64,
     "limit": 7,
@@ -50,10 +53,13 @@ CHANGED: dict[str, Any] = {
     "policy": "probabilities",
     "min_keep": 2,
 }
-EVERY, PRUNED, POLICY, SEARCH = set(CELLS), set(CELLS) - {"dense"}, {"start", "search"}, {"search"}
+EVERY, PRUNED, POLICY, SEARCH = set(CELLS), set(CELLS) - {"dense", "trained"}, {"start", "search"}, {"search"}
+CALIBRATED = set(CELLS) - {"dense"}
 DECIDES = {
     **dict.fromkeys(("trust_remote_code", "bos", "eval_seq_len", "limit"), EVERY),
-    **dict.fromkeys(("calibration_samples", "seq_len", "batch_size", "min_keep"), PRUNED),
+    **dict.fromkeys(("calibration_samples", "min_keep"), PRUNED),
+    **dict.fromkeys(("seq_len", "batch_size"), CALIBRATED),
+    "repair_samples": {"repaired", "trained"},
     "policy": POLICY,
     **dict.fromkeys(("steps", "masks_per_step", "forward_tokens", "learning_rate", "precondition"), SEARCH),
 }
@@ -83,7 +89,7 @@ def test_the_same_number_of_steps_is_the_same_search_however_it_was_asked_for() 
     assert cell_id(CELLS["search"], tokens, SHARED) == cell_id(CELLS["search"], Settings(steps=5), SHARED)
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("weights", EVERY), ("evaluation", EVERY), ("calibration", PRUNED)])
+@pytest.mark.parametrize(("name", "kinds"), [("weights", EVERY), ("evaluation", EVERY), ("calibration", CALIBRATED)])
 def test_weights_and_texts_change_the_cells_that_read_them(name, kinds) -> None:
     other = SHARED | {name: "other"}
     changed = {k for k, cell in CELLS.items() if cell_id(cell, Settings(), SHARED) != cell_id(cell, Settings(), other)}

@@ -8,6 +8,7 @@ import torch
 from polyprune_core.errors import BudgetError
 from polyprune_core.pruning.budget import SCOPES, SelectionRule
 from polyprune_core.pruning.types import LegalShapes
+from polyprune_core.testing.tiny import tiny_model, tiny_space
 
 scopes = pytest.mark.parametrize("scope", sorted(SCOPES))
 
@@ -31,21 +32,35 @@ def kept(space, scope, shapes, sparsity=0.4, min_keep=1, seed=0) -> list[int]:
     return [int(selection.keep[units].sum()) for units in space.slices()]
 
 
+STEPS = [8] * 4 + [2] * 4
+
+
 @scopes
 @pytest.mark.parametrize("seed", range(3))
-def test_widths_are_multiples_and_no_wider_than_without_them(space, scope, seed) -> None:
-    free = kept(space, scope, LegalShapes(), seed=seed)
+def test_widths_are_multiples_and_no_further_step_would_fit(space, scope, seed) -> None:
     found = kept(space, scope, LegalShapes(multiple_of={"channel": 8, "head": 2}), seed=seed)
-    steps = [8] * 4 + [2] * 4
-    floors = [8] * 4 + [2] * 4
-    assert all(count % step == 0 for count, step in zip(found, steps, strict=True))
-    assert all(count <= max(loose, floor) for count, loose, floor in zip(found, free, floors, strict=True))
+    assert all(count % step == 0 for count, step in zip(found, STEPS, strict=True))
+    channels, heads = 6 * sum(found[:4]), 40 * sum(found[4:])
+    left = 0.6 * 4 * (20 * 6 + 4 * 40) - channels - heads
+    if scope == "global":
+        assert left < 8 * 6 or all(count == 16 for count in found[:4])
+    else:
+        assert 0.6 * 480 - channels < 8 * 6 or all(count == 16 for count in found[:4])
+        assert 0.6 * 640 - heads < 2 * 40 or all(count == 4 for count in found[4:])
 
 
 @scopes
-def test_equal_widths_are_equal_over_the_layers_of_a_kind(space, scope) -> None:
+def test_equal_widths_are_equal_over_the_layers_of_a_kind_and_as_wide_as_fits(space, scope) -> None:
     found = kept(space, scope, LegalShapes(equal_widths=True))
     assert len(set(found[:4])) == len(set(found[4:])) == 1
+    left = 0.6 * 4 * (20 * 6 + 4 * 40) - 6 * sum(found[:4]) - 40 * sum(found[4:])
+    assert left < (4 * 6 if scope == "global" else 4 * 6 + 4 * 40)
+
+
+def test_whole_layers_go_where_all_others_have_to_be_alike() -> None:
+    layers = tiny_space(tiny_model(), "layer")
+    rule = SelectionRule(0.3, "kind", shapes=LegalShapes(equal_widths=True, empty_sublayers=True))
+    assert rule.select(torch.tensor([3.0, 1.0, 2.0]), layers).keep.tolist() == [True, False, True]
 
 
 def test_no_sublayer_is_emptied_where_the_format_has_no_place_for_it(space) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from polyprune_core.models.describe import describe
-from polyprune_core.pruning import surgery
+from polyprune_core.pruning import sublayer
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor, compact_state_dict
@@ -184,12 +184,12 @@ def test_a_soft_gate_scales_what_an_entry_adds(llama, space_of, ids) -> None:
 def test_padding_kept_widths_does_not_change_results(model, space_of, ids, monkeypatch, multiple) -> None:
     space = space_of(model, Head(), Channel())
     keep = random_keep(space, 2)
-    monkeypatch.setattr(surgery, "KEPT_WIDTH_MULTIPLE", multiple)
+    monkeypatch.setattr(sublayer, "KEPT_WIDTH_MULTIPLE", multiple)
     assert_rounding_apart(compact(model, space, keep, ids), gate(model, space, keep, ids))
 
 
 def test_kept_widths_are_padded_to_the_multiple_and_never_beyond_the_axis(llama, space_of, ids, monkeypatch) -> None:
-    monkeypatch.setattr(surgery, "KEPT_WIDTH_MULTIPLE", 16)
+    monkeypatch.setattr(sublayer, "KEPT_WIDTH_MULTIPLE", 16)
     space = space_of(llama, Channel())
     mlp = llama.model.layers[0].mlp
     seen = []
@@ -325,7 +325,7 @@ def test_an_axis_that_does_not_exist_leaves_no_gate_behind(llama, space_of) -> N
 def test_a_compactor_that_cannot_attach_leaves_the_model_restored(tiny, space_of, monkeypatch) -> None:
     llama = tiny("llama")
     space, before = space_of(llama, Channel()), snapshot(llama)
-    attach, calls = surgery._Sublayer.attach, []
+    attach, calls = sublayer.Sublayer.attach, []
 
     def fail_at_the_third(self, buffer) -> None:
         calls.append(self)
@@ -333,7 +333,7 @@ def test_a_compactor_that_cannot_attach_leaves_the_model_restored(tiny, space_of
             raise MemoryError("no room for a transposed copy")
         attach(self, buffer)
 
-    monkeypatch.setattr(surgery._Sublayer, "attach", fail_at_the_third)
+    monkeypatch.setattr(sublayer.Sublayer, "attach", fail_at_the_third)
     with pytest.raises(MemoryError), Compactor(llama, space.layout):
         pass
     assert_restored(llama, before)
@@ -432,8 +432,8 @@ def test_kept_rows_are_copied_in_order_into_the_given_storage() -> None:
     rows = torch.arange(24.0).view(12, 2)
     index = torch.tensor([0, 3])
     out = torch.full((6, 2), -1.0)
-    found = surgery.kept_rows(rows, 3, index, out)
+    found = sublayer.kept_rows(rows, 3, index, out)
     assert found.data_ptr() == out.data_ptr()
     assert torch.equal(out, torch.cat([rows[:3], rows[9:]]))
-    assert torch.equal(surgery.kept_rows(rows, 3, index), out)
+    assert torch.equal(sublayer.kept_rows(rows, 3, index), out)
     assert all(a < b for a, b in pairwise(out[:, 0].tolist()))

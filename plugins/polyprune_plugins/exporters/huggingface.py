@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from polyprune_core import Exporter, ExportReport, Provider, hookimpl
+from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
 
 if TYPE_CHECKING:
-    from polyprune_core import LoadedModel, PrunedModel
+    from polyprune_core import LoadedModel, ModelLayout, PrunedModel
 
 RELOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,16 +52,25 @@ class HuggingFace:
     """`max_shard_size`: the size at which the weights are split into several files.
 
     `dtype`: the number format of the weights; `stored` is that of the dense model's files.
+    `shape=uniform`: all layers keep as many units. `pad=widest`: rows of zeros make each layer as wide as the widest,
+    which changes no result and makes an ordinary checkpoint; a number rounds channels up to a multiple of it.
     """
 
     max_shard_size: str = "5GB"
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+    shape: Literal["free", "uniform"] = "free"
+    pad: Literal["none", "widest"] | int = "none"
 
     def check(self, base: LoadedModel) -> None:
         """Refuses a model whose code would not be written with it."""
         from polyprune_core import check_writable
 
         check_writable(base)
+
+    def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
+        step = self.pad if isinstance(self.pad, int) else 1
+        uniform = self.shape == "uniform"
+        return LegalShapes({"channel": step} if step > 1 else {}, equal_widths=uniform, empty_sublayers=not uniform)
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
         import torch
@@ -71,12 +80,44 @@ class HuggingFace:
         dtype = pruned.base.stored_dtype if self.dtype == "stored" else getattr(torch, self.dtype)
         origin = pruned.provenance() | {"layers": pruned.kept_layers}
         origin["dtype"] |= {"written": str(dtype).removeprefix("torch.")}
-        model = write_model(pruned, out_dir, dtype, self.max_shard_size, origin)
+        model = write_model(self._padded(pruned.stored_as(dtype)), out_dir, dtype, self.max_shard_size, origin)
         has_code = hasattr(model.config, "auto_map")
         reload = RELOAD.format(trust=", trust_remote_code=True" if has_code else "")
         parameters = model.num_parameters()
         (out_dir / "README.md").write_text(_card(pruned, origin, parameters, reload), encoding="utf-8")
         return export_report(out_dir, "huggingface", reload, parameters, trust_remote_code=has_code)
+
+    def _padded(self, pruned: PrunedModel) -> PrunedModel:
+        from polyprune_core import ModelError, padded
+
+        if self.pad == "none" or not pruned.needs_code:
+            return pruned
+        kept, keep = set(pruned.kept_layers), pruned.axis_keep()
+        axes = [axis for axis in pruned.layout.axes if axis.layer in kept]
+        left = {axis.name: int(keep[axis.name].sum()) if axis.name in keep else axis.size for axis in axes}
+        if isinstance(self.pad, int):
+            channels = {axis.name: axis.size for axis in axes if axis.kind == "mlp"}
+            sizes = {name: min(-(-left[name] // self.pad) * self.pad, size) for name, size in channels.items()}
+            return padded(pruned, sizes)
+        if added := pruned.added():
+            raise ModelError(
+                f"pad=widest makes an ordinary {pruned.layout.family} model, which has no place for the biases that "
+                f"the repair added ({added[0]}, …). Repair without them, as with --repair least-squares:bias=false, or "
+                "leave pad=widest out."
+            )
+        widest = {kind: max(left[axis.name] for axis in axes if axis.kind == kind) for kind in ("attention", "mlp")}
+        most = max(axis.size for axis in axes if axis.kind == "attention")
+        # LLaMA's own class wants hidden_size to be a multiple of the number of heads; the dense model's number does.
+        for heads in range(widest["attention"], most + 1):
+            widest["attention"] = heads
+            filled = padded(pruned, {axis.name: widest[axis.kind] for axis in axes})
+            if not filled.needs_code:
+                return filled
+        return filled
+
+    def runtime(self) -> Runtime:
+        """transformers alone."""
+        return Runtime("transformers", {}, Path(__file__).with_name("run_transformers.py"))
 
     def load(
         self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
@@ -99,7 +140,7 @@ def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: 
         "installed, `polyprune_core.register_models()` takes its place, and nothing has to be trusted.\n"
     )
     formats = origin["dtype"]
-    rows = {"base model": base["name"], "base weights, sha256": base["sha256"]}
+    rows = {"base model": base["name"], "base weights": base["source"], "base weights, sha256": base["sha256"]}
     rows |= {"weights": f"{formats['written']} (of the base: {formats['stored']})", "decided in": formats["computed"]}
     rows |= origin["recipe"]
     rows = {name: value for name, value in rows.items() if value is not None}

@@ -1,4 +1,7 @@
-"""Head: one KV group with all the query heads that read it (one head where every query head has its own KV head)."""
+"""Head: one KV group with all the query heads that read it (one head where every query head has its own KV head).
+
+Attention that looks at all of its heads at once, such as OLMo2's, with one norm over all, has no such units.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookim
 @dataclass(frozen=True)
 class Head:
     def groups(self, layout: ModelLayout) -> list[UnitGroup]:
-        return [UnitGroup("head", axis.layer, axis.size, ((axis.name, 1),)) for axis in layout.of_kind("attention")]
+        return [
+            UnitGroup("head", axis.layer, axis.size, ((axis.name, 1),))
+            for axis in layout.of_kind("attention")
+            if not axis.whole
+        ]
 
 
 @hookimpl

@@ -1,4 +1,7 @@
-"""Layer: a whole decoder layer, attention and MLP together."""
+"""Layer: a whole decoder layer, attention and MLP together.
+
+A layer that holds something which cannot be cut, such as a convolution or a Mamba block, stays.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ class Layer:
         return [
             UnitGroup("layer", index, 1, tuple((axis.name, axis.size) for axis in layout.axes if axis.layer == index))
             for index in range(layout.num_layers)
+            if index not in layout.fixed
         ]
 
 

@@ -1,17 +1,22 @@
-"""MLP: the whole MLP sublayer of a decoder layer, its norm included."""
+"""MLP: the whole MLP sublayer of a decoder layer, its norm included; of a mixture, all experts and the router."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookimpl
+from polyprune_core import Axis, Granularity, ModelLayout, Provider, UnitGroup, hookimpl
 
 
 @dataclass(frozen=True)
 class Mlp:
     def groups(self, layout: ModelLayout) -> list[UnitGroup]:
-        return [UnitGroup("mlp", axis.layer, 1, ((axis.name, axis.size),)) for axis in layout.of_kind("mlp")]
+        axes: dict[int, list[Axis]] = {}
+        for axis in layout.of_kind("mlp", "expert", "shared-mlp"):
+            axes.setdefault(axis.layer, []).append(axis)
+        return [
+            UnitGroup("mlp", layer, 1, tuple((axis.name, axis.size) for axis in own)) for layer, own in axes.items()
+        ]
 
 
 @hookimpl

@@ -1,8 +1,9 @@
 """Block Influence: how much a layer turns the hidden state that passes through it.
 
-ShortGPT (arXiv 2403.03853): 1 - mean over tokens of the cosine between a layer's input and output. For a whole
-attention or MLP sublayer the same across its residual connection (arXiv 2406.15786). The statistics are those of the
-whole model. The released code takes what leaves the last layer after the model's final norm: `last=normed`.
+ShortGPT (arXiv 2403.03853): 1 - mean over tokens of the cosine between a layer's input and output; `angular` takes
+the angle over π in place of 1 - cosine, the distance of Gromov et al. (arXiv 2403.17887) for one layer at a time. For
+a whole attention or MLP sublayer the same across its residual connection (arXiv 2406.15786). The statistics are those
+of the whole model. The released code takes what leaves the last layer after the model's final norm: `last=normed`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import pi
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from polyprune_core import ConfigError, Initializer, Provider, hookimpl
@@ -20,11 +22,23 @@ if TYPE_CHECKING:
     from polyprune_core import Calibration, MaskSpace
 
 
+DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosine": lambda cosine: 1 - cosine,
+    "angular": lambda cosine: cosine.clamp(-1, 1).arccos() / pi,
+}
+
+
 @dataclass(frozen=True)
 class BlockInfluence:
-    """`last`: what leaves the last layer as the residual stream holds it, or normed by the model's final norm."""
+    """`last`: what leaves the last layer as the residual stream holds it, or normed by the model's final norm.
 
+    `distance`: 1 - cosine, or the angle. `tokens`: all, or the last of each window, as Gromov et al. take.
+    """
+
+    granularities = ("layer", "attention", "mlp")
     last: Literal["residual", "normed"] = "residual"
+    distance: Literal["cosine", "angular"] = "cosine"
+    tokens: Literal["all", "last"] = "all"
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
@@ -36,7 +50,8 @@ class BlockInfluence:
                 "parts of one; use --granularity layer, attention, mlp or attention+mlp, or another metric."
             )
         layout, body = space.layout, cast(Any, model).base_model
-        alike = torch.zeros(len(space), dtype=torch.float64)
+        apart = torch.zeros(len(space), dtype=torch.float64)
+        measure, watched = DISTANCES[self.distance], slice(-1 if self.tokens == "last" else 0, None)
         states: list[Tensor] = []  # of the layer that runs: what enters it, then what leaves each of its sublayers
 
         def enter(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -55,8 +70,8 @@ class BlockInfluence:
 
             def compare(*_: Any) -> None:
                 for unit, before, after in units:
-                    cosines = cosine_similarity(states[before], states[after], dim=-1)
-                    alike[unit] += cosines.sum(dtype=torch.float64).cpu()
+                    cosines = cosine_similarity(states[before][:, watched], states[after][:, watched], dim=-1)
+                    apart[unit] += measure(cosines.double()).sum().cpu()
 
             return compare
 
@@ -68,13 +83,13 @@ class BlockInfluence:
                 if index < layout.num_layers - 1:
                     undo.enter_context(layer.register_forward_hook(tallies[index]))
             for axis in layout.axes:
-                undo.enter_context(model.get_submodule(axis.module).register_forward_hook(add))
+                undo.enter_context(model.get_submodule(axis.added).register_forward_hook(add))
             for ids in calibration.batches():
                 output = body(input_ids=ids, use_cache=False).last_hidden_state
                 if self.last == "normed":
                     states[-1] = output.float()
                 tallies[-1]()
-        return (1 - alike / calibration.windows.numel()).float()
+        return (apart / calibration.windows[:, watched].numel()).float()
 
 
 @hookimpl

@@ -4,7 +4,9 @@ arXiv 2305.11627, eqs. 3 to 6, with sizes taken where its released code takes th
 the mean loss over the calibration text and F the mean squared gradient of its sequences: element1 sum|w g|,
 element2 sum|w^2 F|, mix sum|w g - w^2 F / 2|, over all weights of the matrices coupled in the unit. vector is
 sum|sum w g|: the inner sum is over one row of a projection into the sublayer, or one column of the projection out of
-it, the outer one over the unit's rows and columns. The only metric here that back-propagates.
+it, the outer one over the unit's rows and columns. How the coupled matrices are put together is `coupled`: summed, or
+for each channel and each dimension of a head their mean, largest or product, or what the first or second of them says
+(query or gate, key or up), before those of a unit are summed. The only metric here that back-propagates.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from polyprune_core import Initializer, Provider, hookimpl
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from polyprune_core import Calibration, MaskSpace
+    from polyprune_core import Axis, Calibration, MaskSpace
 
 TAYLOR: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "element1": lambda w, g, f: (w * g).abs(),
@@ -27,16 +29,26 @@ TAYLOR: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "mix": lambda w, g, f: (w * g - 0.5 * w * w * f).abs(),
 }
 
+COUPLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda values: values.mean(dim=0),
+    "max": lambda values: values.amax(dim=0),
+    "prod": lambda values: values.prod(dim=0),
+    "first": lambda values: values[0],
+    "second": lambda values: values[1],
+}
+
 
 @dataclass(frozen=True)
 class LLMPruner:
     """`taylor`: element1, vector, element2 or mix.
 
+    `coupled`: how the matrices of a unit are put together; a product is given up to one factor for all units.
     `queries`: whether query head j counts for its `own` KV head, or, as released, for j `modulo` the number of those.
     """
 
     taylor: Literal["element1", "vector", "element2", "mix"] = "element1"
     queries: Literal["own", "modulo"] = "own"
+    coupled: Literal["sum", "mean", "max", "prod", "first", "second"] = "sum"
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         gradient, square = calibration.gradients(squares=self.taylor in ("element2", "mix"))
@@ -52,7 +64,29 @@ class LLMPruner:
                 values = dealt_out(values, cut.dim, axis.size, min(each.width for each in axis.cuts))
             return values
 
-        return space.sum_weights(importance)
+        if self.coupled == "sum":
+            return space.sum_weights(importance)
+        found = {name: together(space.layout.axis[name], importance, COUPLED[self.coupled]) for name in space.axes}
+        largest = max(float(values.max()) for values in found.values()) or 1.0
+        return space.sum_entries({name: values.sum(dim=1) / largest for name, values in found.items()})
+
+
+def together(axis: Axis, importance: Callable[[str], Tensor], reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns (size, width) float64: what `reduce` makes of (matrices, size, width) values of an axis' entries.
+
+    `width` is the number of rows or columns that an entry has of the matrix in which it has fewest; a matrix with more
+    has theirs added up in turn. A bias counts as one more column of its matrix.
+    """
+    import torch
+
+    width = min(cut.width for cut in axis.cuts)
+    found: dict[str, Tensor] = {}
+    for cut in axis.cuts:
+        slices = sums_of_slices(importance(cut.parameter).double(), cut.dim).flatten()
+        values = slices[cut.start : cut.start + axis.size * cut.width].view(axis.size, -1, width).sum(dim=1)
+        module = f"{cut.parameter.rpartition('.')[0]} {cut.start}"
+        found[module] = found[module] + values if module in found else values
+    return reduce(torch.stack(list(found.values()))).cpu()
 
 
 def sums_of_slices(values: Tensor, dim: int) -> Tensor:

@@ -29,6 +29,7 @@ class Sleb:
     `barriers`: layers at either end that are not tried, and go when nothing else is left.
     """
 
+    granularities = ("layer", "attention", "mlp")
     windows: int = 16
     until: float = 1.0
     barriers: int = 0

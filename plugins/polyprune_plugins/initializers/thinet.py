@@ -20,44 +20,20 @@ if TYPE_CHECKING:
 
     from polyprune_core import Calibration, MaskSpace
 
-# What the inner products of a pass over the text may take, in bytes; a larger model takes several passes.
-AT_A_TIME = 1e9
-
 
 @dataclass(frozen=True)
 class ThiNet:
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
 
-        passes = passes_over(space)
-        moments: dict[str, Tensor] = {}
-
         def products(axis: str) -> Tensor:
             """Returns (in, in): mean inner products over tokens of what the reader's columns add to its output."""
-            if axis not in moments:
-                moments.clear()
-                moments.update(calibration.second_moments(next(passes)))
             weight = space.reader_weight(model, axis)
-            return moments[axis] * (weight.T @ weight)
+            return calibration.moments(axis).second * (weight.T @ weight)
 
         return torch.cat(
             [removal_order(pairs) if len(pairs) > 1 else pairs[0] for pairs in space.sum_products(products)]
         )
-
-
-def passes_over(space: MaskSpace) -> Iterator[list[str]]:
-    """Yields the axes of the space in their order, as many at a time as `AT_A_TIME` holds."""
-    together: list[str] = []
-    size = 0.0
-    for name in space.axes:
-        axis = space.layout.axis[name]
-        needed = 4.0 * (axis.size * axis.reader_width) ** 2
-        if together and size + needed > AT_A_TIME:
-            yield together
-            together, size = [], 0.0
-        together.append(name)
-        size += needed
-    yield together
 
 
 def removal_order(products: Tensor) -> Tensor:

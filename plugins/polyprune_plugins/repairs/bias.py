@@ -21,18 +21,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Bias:
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
-        cut = {name: keep for name, keep in pruned.axis_keep().items() if keep.any() and not keep.all()}
-        means = {name: found.mean for name, found in calibration.input_statistics().items()} if cut else {}
-        biases = {}
-        for name, keep in cut.items():
-            axis = pruned.layout.axis[name]
-            weight = pruned.space.reader_weight(pruned.base.model, name)
-            own = slice(axis.reader_cut.start, axis.reader_cut.start + axis.size * axis.reader_width)
-            removed = ~keep.repeat_interleave(axis.reader_width).to(weight.device)
-            added = weight[:, own][:, removed] @ means[name][own][removed]
-            name = f"{axis.reader_module}.bias"
-            old = dict(pruned.base.model.named_parameters()).get(name)
-            biases[name] = added if old is None else added + old.detach().float()
+        biases: dict[str, Tensor] = {}
+        for reader in pruned.cut_readers():
+            added = reader.weight[:, ~reader.keep] @ calibration.moments(reader.axis).mean[~reader.keep]
+            biases |= reader.updates(bias=added if reader.bias is None else added + reader.bias)
         return biases
 
 

@@ -1,0 +1,125 @@
+"""GGUF: one file that llama.cpp and all that is built on it (Ollama, LM Studio, …) run, each layer in its own width.
+
+Where layers are alike the file is of the family's own architecture. Where they differ it is of one that reads
+`attention.head_count`, `attention.head_count_kv` and `feed_forward_length` as arrays: `deci` for Llama, Mistral and
+Qwen2, `openelm` for Qwen3, whose heads have norms. Both compute the family's own layer. Fields of the format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+What neither can hold is filled up with zeros, which changes no result: an MLP that is gone keeps one block of channels,
+and so does the attention of the first layer, from which llama.cpp takes the size of a head. config.json and the
+tokenizer lie beside the file, so that polyprune reads it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
+from polyprune_plugins.exporters.gguf.architecture import Form, check_form
+from polyprune_plugins.exporters.gguf.fields import write_fields
+from polyprune_plugins.exporters.gguf.tensors import read_tensors, write_file
+from polyprune_plugins.exporters.gguf.vocabulary import has_form, vocabulary
+
+if TYPE_CHECKING:
+    from polyprune_core import LoadedModel, ModelLayout, PrunedModel
+
+FILE = "model.gguf"
+PROGRAM = Path(__file__).with_name("run_llama_cpp.py")
+RELOAD = """\
+# llama-cli -m DIR/model.gguf -p "Once upon a time"    or with torch:
+from pathlib import Path
+from polyprune_plugins.exporters.gguf import Gguf
+
+model = Gguf().load(Path(DIR)).model
+"""
+FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+# How far log-probabilities may be from those of the same weights in float32: llama.cpp rounds activations to the number
+# format of the weights that they meet.
+TOLERANCE = {"f32": 1e-3, "f16": 0.05, "bf16": 0.25, "q8_0": 0.25}
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """`type`: the number format of matrices; `stored` is that of the dense model's files. Vectors are float32.
+
+    `multiple`: channels are kept in multiples of it, 32 for q8_0 unless told. A file that llama.cpp's own quantiser is
+    to turn into blocks needs 32, into K-quants 256. `shape=uniform`: all layers keep as many units, and the file is of
+    the family's own architecture. `ids_only`: write a file without tokenizer where llama.cpp has no form for it, for
+    programs that feed its library token ids.
+    """
+
+    type: Literal["stored", "f32", "f16", "bf16", "q8_0"] = "stored"
+    multiple: int = 0
+    shape: Literal["free", "uniform"] = "free"
+    ids_only: bool = False
+
+    @property
+    def rounding(self) -> float:
+        """What is lost of a weight: of q8_0, half a step of the largest in a block of 32."""
+        return 0.5 / 127 if self.type == "q8_0" else 0.0
+
+    @property
+    def step(self) -> int:
+        """The number that channels come in multiples of."""
+        return self.multiple or (32 if self.type == "q8_0" else 1)
+
+    def check(self, base: LoadedModel) -> None:
+        """Refuses what llama.cpp would compute otherwise than transformers."""
+        from polyprune_core import ModelError, check_writable
+
+        check_writable(base)
+        check_form(base, varying=self.shape == "free")
+        if not self.ids_only and not has_form(base.tokenizer):
+            raise ModelError(
+                f"llama.cpp has no form for the tokenizer of {base.name}, so that it could not read text. "
+                "--exporter gguf:ids_only=true writes a file for programs that feed it token ids."
+            )
+
+    def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
+        uniform = self.shape == "uniform"
+        channels = min(axis.size for axis in layout.of_kind("mlp"))
+        step = self.step if self.step <= channels else 1
+        return LegalShapes({"channel": step} if step > 1 else {}, equal_widths=uniform, empty_sublayers=not uniform)
+
+    def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        from polyprune_core import export_report, write_settings
+
+        pruned = pruned.stored_as(pruned.base.stored_dtype)
+        kind = FORMATS[str(pruned.base.stored_dtype).removeprefix("torch.")] if self.type == "stored" else self.type
+        form = Form.of(pruned, self.step)
+        origin = pruned.provenance() | {"layers": pruned.kept_layers}
+        origin["dtype"] |= {"written": kind}
+        model = form.pruned.build()
+        words = vocabulary(pruned.base.tokenizer, model.config.vocab_size)
+        write_settings(model, pruned.base.tokenizer, out_dir, origin)
+        write_file(out_dir / FILE, form, model, kind, lambda writer: write_fields(writer, form, model, words, origin))
+        told = words.get("tokenizer.ggml.pre", "none: token ids alone; tokenizer.json lies beside the file")
+        details = {"architecture": form.architecture, "type": kind, "tokenizer": told}
+        return export_report(out_dir, "gguf", RELOAD, model.num_parameters(), **details)
+
+    def load(
+        self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    ) -> LoadedModel:
+        """Reads the weights of the file back into the model that config.json beside it describes."""
+        from polyprune_core import assemble_model
+
+        file = path / FILE
+        tensors, stored = read_tensors(file)
+        with file.open("rb") as handle:
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        stored = {"f32": "float32", "f16": "float16"}.get(stored, "bfloat16")
+        return assemble_model(path, tensors, sha256=sha256, stored=stored, dtype=dtype, device=device)
+
+    def runtime(self) -> Runtime:
+        """llama.cpp, as xllamacpp packs it, with a cache of the weights' own precision."""
+        tolerance = TOLERANCE["bf16" if self.type == "stored" else self.type]
+        return Runtime("llama.cpp", {"xllamacpp": "polyprune[gguf]"}, PROGRAM, tolerance)
+
+
+@hookimpl
+def polyprune_exporters() -> Iterator[Provider[Exporter]]:
+    yield Provider("gguf", "one file for llama.cpp, with widths per layer", Gguf)

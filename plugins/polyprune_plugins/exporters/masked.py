@@ -1,0 +1,79 @@
+"""Masked: the dense shape with zeros where units were removed. It loads wherever the dense model does.
+
+Nothing is smaller or faster; the files compress well, and other formats can be held against what it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from polyprune_core import Exporter, ExportReport, Provider, Runtime, hookimpl
+
+if TYPE_CHECKING:
+    from polyprune_core import LoadedModel, PrunedModel
+
+RELOAD = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(DIR)
+tokenizer = AutoTokenizer.from_pretrained(DIR)
+"""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """`max_shard_size`: the size at which the weights are split; `dtype`: as of `huggingface`."""
+
+    max_shard_size: str = "5GB"
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+
+    def check(self, base: LoadedModel) -> None:
+        """Refuses a model whose code would not be written with it."""
+        from polyprune_core import check_writable
+
+        check_writable(base)
+
+    def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
+        import torch
+
+        from polyprune_core import ModelError, export_report, padded, write_model
+
+        if added := pruned.added():
+            raise ModelError(
+                f"a dense {pruned.layout.family} model has no place for the biases that the repair added ({added[0]}, "
+                "…). Repair without them, as with --repair least-squares:bias=false, or use --exporter huggingface."
+            )
+        dtype = pruned.base.stored_dtype if self.dtype == "stored" else getattr(torch, self.dtype)
+        whole = padded(pruned.stored_as(dtype), {axis.name: axis.size for axis in pruned.layout.axes})
+        model = write_model(whole, out_dir, dtype, self.max_shard_size, pruned.provenance())
+        return export_report(out_dir, "masked", RELOAD, model.num_parameters(), zeros=_removed(pruned))
+
+    def load(
+        self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    ) -> LoadedModel:
+        from polyprune_core import load_model
+
+        return load_model(str(path), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+    def runtime(self) -> Runtime:
+        """transformers alone."""
+        return Runtime("transformers", {}, Path(__file__).with_name("run_transformers.py"))
+
+
+def _removed(pruned: PrunedModel) -> int:
+    return pruned.selection.total_cost - pruned.selection.kept_cost
+
+
+WHOLE = "it has all parameters of the dense model, and zeros among them"
+
+
+@hookimpl
+def polyprune_exporters() -> Iterator[Provider[Exporter]]:
+    xfail = {
+        "parameters_are_those_that_are_left": WHOLE,
+        "repaired_weights_survive": "a dense model has no place for biases that a repair adds",
+    }
+    yield Provider("masked", "the dense shape with zeros, loads anywhere", Masked, xfail=xfail)

@@ -1,0 +1,23 @@
+"""Expert: one expert of a mixture, with its row of the router, which then chooses among the others.
+
+What the model does after choosing, such as making the weights of the chosen add up to one, it does among those that
+stay. A layer keeps as many experts as the router chooses for a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookimpl
+
+
+@dataclass(frozen=True)
+class Expert:
+    def groups(self, layout: ModelLayout) -> list[UnitGroup]:
+        return [UnitGroup("expert", axis.layer, axis.size, ((axis.name, 1),)) for axis in layout.of_kind("expert")]
+
+
+@hookimpl
+def polyprune_granularities() -> Iterator[Provider[Granularity]]:
+    yield Provider("expert", "one expert and its row of the router", Expert, reference="REAP, arXiv 2510.13999")

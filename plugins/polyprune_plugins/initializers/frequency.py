@@ -1,0 +1,78 @@
+"""Frequency: the share of tokens for which the router chooses an expert.
+
+The baseline of expert pruning: experts that are seldom chosen go first (SEER-MoE, arXiv 2404.05089; compared with in
+REAP, arXiv 2510.13999). With `soft` a choice counts by the weight that the router gives it. Units that are no experts
+are scored by another metric, as every token passes through them. Forward passes of the unpruned model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from polyprune_core import Initializer, Provider, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from polyprune_core import Axis, Calibration, MaskSpace
+
+
+@dataclass(frozen=True)
+class Frequency:
+    """`soft`: count the router's weights instead of its choices. `others`: the metric of units that are no experts."""
+
+    soft: bool = False
+    others: str = "wanda"
+
+    def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
+        import torch
+
+        experts = [axis for axis in map(space.layout.axis.__getitem__, space.axes) if axis.experts]
+        chosen = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in experts}
+
+        def count(axis: Axis) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def hook(_experts: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                index, weight = inputs[1].flatten().cpu(), inputs[2].flatten().double().cpu()
+                chosen[axis.name].index_add_(0, index, weight if self.soft else torch.ones_like(weight))
+
+            return hook
+
+        with torch.inference_mode(), ExitStack() as undo:
+            for axis in experts:
+                undo.enter_context(model.get_submodule(str(axis.experts)).register_forward_pre_hook(count(axis)))
+            for ids in calibration.batches() if experts else ():
+                cast(Any, model).base_model(input_ids=ids, use_cache=False)
+        shares = {name: total / calibration.windows.numel() for name, total in chosen.items()}
+        return of_experts_and_others(space, calibration, shares, self.others)
+
+
+def of_experts_and_others(space: MaskSpace, calibration: Calibration, values: dict[str, Tensor], others: str) -> Tensor:
+    """Returns (U,) scores: of `values`, a number for each expert by axis name, and of other units another metric's."""
+    import torch
+
+    from polyprune_core import MaskSpace
+
+    scores = torch.zeros(len(space))
+    for own, made in ((True, None), (False, others)):
+        groups = [g for g in space.groups if all((name in values) is own for name, _ in g.spans)]
+        where = [place for place, g in zip(space.slices(), space.groups, strict=True) if g in groups]
+        if not groups:
+            continue
+        part = MaskSpace(space.layout, groups, space.name)
+        found = part.sum_entries(values) if made is None else calibration.score(made, part)
+        scores[torch.cat([torch.arange(place.start, place.stop) for place in where])] = found.cpu().float()
+    return scores
+
+
+@hookimpl
+def polyprune_initializers() -> Iterator[Provider[Initializer]]:
+    yield Provider(
+        "frequency",
+        "how often the router chooses an expert",
+        Frequency,
+        needs=frozenset({"calibration"}),
+        reference="SEER-MoE, arXiv 2404.05089; baseline of arXiv 2510.13999",
+    )

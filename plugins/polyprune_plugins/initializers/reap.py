@@ -1,0 +1,67 @@
+"""REAP: how much an expert adds where it is chosen, as the router weighs it.
+
+Lasby et al. 2025 (arXiv 2510.13999): the mean of g(x) ||f(x)|| over the tokens x for which the router chooses the
+expert, g the router's weight after its own normalisation and f the expert's output. An expert that is never chosen has
+the score 0. Units that are no experts are scored by another metric. Forward passes of the unpruned model; each expert
+runs a second time, to have its own output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from polyprune_core import Initializer, Provider, hookimpl
+from polyprune_plugins.initializers.frequency import of_experts_and_others
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from polyprune_core import Axis, Calibration, MaskSpace
+
+
+@dataclass(frozen=True)
+class Reap:
+    """`others`: the metric of units that are no experts."""
+
+    others: str = "wanda"
+
+    def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
+        import torch
+
+        experts = [axis for axis in map(space.layout.axis.__getitem__, space.axes) if axis.experts]
+        chosen = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in experts}
+        added = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in experts}
+
+        def measure(axis: Axis) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                hidden, indices, weights = inputs
+                for place in range(indices.shape[1]):
+                    index, weight = indices[:, place : place + 1], weights[:, place : place + 1]
+                    # One expert a token with weight 1, so that what comes out is its own output.
+                    size = module.forward(hidden, index, torch.ones_like(weight)).double().norm(dim=-1)
+                    added[axis.name].index_add_(0, index[:, 0].cpu(), (size * weight[:, 0]).cpu())
+                    chosen[axis.name].index_add_(0, index[:, 0].cpu(), torch.ones_like(size).cpu())
+
+            return hook
+
+        with torch.inference_mode(), ExitStack() as undo:
+            for axis in experts:
+                undo.enter_context(model.get_submodule(str(axis.experts)).register_forward_pre_hook(measure(axis)))
+            for ids in calibration.batches() if experts else ():
+                cast(Any, model).base_model(input_ids=ids, use_cache=False)
+        means = {name: added[name] / chosen[name].clamp(min=1) for name in chosen}
+        return of_experts_and_others(space, calibration, means, self.others)
+
+
+@hookimpl
+def polyprune_initializers() -> Iterator[Provider[Initializer]]:
+    yield Provider(
+        "reap",
+        "what an expert adds where it is chosen, weighed by the router",
+        Reap,
+        needs=frozenset({"calibration"}),
+        reference="REAP, arXiv 2510.13999",
+    )

@@ -1,0 +1,78 @@
+"""Least squares: the columns that stay take over what a linear map of them can of what the removed ones added.
+
+Of one reader: W its weight (out, F), x its inputs over the calibration text, m = E[x], C = E[x xᵀ] - m mᵀ, S the
+columns that stay, R those that are removed.
+
+    W_S' = W_S + W_R C_RS (C_SS + λ I)⁻¹        b = W m - W_S' m_S
+
+minimises E|W x - W_S' x_S - b|² + λ |W_S' - W_S|²: the ridge pulls towards the weights as they were. λ is `ridge` times
+the MEDIAN of C's diagonal, as one massive activation can hold most of the mean. Without `bias` C is E[x xᵀ] and b = 0.
+OSSCAR (Meng et al. 2024, arXiv 2403.12983) solves this system without a ridge that pulls there.
+A bias that the reader has is added. A sublayer with nothing left gets nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polyprune_core import PluginError, Provider, Repair, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polyprune_core import Calibration, PrunedModel
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """`ridge`: in units of the median variance of an input. `bias`: with an intercept, which becomes a bias."""
+
+    ridge: float = 0.1
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ridge < float("inf"):
+            raise PluginError(f"repair 'least-squares': ridge={self.ridge} is not a number from 0; give one, as 0.1.")
+
+    def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
+        updates: dict[str, Tensor] = {}
+        for reader in pruned.cut_readers():
+            moments = calibration.moments(reader.axis)
+            weight, mean, products = reader.weight.double(), moments.mean.double(), moments.second.double()
+            if self.bias:
+                products = products - mean.outer(mean)
+            keep, removed = reader.keep, ~reader.keep
+            added = weight[:, removed] @ products[removed][:, keep]
+            ridge = self.ridge * float(products.diag().median())
+            new = weight[:, keep] + solved(products[keep][:, keep], added.T, ridge).T
+            intercept = None
+            if self.bias:
+                intercept = weight @ mean - new @ mean[keep]
+                intercept = intercept if reader.bias is None else intercept + reader.bias
+            updates |= reader.updates(new, intercept)
+        return updates
+
+
+def solved(matrix: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """Returns (matrix + ridge I)⁻¹ right, float64; the ridge grows until the matrix is positive definite in float64."""
+    import torch
+
+    identity, largest = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device), float(matrix.diag().max())
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * identity)
+        if not failed:
+            return torch.cholesky_solve(right, factor)
+        ridge = max(10 * ridge, 1e-10 * largest, 1e-30)
+
+
+@hookimpl
+def polyprune_repairs() -> Iterator[Provider[Repair]]:
+    yield Provider(
+        "least-squares",
+        "readers refitted to give what they gave before",
+        LeastSquares,
+        needs=frozenset({"calibration", "mix"}),
+        reference="OSSCAR, arXiv 2403.12983, with a ridge towards the weights as they were",
+    )

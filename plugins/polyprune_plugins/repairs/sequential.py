@@ -1,0 +1,68 @@
+"""Least squares from layer to layer: every reader also makes up for what the pruned model has lost before it.
+
+Of one reader: W its weight (out, F), x its inputs in the dense model, z (k,) what it takes in where the model is pruned
+and all earlier readers are refitted, e what the residual stream lacks before it (dense minus pruned), t = W x + e.
+
+    W' = (D + λ W_S) (C + λ I)⁻¹        b = E[t] - W' E[z]        C = cov(z), D = cov(t, z)
+
+minimises E|t - W' z - b|² + λ |W' - W_S|², λ being `ridge` times the median of C's diagonal, W_S the columns that stay.
+Without e the fit only shrinks what is uncertain, and the model gets worse: Týr-the-Pruner (Li et al. 2025,
+arXiv 2503.09657) adds it to the targets. SparseGPT (arXiv 2301.00774) prunes in this order. Readers that lost nothing
+are refitted too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polyprune_core import PluginError, Provider, Repair, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polyprune_core import Calibration, PrunedModel, Reader, Seen
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """`ridge`: in units of the median variance of an input. `bias`: with an intercept, which becomes a bias."""
+
+    ridge: float = 0.1
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ridge < float("inf"):
+            raise PluginError(f"repair 'sequential': ridge={self.ridge} is not a number above 0; give one, as 0.1.")
+
+    def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
+        return calibration.refitted(pruned, self.refit) if pruned.cut_readers() else {}
+
+    def refit(self, reader: Reader, seen: Seen) -> Mapping[str, Tensor]:
+        """Returns the new weight and bias of one reader."""
+        import torch
+
+        mean, products, target, cross = (each.double() for each in (seen.mean, seen.products, seen.target, seen.cross))
+        old = torch.zeros_like(target) if reader.bias is None else reader.bias.double()
+        if self.bias:
+            products, cross = products - mean.outer(mean), cross - target.outer(mean)
+        else:
+            cross = cross - old.outer(mean)
+        ridge = self.ridge * products.diag().median().clamp(min=1e-12)
+        right = cross + ridge * reader.weight[:, reader.keep].double()
+        weight = torch.linalg.solve(
+            products + ridge * torch.eye(len(mean), dtype=mean.dtype, device=mean.device), right.T
+        ).T
+        return reader.updates(weight, target - weight @ mean if self.bias else None)
+
+
+@hookimpl
+def polyprune_repairs() -> Iterator[Provider[Repair]]:
+    yield Provider(
+        "sequential",
+        "readers refitted layer by layer, for what was lost before them too",
+        Sequential,
+        needs=frozenset({"calibration", "mix"}),
+        reference="Týr-the-Pruner, arXiv 2503.09657; SparseGPT's order, arXiv 2301.00774",
+    )

@@ -1,0 +1,65 @@
+"""A smaller model with entries of zeros added, for formats that hold some widths only: it computes the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from polyprune_core.errors import ModelError
+from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.surgery import Remains, compact_items
+from polyprune_core.pruning.types import Scores, Selection, UnitGroup
+
+if TYPE_CHECKING:
+    from polyprune_core.pruning.pruned_model import PrunedModel
+
+
+def padded(pruned: PrunedModel, sizes: Mapping[str, int]) -> PrunedModel:
+    """Returns the model with zeros in place of removed entries, so that each axis has the size it is given.
+
+    `sizes` maps axis names to numbers of entries, of kept ones and zeros together; an axis that it does not name stays
+    as it is. Every parameter of an added entry is zero, and so is what else a sublayer adds that was gone whole. Its
+    norm is the dense model's. The units of what is returned are the entries of the axes.
+
+    Raises:
+        ModelError: an axis is to be smaller than what is kept of it, or larger than in the dense model.
+    """
+    layout, before = pruned.layout, pruned.axis_keep()
+    after = {axis.name: before.get(axis.name, torch.ones(axis.size, dtype=torch.bool)).clone() for axis in layout.axes}
+    for name, size in sizes.items():
+        keep = after[name]
+        missing = size - int(keep.sum())
+        if missing < 0 or size > len(keep):
+            raise ModelError(f"{name} keeps {int(keep.sum())} of {len(keep)} entries and cannot be padded to {size}.")
+        keep[(~keep).nonzero().flatten()[:missing]] = True
+    space = MaskSpace(layout, [UnitGroup(a.kind, a.layer, a.size, ((a.name, 1),)) for a in layout.axes], "entry")
+    keep = torch.cat([after[axis.name] for axis in layout.axes])
+    selection = Selection(keep, int(space.cost[keep].sum()), space.total_cost)
+    updates = dict(pruned.updates) | dict(_with_zeros(pruned, before, after))
+    scores = Scores(keep.float(), pruned.scores.source)
+    return dataclasses.replace(pruned, space=space, selection=selection, scores=scores, policy=None, updates=updates)
+
+
+def _with_zeros(
+    pruned: PrunedModel, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the parameters that are larger than what was left of them, or were gone."""
+    model, layout = pruned.base.model, pruned.layout
+    left, wanted = (Remains.of(model, layout, keep) for keep in (before, after))
+    had = dict(compact_items(model, layout, before, pruned.updates))
+    norms = {name for axis in layout.axes for name in axis.module_only}
+    for name, dense in model.named_parameters():
+        shape = wanted.shape(name, dense)
+        if shape is None or name in norms or (name in had and had[name].shape == shape):
+            continue
+        larger = torch.zeros(shape, dtype=dense.dtype, device=dense.device)
+        if name in had:
+            places = [torch.arange(size) for size in shape]
+            for dim, rows in wanted.stays[name].items():
+                places[dim] = left.stays[name][dim][rows].nonzero().flatten()
+            larger[torch.meshgrid(*places, indexing="ij")] = had[name]
+        yield name, larger
