@@ -33,6 +33,7 @@ nitpicky = True
 # Types that are documented elsewhere, or are no part of the interface.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|transformers|pandas|pluggy|collections|pathlib|types|typing)\..*|Axes"),
+    (r"py:class", r"tuple\[~polyprune_core\.results\.row\.TextScores"),
     (r"py:class", r"polyprune_core\.config\.cell\.\w+|polyprune_core\.runs\.evaluation_report\.Side|Paired"),
     (r"py:class", r"nn\.Module|Tensor|Generator|Path|Sequence|Mapping|Callable|Iterable|Iterator|Any|ModuleType"),
     (r"py:.*", r"PreTrained\w+|(dict|Mapping)\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
