@@ -158,13 +158,18 @@ def test_a_plugin_imports_public_names_of_the_core_alone(module) -> None:
         where, top = f"{module}:{item.line} imports {item.module}", item.module.split(".")[0]
         if top == "polyprune_core":
             assert (item.module, item.name in polyprune_core.__all__) == ("polyprune_core", True), where
-        allowed = {*sys.stdlib_module_names, "__future__", "polyprune_core"}
+        allowed = {*sys.stdlib_module_names, "__future__", "polyprune_core", "polyprune_plugins"}
         assert item.in_function or item.for_types or top in allowed, where
 
 
 @pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
 def test_no_plugin_imports_another(module) -> None:
-    assert all(item.module.split(".")[0] != "polyprune_plugins" for item in imports(PLUGIN_MODULES[module]))
+    """One that is a package, as exporters.gguf, has modules of its own."""
+    own = ".".join(["polyprune_plugins", *module.split(".")[:2], ""])
+    for item in imports(PLUGIN_MODULES[module]):
+        if item.module.split(".")[0] == "polyprune_plugins":
+            assert module.count(".") >= 1, module
+            assert item.module.startswith(own), f"{module}:{item.line} imports {item.module}"
 
 
 @pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
