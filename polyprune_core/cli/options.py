@@ -146,6 +146,12 @@ SEARCH = [
         help="none, half-natural or natural.",
     ),
     setting("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises."),
+    setting(
+        "--objective",
+        metavar="NAME",
+        shell_complete=words("cross-entropy", "kl"),
+        help="Loss of a search: cross-entropy of the text, or kl to the dense model.",
+    ),
     setting("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged."),
     setting("--protect", metavar="LAYERS", help="Layers left whole, as first=4,last=2.", unless="none"),
     setting("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps."),

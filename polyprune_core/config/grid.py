@@ -15,9 +15,10 @@ NAMES = ("preset", "model", "revision", "dtype", "device", "calibration", "evalu
 # What decides the numbers of some kinds of cells only. A setting that is not listed here decides them all.
 PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep", "protect")
 # Settings that came later: cells that leave them out have the ids that they had before.
-LATER = ("protect",)
+LATER = {"protect": None, "objective": "cross-entropy"}
 POLICY_ONLY = ("policy",)
 SEARCH_ONLY = (
+    "objective",
     "steps",
     "masks_per_step",
     "forward_tokens",
@@ -49,7 +50,7 @@ def cell_id(cell: Cell, settings: Settings, identity: dict[str, Any]) -> str:
     kind = "trained" if cell.kind == "dense" and cell.repaired else cell.kind
     ignored = (*NAMES, *IGNORED[kind], *(() if cell.repaired else REPAIRED_ONLY))
     decides = {name: value for name, value in decides.items() if name not in ignored}
-    decides = {name: value for name, value in decides.items() if name not in LATER or value is not None}
+    decides = {name: value for name, value in decides.items() if name not in LATER or value != LATER[name]}
     if kind == "dense":
         identity = {name: value for name, value in identity.items() if name != "calibration"}
     coordinates = {"kind": cell.kind, **cell.model_dump(exclude_defaults=True)}

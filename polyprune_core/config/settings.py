@@ -70,6 +70,7 @@ class Settings(BaseModel):
     steps: Positive = 50
     masks_per_step: Positive = 8
     forward_tokens: Positive | None = None
+    objective: Literal["cross-entropy", "kl"] = "cross-entropy"
     policy: Spec = "gaussian"
     # Those of the policy, unless told.
     optimizer: Literal["sgd", "adam"] | None = None
@@ -98,6 +99,11 @@ class Settings(BaseModel):
         """Steps of a search that runs its masks and nothing else."""
         return self.steps_for(0)
 
+    @property
+    def dense_passes(self) -> int:
+        """Passes of every step through the dense model."""
+        return int(self.objective == "kl")
+
     def steps_for(self, extra_passes: int) -> int:
         """Returns the steps of a search: what `forward_tokens` pays for where it is given, else `steps`.
 
@@ -108,7 +114,7 @@ class Settings(BaseModel):
         """
         if self.forward_tokens is None:
             return self.steps
-        passes = self.masks_per_step + extra_passes
+        passes = self.masks_per_step + extra_passes + self.dense_passes
         per_step = passes * self.batch_size * self.seq_len
         if self.forward_tokens < per_step:
             raise ConfigError(

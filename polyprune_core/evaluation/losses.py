@@ -112,10 +112,15 @@ def counts(spent: Spent) -> dict[str, int]:
 
 
 class Objective(Metered):
-    """Masks and a batch of text in, losses out; counts what it spends."""
+    """Masks and a batch of text in, losses out; counts what it spends.
 
-    def __init__(self, compactor: Compactor, space: MaskSpace) -> None:
+    `of` says which loss: `cross-entropy` of the next tokens, or `kl`, KL(dense || pruned) over them, which takes one
+    pass through the dense model for every batch.
+    """
+
+    def __init__(self, compactor: Compactor, space: MaskSpace, of: str = "cross-entropy") -> None:
         super().__init__()
+        self.of = of
         self.compactor, self.space = compactor, space
         config: Any = compactor.model.config
         self.vocabulary = int(config.get_text_config().vocab_size)
@@ -123,11 +128,12 @@ class Objective(Metered):
 
     @torch.inference_mode()
     def losses(self, masks: Tensor, ids: Tensor) -> Tensor:
-        """Returns (K,) float32 mean next-token loss in nats under each of `masks` (K, U) on `ids` (B, T)."""
-        values = []
+        """Returns (K,) float32: the mean loss in nats per token under each of `masks` (K, U) on `ids` (B, T)."""
+        ids, values = ids.to(self.device), []
+        dense = self._dense(ids)
         for mask in masks:
             with self.compactor.applied(self.space.axis_keep(mask)) as model:
-                values.append(token_losses(model, ids.to(self.device)).mean())
+                values.append(self._loss(model, ids, dense))
             self.count(ids.numel())
         return torch.stack(values).cpu()
 
@@ -136,15 +142,35 @@ class Objective(Metered):
 
         The whole model runs, each unit multiplied by its gate, and back-propagation follows.
         """
-        values, gradients = [], []
+        ids = ids.to(self.device)
+        values, gradients, dense = [], [], self._dense(ids)
         for gate in gates:
             leaf = gate.float().requires_grad_(True)
             with (
                 torch.enable_grad(),
                 gated(self.compactor.model, self.space.layout, self.space.axis_keep(leaf)) as model,
             ):
-                loss = token_losses(model, ids.to(self.device)).mean()
+                loss = self._loss(model, ids, dense)
                 gradients.append(torch.autograd.grad(loss, leaf)[0])
             values.append(loss.detach())
             self.count(ids.numel(), backward=True)
         return torch.stack(values).cpu(), torch.stack(gradients).cpu()
+
+    @torch.no_grad()
+    def _dense(self, ids: Tensor) -> Tensor | None:
+        """Returns the last hidden states of the dense model, where the loss is about them."""
+        if self.of != "kl":
+            return None
+        self.count(ids.numel())
+        with self.compactor.applied({}) as model:
+            return last_hidden(model, ids)
+
+    def _loss(self, model: Any, ids: Tensor, dense: Tensor | None) -> Tensor:
+        if dense is None:
+            return token_losses(model, ids).mean()
+        ours, theirs = (predictions(head(model), hidden, ids) for hidden in (last_hidden(model, ids), dense))
+        total = torch.zeros((), device=dense.device)
+        for (logits, _), (wanted, _) in zip(ours, theirs, strict=True):
+            log_p, log_q = wanted.float().log_softmax(dim=-1), logits.float().log_softmax(dim=-1)
+            total = total + (log_p.exp() * (log_p - log_q)).sum()
+        return total / ids[:, 1:].numel()

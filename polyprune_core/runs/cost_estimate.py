@@ -170,5 +170,5 @@ def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
     if not isinstance(cell, Search):
         return 0
     extra = extra_passes(registry.build("estimator", cell.estimator))
-    passes = config.steps_for(extra) * (config.masks_per_step + extra)
+    passes = config.steps_for(extra) * (config.masks_per_step + extra + config.dense_passes)
     return passes * config.batch_size * config.seq_len

@@ -284,7 +284,7 @@ class Decider:
             learned, trace = search(
                 policy,
                 parameters,
-                Objective(harness.compactor, terms.space),
+                Objective(harness.compactor, terms.space, settings.objective),
                 estimator,
                 search_batches(harness.calibration_windows, settings.batch_size, cell.seed),
                 options,

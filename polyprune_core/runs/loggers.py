@@ -93,7 +93,7 @@ class Tracking(Reporter):
         if not isinstance(cell, Search):
             return 0, 0
         extra = extra_passes(self.registry.build("estimator", cell.estimator))
-        passes = self.config.masks_per_step + extra
+        passes = self.config.masks_per_step + extra + self.config.dense_passes
         return self.config.steps_for(extra), passes * self.config.batch_size * self.config.seq_len
 
     def _open(self, cell: Cell) -> None:

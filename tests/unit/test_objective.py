@@ -126,3 +126,21 @@ def test_losses_can_be_used_outside_of_inference_mode(masked, ids) -> None:
     with Compactor(model, space.layout) as compactor:
         losses = Objective(compactor, space).losses(masks, ids)
     assert torch.where(losses.isfinite(), losses, torch.tensor(0.0)).mean() > 0
+
+
+def test_kl_is_that_of_the_dense_model_to_the_gated_one_and_costs_a_pass_a_batch(masked, ids) -> None:
+    model, space, masks = masked
+    with torch.no_grad():
+        dense = model(input_ids=ids).logits[:, :-1].double().log_softmax(dim=-1)
+    with Compactor(model, space.layout) as compactor:
+        objective = Objective(compactor, space, "kl")
+        found = objective.losses(masks, ids)
+        assert (objective.forward_passes, objective.forward_tokens) == (4, 4 * 60)
+        slopes = objective.gradients(masks[:1].float(), ids)
+    for mask, loss in zip(masks, found, strict=True):
+        with torch.no_grad(), gated(model, space.layout, space.axis_keep(mask)):
+            pruned = model(input_ids=ids).logits[:, :-1].double().log_softmax(dim=-1)
+        expected = (dense.exp() * (dense - pruned)).sum(dim=-1).mean()
+        torch.testing.assert_close(loss.clone().double(), expected, rtol=1e-4, atol=1e-6)
+    assert float(found[2]) < 1e-6  # nothing is removed
+    torch.testing.assert_close(slopes[0], found[:1].clone(), rtol=1e-4, atol=1e-6)
