@@ -32,6 +32,7 @@ from polyprune_core.version import __version__ as __version__
 if TYPE_CHECKING:
     from polyprune_core.api.calls import compare, evaluate, load_results, prune
     from polyprune_core.api.comparison import ComparisonResults
+    from polyprune_core.config.protect import Protect
     from polyprune_core.evaluation.calibration import Calibration
     from polyprune_core.evaluation.layerwise import Seen
     from polyprune_core.evaluation.removal import Removal, removals
@@ -59,6 +60,7 @@ _LAZY = {
     "MaskFile": "polyprune_core.pruning.mask_file",
     "MaskSpace": "polyprune_core.pruning.space",
     "PolicyStart": "polyprune_core.pruning.starting",
+    "Protect": "polyprune_core.config.protect",
     "PrunedModel": "polyprune_core.pruning.pruned_model",
     "PruningResult": "polyprune_core.runs.prune",
     "Reader": "polyprune_core.pruning.readers",
@@ -108,6 +110,7 @@ __all__ = [
     "Policy",
     "PolicyStart",
     "PolypruneError",
+    "Protect",
     "Provider",
     "PrunedModel",
     "PruningResult",

@@ -125,10 +125,12 @@ class Registry:
         Raises:
             PluginError: as `build`, or the metric is at fault.
         """
-        metric = self.build("initializer", spec)
-        values = metric.score(model, space, calibration)
-        comparable = self.for_one_budget(spec) or metric.comparable
-        return Scores(values.detach().cpu().float(), spec, comparable)
+        values = self.build("initializer", spec).score(model, space, calibration)
+        return Scores(values.detach().cpu().float(), spec, self.comparable(spec))
+
+    def comparable(self, spec: str) -> bool:
+        """Whether the scores of the metric that `spec` names are comparable across layers, so that no scale applies."""
+        return self.for_one_budget(spec) or bool(self.build("initializer", spec).comparable)
 
     def for_one_budget(self, spec: str) -> bool:
         """Whether the metric that `spec` names measures anew for every budget."""

@@ -148,7 +148,7 @@ def _metric_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
 def _pooling_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
     if not isinstance(cell, Metric):
         return 0
-    return most_candidates(cell, "budget" in _needs(cell, registry)) * HELD_BACK * config.seq_len
+    return most_candidates(cell, registry.comparable(cell.initializer)) * HELD_BACK * config.seq_len
 
 
 def _repair_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
