@@ -220,20 +220,19 @@ def dense_perplexity() -> str:
 def exports() -> str:
     """Returns the exports that ran in their runtimes, beside the dense model there."""
     lines = [
-        "| exporter | runtime | max Δ log p | same top-1 | perplexity (dense) | MB (dense) | reads / writes, × dense |"
+        "| exporter | runtime | max Δ log p | same top-1 | perplexity (dense) | MB (dense) |",
+        "|---|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|---|---|")
     for row in _read("exports")["rows"]:
         found = row.get("in_runtime")
         if not found:
-            lines.append(f"| `{row['exporter']}` | {row.get('refused', '')} | | | | | |")
+            lines.append(f"| `{row['exporter']}` | {row.get('refused', '')} | | | | |")
             continue
         this, dense = found["pruned"], found["dense"]
-        speed = f"{this['reading'] / dense['reading']:.2f} / {this['writing'] / dense['writing']:.2f}"
         lines.append(
             f"| `{row['exporter']}` | {found['runtime']} {found['version']} | {found['largest_difference']:.2g} | "
             f"{found['top1_agreement']:.1%} | {this['perplexity']:.3f} ({dense['perplexity']:.3f}) | "
-            f"{this['bytes'] / 1e6:.0f} ({dense['bytes'] / 1e6:.0f}) | {speed} |"
+            f"{this['bytes'] / 1e6:.0f} ({dense['bytes'] / 1e6:.0f}) |"
         )
     return "\n".join(lines)
 
