@@ -80,6 +80,8 @@ def best_metric(found: list[Line], text: str) -> Line:
 def shares(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGTH) -> str:
     """Returns a Markdown table: what every row leaves of the excess loss, and of the KL, of the best metric alone."""
     found, names = lines(record, sparsity, seq_len), texts(record)
+    if not any(line.repair == NONE and not line.searched for line in found):
+        return "*not measured*"
     head = ["criterion", "repair", "n", "forward tokens", "backward passes", "perplexity"]
     head += [f"excess on {name}" for name in names] + [f"KL on {name}" for name in names]
     told = [f"| {' | '.join(head)} |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
