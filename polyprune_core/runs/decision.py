@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from polyprune_core.config.cell import NO_REPAIR, Cell, Dense, Metric, Pruned, Search
+from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.losses import Metered, Objective, counts
 from polyprune_core.evaluation.moments import Reading
@@ -210,10 +211,14 @@ class Decider:
     def _pooled(self, cell: Metric) -> Decision:
         """Returns the metric's selection; of the poolings left open, the one that loses least on windows held back."""
         one_budget = self.registry.for_one_budget(cell.initializer)
-        tried, cost = list[Decision](), Cost()
+        tried, refused, cost = list[Decision](), list[ConfigError](), Cost()
         for asked, terms in self.harness.in_scopes(cell):
             rule = self._rule(asked, terms)
-            scores, spent = self.scores(terms.space, cell.initializer, cell.seed, rule if one_budget else None)
+            try:
+                scores, spent = self.scores(terms.space, cell.initializer, cell.seed, rule if one_budget else None)
+            except ConfigError as error:  # a metric made for one budget need not serve every scope
+                refused.append(error)
+                continue
             cost = cost.plus(spent) if one_budget or not tried else cost
             for how in scales(cell, scores.comparable):
                 pooled = asked.model_copy(update={"scale": how})
@@ -221,6 +226,8 @@ class Decider:
                 selection, ranked = rule.select(values, terms.space), Scores(values, scores.source)
                 pruned = PrunedModel(self.harness.loaded, terms.space, selection, ranked)
                 tried.append(Decision(pooled, pruned, terms, None, Cost()))
+        if not tried:
+            raise refused[0]
         losses, spent = self._held_back(cell, tried) if cell.open else ([0.0], Cost())
         best = tried[losses.index(min(losses))]
         named = {f"{each.cell.scope}, {each.cell.scale}": loss for each, loss in zip(tried, losses, strict=True)}

@@ -54,6 +54,7 @@ def opened(folder: Path, evaluation: str = "test.txt") -> Harness:
         calibration=str(folder / "learn.txt"),
         evaluation=str(folder / evaluation),
         calibration_samples=SAMPLES,
+        repair_samples=SAMPLES,
         seq_len=LENGTH,
         eval_seq_len=LENGTH,
         limit=4,
