@@ -286,8 +286,8 @@ def polyprune_exporters() -> Iterable[Provider[Exporter]]:
     More may be declared. `check(base: LoadedModel)` raises ModelError where no smaller form of a model can be written,
     before anything is scored. `legal_shapes(layout: ModelLayout) -> LegalShapes` says which shapes the format can hold;
     the conformance kit asks for no others. `runtime() -> Runtime` names the program that runs what was written, for
-    `export --verify`, and `rounding` is what the format loses of a weight, relative to it. What a format cannot do besides, such as a dense checkpoint
-    with zeros in place of removed units, is excused by the provider's `xfail`.
+    `export --verify`, and `rounding` is what the format loses of a weight, relative to it. What a format cannot do
+    besides, such as a dense checkpoint with zeros in place of removed units, is excused by the provider's `xfail`.
 
     PluginError is raised where something else is returned; the output folder then does not appear.
 

@@ -49,8 +49,15 @@ class Pruned(Protocol):
         """Which of the updates the dense model does not have."""
 
 
-OF_THE_DENSE = ("architectures", "auto_map", "model_type", "per_layer_config", "polyprune", "transformers_version")
-OF_THE_DENSE += ("allow_global_per_layer_attribute_access",)
+OF_THE_DENSE = {
+    "allow_global_per_layer_attribute_access",
+    "architectures",
+    "auto_map",
+    "model_type",
+    "per_layer_config",
+    "polyprune",
+    "transformers_version",
+}
 
 
 def build_compact(pruned: Pruned) -> PreTrainedModel:

@@ -185,8 +185,9 @@ def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, deci
         achieved = terms.spent(pruned.selection, pruned.added_parameters) if terms and budget else None
         in_memory = harness.evaluate("the model cut in memory", pruned)
         dense = harness.dense
-    measured = {"perplexity": in_memory.perplexity, "dense": dense.perplexity, "tokens": in_memory.tokens}
-    measured |= {"text": last_name(harness.texts["evaluation"].name), "window": config.eval_seq_len}
+    text = last_name(harness.texts["evaluation"].name)
+    measured: dict[str, Any] = {"text": text, "window": config.eval_seq_len, "tokens": in_memory.tokens}
+    measured |= {"perplexity": in_memory.perplexity, "dense": dense.perplexity}
     pruned = dataclasses.replace(pruned, measured=measured)
     return PruningResult(pruned, in_memory, dense, cost, budget, achieved)
 
