@@ -50,7 +50,7 @@ class Pruned(Protocol):
         """Which of the updates the dense model does not have."""
 
 
-OF_THE_DENSE = (
+OF_THE_DENSE = {
     "allow_global_per_layer_attribute_access",
     "architectures",
     "auto_map",
@@ -58,7 +58,7 @@ OF_THE_DENSE = (
     "per_layer_config",
     "polyprune",
     "transformers_version",
-)
+}
 
 
 def build_compact(pruned: Pruned) -> PreTrainedModel:

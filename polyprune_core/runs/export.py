@@ -15,13 +15,14 @@ from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.evaluation.perplexity import not_finite
 from polyprune_core.evaluation.text import load_text
 from polyprune_core.evaluation.windows import Cutter
-from polyprune_core.models.sources import LoadedModel, load_model
+from polyprune_core.models.sources import LoadedModel
 from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import HEADER, MaskFile
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
 from polyprune_core.runs.inputs import decision_place, model_place
+from polyprune_core.runs.model_sources import load_asked
 from polyprune_core.runs.stored_cell import FinishedCell, find_cell
 from polyprune_core.runs.verification import RuntimeCheck, check_in_runtime, require_runtime, runtime_of
 from polyprune_core.utils.environment import environment
@@ -86,7 +87,7 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
     name, revision = _of_dense(request, source)
     read = {"what is exported,": decision_place(request.source)} | model_place(name, revision)
     with new_folder(output, overwrite, read) as place:
-        base = _dense(request, name, revision, reporter)
+        base = load_asked(name, request, reporter, revision)
         check_exportable(exporter, base)
         if request.verify:
             require_runtime(exporter)
@@ -175,14 +176,3 @@ def _of_dense(request: Export, source: MaskFile | FinishedCell) -> tuple[str, st
     if isinstance(source, FinishedCell):
         return source.model, source.revision
     return source.base_name, source.recipe.get("revision")
-
-
-def _dense(request: Export, name: str, revision: str | None, reporter: Reporter) -> LoadedModel:
-    return load_model(
-        name,
-        dtype=request.dtype,
-        device=request.device,
-        revision=revision,
-        trust_remote_code=request.trust_remote_code,
-        status=reporter.status,
-    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config.requests import EvaluateConfig
+from polyprune_core.config.requests import EvaluateConfig, Export
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.checkpoint import read_config, weight_files
 from polyprune_core.models.sources import LoadedModel, catalogue, load_model
@@ -45,7 +45,7 @@ def open_subject(name: str, request: EvaluateConfig, reporter: Reporter, dense: 
             f"--model {dense} names the dense model of a mask file, but {name} is no folder of masks. To compare the "
             "two, give --reference."
         )
-    loaded = _load(name, request, reporter, request.revision if name == request.target else None)
+    loaded = load_asked(name, request, reporter, request.revision if name == request.target else None)
     made = read_config(loaded.path).get("polyprune") if loaded.path else None
     origin = made.get("base") if isinstance(made, dict) else None
     return Subject(loaded, _files(loaded), origin=origin if isinstance(origin, dict) else None)
@@ -82,7 +82,7 @@ def open_reference(request: EvaluateConfig, subject: Subject, reporter: Reporter
 def _from_masks(name: str, folder: Path, dense: str | None, request: EvaluateConfig, reporter: Reporter) -> Subject:
     masks = MaskFile.read(folder)
     revision = masks.recipe.get("revision") if dense is None else request.revision
-    base = _load(dense or masks.base_name, request, reporter, revision)
+    base = load_asked(dense or masks.base_name, request, reporter, revision)
     pruned = masks.apply(base)
     model = pruned.build()
     model.config.use_cache = False
@@ -94,7 +94,7 @@ def _from_masks(name: str, folder: Path, dense: str | None, request: EvaluateCon
 def _origin(origin: dict[str, Any], request: EvaluateConfig, reporter: Reporter) -> LoadedModel | None:
     name = str(origin.get("name"))
     try:
-        found = _load(name, request, reporter, None)
+        found = load_asked(name, request, reporter, None)
     except ModelError as error:
         reporter.status(f"nothing to compare with: {error} Give the dense model as --reference.")
         return None
@@ -104,7 +104,12 @@ def _origin(origin: dict[str, Any], request: EvaluateConfig, reporter: Reporter)
     return found
 
 
-def _load(name: str, request: EvaluateConfig, reporter: Reporter, revision: str | None) -> LoadedModel:
+def load_asked(name: str, request: EvaluateConfig | Export, reporter: Reporter, revision: str | None) -> LoadedModel:
+    """Loads a model as a request says: number format, device, trust.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
     return load_model(
         name,
         dtype=request.dtype,
