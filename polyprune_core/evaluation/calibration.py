@@ -209,8 +209,8 @@ class Calibration(Metered):
         return updates
 
     def input_statistics(self) -> dict[str, InputStatistics]:
-        """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model."""
-        readers = {axis.name: axis.reader for axis in self.layout.axes if axis.reader is not None}
+        """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model; of views too."""
+        readers = {axis.name: axis.reader for axis in self.layout.axis.values() if axis.reader is not None}
         moments = self._moments(list(readers.values()))
         return {name: moments[reader] for name, reader in readers.items()}
 

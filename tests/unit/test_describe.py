@@ -25,8 +25,9 @@ def test_a_family_that_is_known_to_be_another_is_not_taken_for_a_slip_of_the_pen
 def test_a_family_whose_modules_have_other_names_is_told_which(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[mine]\nlike = "llama"\nmodel_types = ["qwen2"]\naxes.mlp = { norm = ["ln_after"] }\n')
+    model = tiny_model("qwen2")
     with also(file), pytest.raises(ModelError, match=r"layers.0.mlp of this qwen2 model .*there is no ln_after"):
-        describe(tiny_model("qwen2"))
+        describe(model)
 
 
 @pytest.mark.parametrize(
