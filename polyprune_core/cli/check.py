@@ -71,8 +71,7 @@ def _examine_families(what: str) -> list[CheckResult]:
 
     path = Path(os.path.expanduser(what))
     if path.is_dir() and (path / "pyproject.toml").is_file():
-        read = tomllib.loads((path / "pyproject.toml").read_text("utf-8"))
-        points = read.get("project", {}).get("entry-points", {}).get(GROUP, {})
+        points = _groups(path / "pyproject.toml").get(GROUP, {})
         files = [path.joinpath(*v.partition(":")[0].split("."), f"{v.partition(':')[2]}.toml") for v in points.values()]
     elif path.suffix == ".toml":
         files = [path]
@@ -161,13 +160,18 @@ def _from_path(path: Path) -> tuple[list[Path], list[EntryPoint]]:
     return [parent], [EntryPoint(module, module, PROJECT)]
 
 
-def _entry_points(pyproject: Path) -> list[EntryPoint]:
+def _groups(pyproject: Path) -> dict[str, dict[str, str]]:
+    """Returns the entry points of a project by name, in groups."""
     try:
         groups = tomllib.loads(pyproject.read_text("utf-8")).get("project", {}).get("entry-points", {})
-        ours = {group: entries for group, entries in groups.items() if is_ours(group)}
-        named = [(name, str(value), group) for group, entries in ours.items() for name, value in entries.items()]
+        return {group: {name: str(value) for name, value in named.items()} for group, named in groups.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{pyproject} cannot be read: {error}.") from error
+
+
+def _entry_points(pyproject: Path) -> list[EntryPoint]:
+    ours = {group: entries for group, entries in _groups(pyproject).items() if is_ours(group)}
+    named = [(name, value, group) for group, entries in ours.items() for name, value in entries.items()]
     if not named:
         raise PluginError(f"{pyproject} has no [project.entry-points.{PROJECT}], so nothing would find its plugins.")
     for name, value, _ in named:
