@@ -132,6 +132,25 @@ class Calibration(Metered):
         scores = self._measure(spec, self.model, space, self)
         return scale(scores.values, space, "raw" if scores.comparable else how)
 
+    def score_others(self, values: Mapping[str, Tensor], spec: str, space: MaskSpace) -> Tensor:
+        """Returns (U,) scores: of units that have `values` the sums of these, of the rest another metric's scores.
+
+        `values` maps the names of axes, such as those of experts, to (size,); `spec` is as in `score`.
+
+        Raises:
+            PluginError: as `score`, where there is a rest.
+        """
+        scores = torch.zeros(len(space))
+        for own in (True, False):
+            groups = [group for group in space.groups if all((name in values) is own for name, _ in group.spans)]
+            if not groups:
+                continue
+            part = MaskSpace(space.layout, groups, space.name)
+            found = part.sum_entries(dict(values)) if own else self.score(spec, part)
+            places = [place for place, group in zip(space.slices(), space.groups, strict=True) if group in groups]
+            scores[torch.cat([torch.arange(place.start, place.stop) for place in places])] = found.cpu().float()
+        return scores
+
     def repair(self, spec: str, pruned: PrunedModel) -> Mapping[str, Tensor]:
         """Returns what another repair changes on this calibration, which bears its cost.
 
