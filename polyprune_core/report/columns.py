@@ -85,14 +85,14 @@ def _spread(found: Sample) -> str:
 
 
 def _excess(summary: Summary) -> str:
-    if not summary.row.evaluations or summary.row.cell.kind == "dense":
+    if not summary.row.evaluations or summary.row.cell.is_reference:
         return ""
     return number(summary.row.evaluations[0].excess, 3)
 
 
 def _share(summary: Summary, index: int) -> str:
     share = summary.shares[index] if index < len(summary.shares) else None
-    return "" if share is None or summary.row.cell.kind == "dense" else f"{share:.0%}"
+    return "" if share is None or summary.row.cell.is_reference else f"{share:.0%}"
 
 
 def _further(summary: Summary, place: tuple[str, int]) -> str:

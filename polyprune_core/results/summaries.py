@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import NO_REPAIR, Cell, Metric, Search
+from polyprune_core.config.cell import Cell, Metric, Search
 from polyprune_core.results.statistics import (
     EvaluationNoise,
     Paired,
@@ -251,7 +251,7 @@ def _reference(summary: Summary, index: int, summaries: Sequence[Summary]) -> fl
         other.row.evaluations[index].excess
         for other in summaries
         if isinstance(other.row.cell, Metric)
-        and other.row.cell.repair == NO_REPAIR
+        and not other.row.cell.repaired
         and (_section(other), set(other.seeds)) == (_section(summary), set(summary.seeds))
         and len(other.row.evaluations) > index
     ]
