@@ -24,8 +24,24 @@ from polyprune_core.cli import main
 from polyprune_core.plugins import registry
 
 FIRST_PARTY = {
-    "granularity": {"attention", "channel", "head", "layer", "mlp"},
-    "initializer": {"block-influence", "llm-pruner", "magnitude", "random", "sleb", "thinet", "wanda"},
+    "granularity": {"attention", "auto", "channel", "expert", "head", "layer", "mlp", "query-head"},
+    "initializer": {
+        "angular-distance",
+        "block-influence",
+        "bonsai",
+        "flap",
+        "frequency",
+        "knapsack",
+        "llm-pruner",
+        "magnitude",
+        "obs",
+        "random",
+        "reap",
+        "sleb",
+        "symbolic",
+        "thinet",
+        "wanda",
+    },
     "estimator": {
         "antithetic",
         "arm",
@@ -41,8 +57,8 @@ FIRST_PARTY = {
         "straight-through",
     },
     "policy": {"gaussian", "hierarchical", "logits", "probabilities"},
-    "repair": {"bias", "distil", "least-squares", "none", "rotation", "scale"},
-    "exporter": {"huggingface", "masks"},
+    "repair": {"bias", "distil", "least-squares", "none", "rotation", "scale", "sequential"},
+    "exporter": {"gguf", "huggingface", "masked", "masks", "onnx"},
 }
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|10\d)(?:;\d+)*m")
 PROGRAM = "from polyprune_core.cli import main; main()"
@@ -134,6 +150,8 @@ sys.exit(f"loaded: {sorted(heavy & sys.modules.keys())}")
         "evaluate --help",
         "export --help",
         "report --help",
+        "models --help",
+        "masks --help",
         "plugins list",
     ],
 )
@@ -148,13 +166,30 @@ def test_the_version_is_that_of_the_package() -> None:
     assert polyprune("--version") == (0, f"polyprune, version {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["compare"], ["prune"], ["evaluate"], ["export"], ["report"], ["plugins"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["compare"],
+        ["prune"],
+        ["evaluate"],
+        ["export"],
+        ["report"],
+        ["plugins"],
+        ["models"],
+        ["models", "check"],
+        ["masks"],
+        ["masks", "diff"],
+    ],
+)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_is_on_stdout_and_is_not_cut(command: list[str], flag: str) -> None:
     status, out, err = polyprune(*command, flag)
     assert (status, err) == (0, "")
     assert "Usage:" in out
-    assert "…" not in out.replace("antithetic, …", "").replace("masks, …", "")
+    for more_names in ("antithetic, …", "masks, …", "llm-pruner-paper, …"):
+        out = out.replace(more_names, "")
+    assert "…" not in out
     assert "..." not in out.replace("[ARGS]...", "").replace("STORE...", "").replace("COMMAND...", "")
 
 
@@ -169,7 +204,7 @@ def test_the_list_of_plugins_has_all_that_come_with_polyprune() -> None:
     assert (status, err) == (0, "")
     rows = [line.split() for line in out.splitlines()[1:]]
     ours = [row for row in rows if row[-2:] == ["polyprune", __version__]]
-    assert len(ours) == sum(map(len, FIRST_PARTY.values())) == 32
+    assert len(ours) == sum(map(len, FIRST_PARTY.values())) == 51
     assert {kind: {row[1] for row in ours if row[0] == kind} for kind in FIRST_PARTY} == FIRST_PARTY
 
 
