@@ -55,6 +55,8 @@ def test_auto_takes_query_heads_where_kv_heads_are_few_and_says_so() -> None:
     assert space_of(few, Auto()).kinds == ("query-head", "channel")
     assert space_of(tiny_model(), Auto()).kinds == ("head", "channel")
     assert space_of(tiny_model("qwen2_moe"), Auto()).kinds == ("head", "expert", "shared-channel", "channel")
+    for model, parts in ((few, (QueryHead(), Channel())), (tiny_model(), (Head(), Channel()))):
+        assert space_of(model, Auto()).groups == space_of(model, *parts).groups
     assert next(said_of(space_of(few, Auto(), name="auto"))).startswith("auto is 18 units of query-head and 210 units")
     (told,) = said_of(space_of(few, Head(), name="head"))
     assert told.startswith("3 layers have one unit of head each: a budget for head empties whole attention sublayers")

@@ -46,25 +46,7 @@ class Frequency:
             for ids in calibration.batches() if experts else ():
                 cast(Any, model).base_model(input_ids=ids, use_cache=False)
         shares = {name: total / calibration.windows.numel() for name, total in chosen.items()}
-        return of_experts_and_others(space, calibration, shares, self.others)
-
-
-def of_experts_and_others(space: MaskSpace, calibration: Calibration, values: dict[str, Tensor], others: str) -> Tensor:
-    """Returns (U,) scores: of `values`, a number for each expert by axis name, and of other units another metric's."""
-    import torch
-
-    from polyprune_core import MaskSpace
-
-    scores = torch.zeros(len(space))
-    for own, made in ((True, None), (False, others)):
-        groups = [g for g in space.groups if all((name in values) is own for name, _ in g.spans)]
-        where = [place for place, g in zip(space.slices(), space.groups, strict=True) if g in groups]
-        if not groups:
-            continue
-        part = MaskSpace(space.layout, groups, space.name)
-        found = part.sum_entries(values) if made is None else calibration.score(made, part)
-        scores[torch.cat([torch.arange(place.start, place.stop) for place in where])] = found.cpu().float()
-    return scores
+        return calibration.score_others(shares, self.others, space)
 
 
 @hookimpl

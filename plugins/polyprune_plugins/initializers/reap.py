@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from polyprune_core import Initializer, Provider, hookimpl
-from polyprune_plugins.initializers.frequency import of_experts_and_others
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,7 +52,7 @@ class Reap:
             for ids in calibration.batches() if experts else ():
                 cast(Any, model).base_model(input_ids=ids, use_cache=False)
         means = {name: added[name] / chosen[name].clamp(min=1) for name in chosen}
-        return of_experts_and_others(space, calibration, means, self.others)
+        return calibration.score_others(means, self.others, space)
 
 
 @hookimpl
