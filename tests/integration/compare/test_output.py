@@ -18,7 +18,8 @@ pytestmark = pytest.mark.usefixtures("two_short_texts")
 
 def test_every_form_is_alone_on_stdout_and_names_every_row(unbroken, record) -> None:
     store, _ = unbroken
-    names = [report.label(row) for row in Results.from_json(record).rows]
+    results = Results.from_json(record)
+    names = [report.label(row, report.varied(results)) for row in results.rows]
     for form in report.FORMATS:
         run = polyprune(*GRID, "-o", store, "--format", form)
         assert run.status == 0
