@@ -37,7 +37,10 @@ nitpick_ignore_regex = [
     (r"py:class", r"polyprune_core\.config\.cell\.\w+|polyprune_core\.runs\.evaluation_report\.Side|Paired"),
     (r"py:class", r"nn\.Module|Tensor|Generator|Path|Sequence|Mapping|Callable|Iterable|Iterator|Any|ModuleType"),
     (r"py:.*", r"PreTrained\w+|(dict|Mapping)\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
-    (r"py:class", r"polyprune_core\.pruning\.(mask_header\.Base|pricing\.PricedBudget)|polyprune_core\.evaluation\.moments\.Reading"),
+    (
+        r"py:class",
+        r"polyprune_core\.pruning\.(mask_header\.Base|pricing\.PricedBudget)|polyprune_core\.evaluation\.moments\.Reading",
+    ),
 ]
 
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]

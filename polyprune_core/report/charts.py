@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,13 +95,17 @@ def measured(summaries: Sequence[Summary]) -> list[Summary]:
 
 
 def criteria(results: Results, summaries: Sequence[Summary]) -> dict[str, dict[str, list[Summary]]]:
-    """Returns of each granularity what a chart has a line for: the measured summaries of each criterion."""
+    """Returns of each granularity what a chart has a line for: the measured summaries of each criterion.
+
+    A pooling that was chosen may be another at every sparsity, so a criterion's line does not go by it.
+    """
     differs = varied(results)
     found: dict[str, dict[str, list[Summary]]] = {}
     for summary in measured(summaries):
         granularity = summary.row.cell.granularity
         if granularity and removed(summary.row) is not None:
-            found.setdefault(granularity, {}).setdefault(label(summary.row, differs), []).append(summary)
+            row = dataclasses.replace(summary.row, scope_chosen=None, scale_chosen=None)
+            found.setdefault(granularity, {}).setdefault(label(row, differs), []).append(summary)
     return found
 
 

@@ -107,9 +107,8 @@ def test_best_is_the_lowest_mean_over_seeds_of_what_is_asked_for(results) -> Non
             results.best(**coordinates)
 
 
-def test_the_chart_has_a_line_a_criterion_through_the_means_of_the_table() -> None:
+def test_the_chart_has_a_line_a_criterion_through_the_means_of_the_table(results) -> None:
     pytest.importorskip("matplotlib")
-    results = compare(**GRID, scope="kind", scale="zscore", quiet=True)
     axes = results.plot()
     drawn = dict(zip(axes.get_legend_handles_labels()[1], axes.get_legend_handles_labels()[0], strict=True))
     assert drawn.keys() == {"dense", "random", "wanda"}
