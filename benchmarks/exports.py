@@ -46,7 +46,8 @@ def _verified(folder: Path, exporter: str) -> dict[str, Any]:
         command += ["--output", f"{name}/out"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"status": done.returncode, "refused": done.stderr.strip().splitlines()[-1]}
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return {"status": done.returncode, "refused": said[-1]}
     found: dict[str, Any] = json.loads(done.stdout)
     kept = ("environment", "verification", "in_runtime")
     return {"status": 0} | {name: found[name] for name in kept} | {"details": found["report"]["details"]}
