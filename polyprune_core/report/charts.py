@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.errors import counted
 from polyprune_core.report.arrange import mildest_first, removed
-from polyprune_core.report.columns import label, number, perplexity, short, varied
+from polyprune_core.report.columns import criterion, label, number, perplexity, short, varied
 from polyprune_core.report.curves import Curve
 from polyprune_core.report.sheet import Band, Cell, Sheet
 from polyprune_core.results.results import Results
@@ -104,8 +103,7 @@ def criteria(results: Results, summaries: Sequence[Summary]) -> dict[str, dict[s
     for summary in measured(summaries):
         granularity = summary.row.cell.granularity
         if granularity and removed(summary.row) is not None:
-            row = dataclasses.replace(summary.row, scope_chosen=None, scale_chosen=None)
-            found.setdefault(granularity, {}).setdefault(label(row, differs), []).append(summary)
+            found.setdefault(granularity, {}).setdefault(criterion(summary.row, differs), []).append(summary)
     return found
 
 

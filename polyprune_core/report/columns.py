@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -216,6 +217,11 @@ def label(row: Row, varied: frozenset[str] = frozenset()) -> str:
     name += f" + {row.cell.repair}" if row.cell.repaired else ""
     name += " ∇" if row.backward_passes else ""
     return plain(f"{name} ({', '.join(notes)})" if notes else name)
+
+
+def criterion(row: Row, varied: frozenset[str] = frozenset()) -> str:
+    """Returns what a row is called beside those of other budgets, where other poolings may have been chosen."""
+    return label(dataclasses.replace(row, scope_chosen=None, scale_chosen=None), varied)
 
 
 def _note(row: Row, key: str, varied: frozenset[str]) -> str:

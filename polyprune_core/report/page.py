@@ -9,7 +9,7 @@ from polyprune_core.report import charts
 from polyprune_core.report.agreement import agreement_sheets
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.charts import Chart
-from polyprune_core.report.columns import MARKS, columns, label, number, section, varied
+from polyprune_core.report.columns import MARKS, columns, criterion, label, number, section, varied
 from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.cost import cost_sheet
 from polyprune_core.report.curves import curves
@@ -89,7 +89,7 @@ def _part(comparison: MergedResults, arrangement: Arrangement) -> Part:
     results = comparison.results
     summaries = [summary for _, group in arrangement.groups(results) for summary in group]
     differs = varied(results)
-    names = dict.fromkeys(label(s.row, differs) for s in summaries if s.row.cell.kind != "dense")
+    names = dict.fromkeys(criterion(s.row, differs) for s in summaries if s.row.cell.kind != "dense")
     styles = {name: index for index, name in enumerate(names)}
     lines = curves(results, summaries, comparison.folders)
     return Part(
@@ -123,6 +123,7 @@ def _facts(results: Results) -> dict[str, str]:
     model, texts, where = results.model, results.texts, results.environment
     facts = {
         "model": f"{model['name']}, {model['parameters']:,} parameters, {model['dtype']} on {model['device']}",
+        "weights": model.get("source"),
         "weights, sha256": model.get("sha256"),
         "polyprune": results.polyprune,
         "environment": ", ".join(f"{name} {value}" for name, value in where.items() if value is not None),

@@ -19,7 +19,7 @@ from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
-from polyprune_core.report.columns import label, told_apart
+from polyprune_core.report.columns import criterion, label, told_apart
 from polyprune_core.results.cell_file import path_of, read_details
 from polyprune_core.results.row import row_from_json
 from polyprune_core.runs.decision import Decider
@@ -205,3 +205,13 @@ def test_masks_are_selected_anew_in_the_pooling_that_was_chosen(tmp_path) -> Non
     )
     assert again.status == 0, again.err
     assert MaskFile.read(tmp_path / "more").rule().scope == masks.rule().scope
+
+
+def test_a_chart_has_one_line_a_criterion_whatever_was_chosen_at_each_sparsity() -> None:
+    columns = {"kind": "baseline", "scope": "auto", "scale": "auto", "granularity": "head", "initializer": "wanda"}
+    rows = [
+        row_from_json(columns | {"id": scope, "sparsity": sparsity, "seed": 0, "scope_chosen": scope})
+        for scope, sparsity in (("kind", 0.2), ("global", 0.4))
+    ]
+    assert [label(row) for row in rows] == ["wanda (kind)", "wanda (global)"]
+    assert {criterion(row) for row in rows} == {"wanda"}
