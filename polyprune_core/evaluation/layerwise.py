@@ -90,9 +90,9 @@ class SideBySide:
         updates: dict[str, Tensor] = {}
         states = [_Batch(hidden, hidden) for hidden in map(self._embedded, batches)]
         for index, layer in enumerate(self.layers):
-            modules = self._readers_of(index)
             with self.compactor.applied({}):
-                dense = [self._watched(index, state.dense, modules) for state in states]
+                dense = [self._watched(index, state.dense) for state in states]
+            modules = list(dense[0][1])
             for state, (hidden, added) in zip(states, dense, strict=True):
                 _require_sum(state.dense, hidden, added.values(), layer)
             for place, module in enumerate(modules):
@@ -131,18 +131,6 @@ class SideBySide:
             tokens += len(inputs)
         return Seen(*(total / tokens for total in sums))
 
-    def _readers_of(self, index: int) -> list[str]:
-        """Returns the readers of a layer in the order in which they run."""
-        axes = [axis for axis in self.layout.axes if axis.layer == index and axis.reader is not None]
-        found = list(dict.fromkeys(axis.reader_module for axis in axes))
-        running: list[str] = []
-        with ExitStack() as undo:
-            for name in found:
-                undo.enter_context(self._heard(name, lambda name, _output: running.append(name)))
-            with self.compactor.applied({}):
-                self._run(index, self._first)
-        return list(dict.fromkeys(running))
-
     def _embedded(self, ids: Tensor) -> Tensor:
         """Returns the hidden states before the first layer, and keeps what every layer is called with beside them."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -162,18 +150,18 @@ class SideBySide:
                 self.model.base_model(input_ids=ids, use_cache=False)
         if len(ids) not in self._given:
             self._given[len(ids)] = calls
-        self._first = first[0]
         return first[0]
 
     def _run(self, index: int, hidden: Tensor) -> Any:
         args, kwargs = self._given[len(hidden)][index]
         return self.layers[index](hidden, *args, **kwargs)
 
-    def _watched(self, index: int, hidden: Tensor, modules: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the hidden states after a layer, and what each of its readers gave."""
+    def _watched(self, index: int, hidden: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the hidden states after a layer, and what its readers gave, in the order in which they ran."""
         given: dict[str, Tensor] = {}
+        axes = [axis for axis in self.layout.axes if axis.layer == index and axis.reader is not None]
         with ExitStack() as undo:
-            for name in modules:
+            for name in {axis.reader_module for axis in axes}:
                 undo.enter_context(self._heard(name, given.__setitem__))
             return _hidden(self._run(index, hidden)), given
 

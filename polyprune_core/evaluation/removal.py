@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.calibration import Calibration
-from polyprune_core.pruning.refit import Reader, removal
+from polyprune_core.pruning.refit import DenseReader, removal
 from polyprune_core.pruning.space import MaskSpace
 
 
@@ -48,5 +48,5 @@ def removals(model: nn.Module, space: MaskSpace, calibration: Calibration, ridge
             second, mean = moments.second.double(), moments.mean.double()
             weight = space.reader_weight(model, name).double()[:, own]
             owner = group.owner(name, axis.size).repeat_interleave(axis.reader_width)
-            readers.append(Reader(weight, (second - mean.outer(mean))[own, own], owner))
+            readers.append(DenseReader(weight, (second - mean.outer(mean))[own, own], owner))
         yield Removal(*removal(readers, group.count, ridge), sum(reader.size() for reader in readers))

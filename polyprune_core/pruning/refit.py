@@ -18,7 +18,7 @@ LAZY = 64
 
 
 @dataclass(frozen=True)
-class Reader:
+class DenseReader:
     """A reader before anything is removed: `weight` (out, in), `covariance` (in, in) of its inputs, both float64.
 
     `owner` (in,) int64 is the unit of each of its columns.
@@ -41,7 +41,7 @@ class Remainder:
     `given`ᵀ, beside the blocks of H and of WᵀW on their diagonals, which are what errors are made of.
     """
 
-    def __init__(self, reader: Reader, ridge: float) -> None:
+    def __init__(self, reader: DenseReader, ridge: float) -> None:
         """`ridge`: λ over the median of the diagonal of the covariance."""
         weight, covariance, owner = reader.weight, reader.covariance, reader.owner
         count = owner.bincount()
@@ -126,7 +126,7 @@ class Remainder:
             self._restart()
 
 
-def removal(readers: list[Reader], count: int, ridge: float) -> tuple[Tensor, Tensor]:
+def removal(readers: list[DenseReader], count: int, ridge: float) -> tuple[Tensor, Tensor]:
     """Returns the units (count,) in the order of their removal and what each then adds to the error, float64.
 
     A unit that is alone adds all that is lost with it.

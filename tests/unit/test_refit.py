@@ -10,7 +10,7 @@ from all_metrics import calibration_for, scores
 
 from polyprune_core.errors import ConfigError
 from polyprune_core.pruning import refit
-from polyprune_core.pruning.refit import Reader, removal
+from polyprune_core.pruning.refit import DenseReader, removal
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.mlp import Mlp
 from polyprune_plugins.initializers.bonsai import Bonsai, coefficients
@@ -36,7 +36,7 @@ def test_each_removal_adds_the_least_that_a_fit_from_scratch_would(owner, lazy, 
     covariance = (x @ mix).T @ (x @ mix) / 90
     inner = covariance + 0.1 * covariance.diag().median() * torch.eye(20, dtype=torch.float64)
     count = int(owner.max()) + 1
-    order, errors = removal([Reader(weight, covariance, owner)], count, 0.1)
+    order, errors = removal([DenseReader(weight, covariance, owner)], count, 0.1)
     gone, before = torch.zeros(20, dtype=torch.bool), 0.0
     for unit, error in zip(order.tolist(), errors.tolist(), strict=True):
         each = {other: left_after(weight, inner, gone | (owner == other)) for other in set(owner[~gone].tolist())}
