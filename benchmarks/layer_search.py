@@ -28,8 +28,9 @@ from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.evaluation.windows import sample_windows
 from polyprune_core.plugins.registry import load_registry
+from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import Selection
+from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.runs.decision import Decider
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.opening import open_harness
@@ -219,7 +220,9 @@ class Study:
 
     def _perplexity(self, layers: str) -> float:
         if layers not in self.ledger.perplexities:
-            evaluation = self.harness.evaluate(f"without {layers}", self.space, self.selections[layers])
+            selection = self.selections[layers]
+            pruned = PrunedModel(self.harness.loaded, self.space, selection, Scores(selection.keep.float(), "layers"))
+            evaluation = self.harness.evaluate(f"without {layers}", pruned)[0]
             self.ledger.perplexities[layers] = evaluation.perplexity
             self.ledger.save()
             click.echo(f"without {layers}: perplexity {evaluation.perplexity:.2f}", err=True)
