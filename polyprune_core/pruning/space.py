@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
+from polyprune_core.pruning.entries import entry_rows
 from polyprune_core.pruning.types import UnitGroup
 
 
@@ -28,10 +29,17 @@ class MaskSpace:
             in their group (whole sublayers, whole layers) are peers of all others of their kind.
     """
 
-    def __init__(self, layout: ModelLayout, groups: Sequence[UnitGroup], name: str = "") -> None:
-        """Raises PluginError for spans outside the layout, and ConfigError where two groups cut the same entries."""
+    def __init__(self, layout: ModelLayout, groups: Sequence[UnitGroup], name: str = "", if_none: str = "") -> None:
+        """Takes units by groups; `if_none` is what to say of a model that has none.
+
+        Raises:
+            ConfigError: there is no unit, or two groups cut the same entries.
+            PluginError: a span lies outside of the layout.
+        """
         self.layout, self.groups, self.name = layout, tuple(groups), name
-        _require_apart(layout, self.groups, name)
+        if not groups:
+            raise ConfigError(_no_unit(layout, name, if_none))
+        _require_apart(layout, self.groups)
         for group in self.groups:
             check_division(layout, [group], f"granularity {group.kind!r}")
         self.kinds = tuple(dict.fromkeys(group.kind for group in self.groups))
@@ -167,7 +175,9 @@ def _span(cut: Cut, size: int) -> slice:
 
 def _blocks(values: Tensor, cut: Cut, size: int) -> Tensor:
     """Returns (size, …): what each of `size` entries owns of a tensor shaped like the parameter that is cut."""
-    return values.movedim(cut.dim, 0)[_span(cut, size)].reshape(size, -1)
+    rows = values.movedim(cut.dim, 0)
+    owned = rows[entry_rows(cut, size)] if cut.gap else rows[_span(cut, size)]
+    return owned.reshape(size, -1)
 
 
 def _unit_costs(layout: ModelLayout, group: UnitGroup) -> Tensor:
@@ -237,9 +247,16 @@ def check_layers(layout: ModelLayout, groups: Sequence[UnitGroup], who: str) -> 
         last[group.kind] = group.layer
 
 
-def _require_apart(layout: ModelLayout, groups: Sequence[UnitGroup], name: str) -> None:
-    if not groups:
-        raise ConfigError(f"granularity {name!r} finds no unit in this model; choose another one.")
+def _no_unit(layout: ModelLayout, name: str, why: str) -> str:
+    mixers = f"{', '.join(layout.mixers)} cannot be cut" if layout.mixers else ""
+    reasons = "; ".join(filter(None, (mixers, why)))
+    return (
+        f"granularity {name!r} finds no unit in this model{': ' if reasons else ''}{reasons}. Choose another one; "
+        "polyprune models check MODEL lists what there is."
+    )
+
+
+def _require_apart(layout: ModelLayout, groups: Sequence[UnitGroup]) -> None:
     owner: dict[str, str] = {}
     for group in groups:
         for span, _ in group.spans:

@@ -7,10 +7,13 @@ import torch
 
 from polyprune_core.errors import ConfigError
 from polyprune_core.models.describe import describe
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.budget import select
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace, said_of
+from polyprune_core.pruning.surgery import Compactor, compact_state_dict
 from polyprune_core.testing.tiny import logits_of, tiny_calibration, tiny_model
+from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.auto import Auto
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.expert import Expert
@@ -128,3 +131,50 @@ def test_other_units_beside_experts_are_scored_by_another_metric() -> None:
 def test_experts_and_their_channels_are_not_cut_together() -> None:
     with pytest.raises(ConfigError, match=r"both remove layers.0.expert"):
         space_of(tiny_model("mixtral"), Expert(), Channel())
+
+
+def test_a_falcon_query_head_leaves_the_rows_of_keys_and_values() -> None:
+    model = tiny_model("falcon")  # of each of 3 KV heads: two queries, key, value, 6 rows each
+    space = space_of(model, QueryHead())
+    kept = compact_state_dict(model, space.layout, space.axis_keep(torch.tensor([False, True] * 3)))
+    rows = [24 * group + row for group in range(3) for row in range(6, 24)]
+    name = "transformer.h.1.self_attention.query_key_value.weight"
+    assert torch.equal(kept[name], model.get_parameter(name)[rows])
+    assert space.cost.tolist() == [2 * 3 * 6 * 36.0 + 3 * 6] * 6  # and the bias of q
+
+
+def test_one_kv_head_of_all_queries_in_the_older_falcon() -> None:
+    model = tiny_model("falcon", new_decoder_architecture=False, multi_query=True)
+    space = space_of(model, QueryHead())
+    assert [group.count for group in space.groups] == [6, 6, 6]
+    keep = space.axis_keep(torch.rand(18, generator=generator(0, "older falcon")) < 0.5)
+    with gated(model, space.layout, keep):
+        expected = logits_of(model)
+    with Compactor(model, space.layout) as compactor, compactor.applied(keep):
+        torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-5)
+
+
+def test_heads_with_slopes_of_their_own_go_together() -> None:
+    layout = describe(tiny_model("falcon", alibi=True))
+    assert not Head().groups(layout)
+    assert not QueryHead().groups(layout)
+
+
+def test_one_expert_of_every_group_where_the_router_chooses_groups_first() -> None:
+    space = space_of(tiny_model("deepseek_v3"), Expert())  # two groups of four, two chosen of one group
+    assert [group.count for group in space.groups] == [4, 4]
+    assert space.groups[0].spans[0][1][1] == (1, 5)
+    assert space.floors == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "granularity", "told"),
+    [
+        ("deepseek_v3", "head", r"self_attn \(multi-head latent attention\) cannot be cut"),
+        ("falcon_h1", "expert", r"mamba \(a Mamba block\) cannot be cut"),
+        ("gpt2", "query-head", r"no KV head serves several query heads, so that a query head is a head"),
+    ],
+)
+def test_a_model_without_such_units_is_refused_by_the_reason(model_type, granularity, told) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_registry().space(granularity, describe(tiny_model(model_type)))
