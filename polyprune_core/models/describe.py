@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from polyprune_core.errors import ModelError
 from polyprune_core.models.families import Family, family_of
-from polyprune_core.models.layout import Axis, Cut, ModelLayout
+from polyprune_core.models.layout import Axis, Cut, ModelLayout, Stack
 
 # What a second way to divide a sublayer takes from the first.
 OF_THE_SUBLAYER = {"module", "within", "has", "lacks", "norm", "adds", "reader", "entry_width", "whole", "outputs"} | {
     "returns",
     "whole_where",
+    "stack",
 }
 
 
@@ -176,6 +177,7 @@ class _Sublayer:
             returns=says.get("returns"),
             attributes=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("attributes", ()))),
             capped=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("capped", ()))),
+            stack=self._stack(cuts) if "stack" in says else None,
             buffers=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("buffers", ()))),
         )
 
@@ -184,6 +186,14 @@ class _Sublayer:
 
     def _path_of(self, name: str) -> str:
         return f"{self.path}.{name}"
+
+    def _stack(self, cuts: list[Cut]) -> Stack:
+        name = self._path_of(self.says["stack"])
+        found = [cut for cut in cuts if cut.parameter == name]
+        parameter = _find(self.home, self.says["stack"])
+        if not found or not isinstance(parameter, nn.Parameter) or parameter.dim() != 3:
+            raise self._error(f"{self.says['stack']} is no parameter of three dimensions among its rows")
+        return Stack(name, parameter.shape[0], parameter.shape[2], found[0].dim)
 
     def _is_whole(self) -> bool:
         config = self.family.decoder(self.model.config)

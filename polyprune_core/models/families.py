@@ -24,7 +24,20 @@ GROUP = "polyprune.families"
 VARIABLE = "POLYPRUNE_FAMILIES"
 OWN = "polyprune"
 LISTS = ("norm", "rows", "scales", "buffers", "attributes", "capped", "whole")
-NAMES = ("of", "module", "within", "has", "lacks", "adds", "reader", "router", "experts", "scaled", "counted_on")
+NAMES = (
+    "of",
+    "module",
+    "within",
+    "has",
+    "lacks",
+    "adds",
+    "reader",
+    "router",
+    "experts",
+    "stack",
+    "scaled",
+    "counted_on",
+)
 # What an axis may say, with the type of it.
 AXIS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(NAMES, (str,)),

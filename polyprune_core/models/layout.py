@@ -25,6 +25,25 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Linear maps in one `parameter` (maps, out, width), the weighted outputs of which are added up.
+
+    They are one map of maps * width features, those of the first map first. Entries of an axis are maps where `dim` is
+    0, and where it is 2 the features at one place in all of them.
+    """
+
+    parameter: str
+    maps: int
+    width: int
+    dim: int
+
+    @property
+    def module(self) -> str:
+        """The module that runs the maps, on those tokens that each is chosen for."""
+        return self.parameter.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
 class Axis:
     """A dimension shared by several parameters of one sublayer that can be shortened without touching anything else.
 
@@ -35,7 +54,8 @@ class Axis:
 
     `of` names the axis that this one divides a second time, in another way: only one of the two is cut at a time.
     Where `router` names a module, it chooses among the entries, and without one of them it chooses among the others;
-    `experts` is then the module that is given tokens, choices and weights. `scaled` is a parameter that is multiplied
+    `experts` is then the module that is given tokens, choices and weights, and `stack` what reads the entries in place
+    of a `reader`. `scaled` is a parameter that is multiplied
     by gates where no module reads the axis. At least `at_least` entries are kept, in multiples of `multiple`, or the
     model's kernels do not run. `whole`: the entries are one, because something in the sublayer looks at all of them at
     once. The entries are in `blocks` of equal size, each of which has to keep as many as the others, and at least
@@ -71,6 +91,7 @@ class Axis:
     attributes: tuple[str, ...] = ()
     capped: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    stack: Stack | None = None
 
     @property
     def runs_in(self) -> str:
@@ -97,7 +118,14 @@ class Axis:
     @property
     def reader_module(self) -> str:
         """The name of the module that reads the axis; raises ModelError where nothing does."""
+        if self.stack is not None:
+            return self.stack.module
         return self.reader_cut.parameter.removesuffix(".weight")
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a linear module, or a stack of linear maps, takes the entries in."""
+        return self.reader is not None or self.stack is not None
 
     @property
     def reader_width(self) -> int:

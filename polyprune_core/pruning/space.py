@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
-from polyprune_core.pruning.entries import entry_rows
+from polyprune_core.pruning.entries import entry_rows, reader_columns
 from polyprune_core.pruning.types import UnitGroup
 
 
@@ -119,9 +119,14 @@ class MaskSpace:
     def reader_weight(self, model: nn.Module, axis: str) -> Tensor:
         """Returns (out, in) float32: the weight of the module that reads an axis, however the model stores it.
 
+        That of a stack of maps is one beside the other.
+
         Raises:
             ModelError: nothing reads it.
         """
+        stack = self.layout.axis[axis].stack
+        if stack is not None:
+            return model.get_parameter(stack.parameter).detach().float().transpose(0, 1).flatten(1)
         cut = self.layout.axis[axis].reader_cut
         return model.get_parameter(cut.parameter).detach().float().movedim(cut.dim, -1)
 
@@ -133,7 +138,7 @@ class MaskSpace:
 
         def entries(axis: Axis) -> Tensor:
             columns = importance(axis.name, self.reader_weight(model, axis.name))
-            return columns[_span(axis.reader_cut, axis.size)].view(axis.size, -1).sum(dim=1)
+            return columns[reader_columns(axis).to(columns.device)].sum(dim=1)
 
         return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})
 
@@ -146,9 +151,11 @@ class MaskSpace:
             total = torch.zeros(group.count, group.count)
             for name, _ in group.spans:
                 axis = self.layout.axis[name]
-                own = _span(axis.reader_cut, axis.size)
-                pairs = products(name).cpu()[own, own]
-                owner = group.owner(name, axis.size).repeat_interleave(axis.reader_width)
+                pairs = products(name).cpu()
+                owner = column_owner(group, axis, len(pairs))
+                own = (owner >= 0).nonzero().flatten()
+                if len(own) < len(owner):
+                    pairs, owner = pairs[own][:, own], owner[own]
                 rows = torch.zeros(group.count, len(pairs)).index_add_(0, owner, pairs)
                 total.index_add_(1, owner, rows)
             yield total
@@ -167,6 +174,14 @@ def said_of(space: MaskSpace) -> Iterator[str]:
                 f"{len(groups)} layers have one unit of {kind} each: a budget for {kind} empties whole {axes[0].kind} "
                 "sublayers. A granularity that divides them is finer: query-head, or auto"
             )
+
+
+def column_owner(group: UnitGroup, axis: Axis, features: int) -> Tensor:
+    """Returns (F,) int64: the unit that owns each of F input features of what reads an axis, -1 where none does."""
+    columns = reader_columns(axis)
+    owner = torch.full((features,), -1)
+    owner[columns.flatten()] = group.owner(axis.name, axis.size).repeat_interleave(columns.shape[1])
+    return owner
 
 
 def _span(cut: Cut, size: int) -> slice:

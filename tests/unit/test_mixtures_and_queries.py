@@ -19,7 +19,9 @@ from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.expert import Expert
 from polyprune_plugins.granularities.head import Head
 from polyprune_plugins.granularities.query_head import QueryHead
+from polyprune_plugins.initializers.flap import Flap
 from polyprune_plugins.initializers.frequency import Frequency
+from polyprune_plugins.initializers.obs import Obs
 from polyprune_plugins.initializers.reap import Reap
 from polyprune_plugins.initializers.thinet import ThiNet
 from polyprune_plugins.initializers.wanda import Wanda
@@ -178,3 +180,57 @@ def test_one_expert_of_every_group_where_the_router_chooses_groups_first() -> No
 def test_a_model_without_such_units_is_refused_by_the_reason(model_type, granularity, told) -> None:
     with pytest.raises(ConfigError, match=told):
         load_registry().space(granularity, describe(tiny_model(model_type)))
+
+
+def side_by_side(model, layer):
+    """Returns the weighted inner features (tokens, 6 * 24) of a layer's experts, and their last maps (36, 6 * 24)."""
+    hidden, index, weight = choices_of(model, layer)
+    experts, rows = model.model.layers[layer].mlp.experts, []
+    for expert in range(6):
+        gate, up = (hidden @ experts.gate_up_proj[expert].T).chunk(2, dim=-1)
+        share = (weight * (index == expert)).sum(-1, keepdim=True)
+        rows.append(torch.nn.functional.silu(gate) * up * share)
+    return torch.cat(rows, dim=-1), torch.cat(list(experts.down_proj), dim=-1)
+
+
+def test_what_the_experts_take_in_gives_what_they_put_out() -> None:
+    model = tiny_model("mixtral")
+    calibration, seen = tiny_calibration(model), {}
+    calibration.observe_readers(["layers.1.expert"], seen.__setitem__)
+    features, weight = side_by_side(model, 1)
+    torch.testing.assert_close(seen["layers.1.expert"], features, rtol=1e-4, atol=1e-5)
+    outputs = []
+    calibration.observe({"model.layers.1.mlp.experts": lambda _inputs, output: outputs.append(output)})
+    torch.testing.assert_close(features @ weight.T, outputs[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", [Expert(), Channel()])
+def test_metrics_from_inputs_take_experts_for_one_linear_map(granularity) -> None:
+    model = tiny_model("mixtral")
+    space, calibration = space_of(model, granularity), tiny_calibration(model)
+    features, weight = side_by_side(model, 1)
+    table = torch.arange(6 * 24).view(6, 24) if isinstance(granularity, Expert) else torch.arange(6 * 24).view(6, 3, 8)
+    columns = table if isinstance(granularity, Expert) else table.transpose(0, 1).flatten(1)
+    place = space.slices()[1]
+    wanda = weight.abs().mean(0) * features.square().mean(0).sqrt()
+    torch.testing.assert_close(Wanda().score(model, space, calibration)[place], wanda[columns].sum(1))
+    first = min(
+        range(len(columns)),
+        key=lambda unit: float((features[:, columns[unit]] @ weight[:, columns[unit]].T).square().sum()),
+    )
+    assert int(ThiNet().score(model, space, calibration)[place].argmin()) == first
+    fluctuation = features.double().var(0) * weight.double().square().sum(0)
+    flap = ((fluctuation - fluctuation.mean()) / fluctuation.std())[columns].mean(1)
+    torch.testing.assert_close(Flap().score(model, space, calibration)[place], flap.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_obs_removes_the_expert_first_whose_error_after_the_refit_is_least() -> None:
+    model = tiny_model("mixtral")
+    space, calibration = space_of(model, Expert()), tiny_calibration(model)
+    features, weight = (each.double() for each in side_by_side(model, 1))
+    covariance = torch.cov(features.T, correction=0)
+    inverse = torch.linalg.inv(covariance + 0.1 * covariance.diag().median() * torch.eye(6 * 24).double())
+    owned = torch.arange(6 * 24).view(6, 24)
+    errors = [float((weight[:, r] @ inverse[r][:, r].inverse() @ weight[:, r].T).trace()) for r in owned]
+    found = Obs().score(model, space, calibration)[space.slices()[1]]
+    assert int(found.argmin()) == errors.index(min(errors))
