@@ -44,6 +44,7 @@ AXIS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(LISTS, (list,)),
     "entry_width": (str, int),
     "at_least": (str, int),
+    "chosen": (str, int),
     "multiple": (int,),
     "blocks": (str,),
     "whole_where": (dict,),

@@ -55,7 +55,7 @@ class Axis:
     `of` names the axis that this one divides a second time, in another way: only one of the two is cut at a time.
     Where `router` names a module, it chooses among the entries, and without one of them it chooses among the others;
     `experts` is then the module that is given tokens, choices and weights, and `stack` what reads the entries in place
-    of a `reader`. `scaled` is a parameter that is multiplied
+    of a `reader`; `chosen` entries run for a token, or all where that is 0. `scaled` is a parameter that is multiplied
     by gates where no module reads the axis. At least `at_least` entries are kept, in multiples of `multiple`, or the
     model's kernels do not run. `whole`: the entries are one, because something in the sublayer looks at all of them at
     once. The entries are in `blocks` of equal size, each of which has to keep as many as the others, and at least
@@ -84,6 +84,7 @@ class Axis:
     experts: str | None = None
     scaled: str | None = None
     at_least: int = 0
+    chosen: int = 0
     multiple: int = 1
     blocks: int = 1
     whole: bool = False

@@ -12,7 +12,7 @@ from polyprune_core.pruning.budget import select
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor, compact_state_dict
-from polyprune_core.testing.tiny import logits_of, tiny_calibration, tiny_model
+from polyprune_core.testing.tiny import logits_of, tiny_base, tiny_calibration, tiny_model, tiny_pruned
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.auto import Auto
 from polyprune_plugins.granularities.channel import Channel
@@ -234,3 +234,22 @@ def test_obs_removes_the_expert_first_whose_error_after_the_refit_is_least() -> 
     errors = [float((weight[:, r] @ inverse[r][:, r].inverse() @ weight[:, r].T).trace()) for r in owned]
     found = Obs().score(model, space, calibration)[space.slices()[1]]
     assert int(found.argmin()) == errors.index(min(errors))
+
+
+def test_active_parameters_leave_out_the_experts_that_a_token_is_not_sent_to(tmp_path) -> None:
+    base = tiny_base(tmp_path / "dense", "mixtral")
+    space = space_of(base.model, Expert())
+    keep = torch.ones(18, dtype=torch.bool)
+    keep[:3] = False
+    pruned, one = tiny_pruned(base, space, keep), 3 * 24 * 36  # numbers of an expert; two run for a token
+    assert pruned.active_parameters == pruned.parameters - (1 + 4 + 4) * one
+    whole = tiny_pruned(base, space, torch.ones(18, dtype=torch.bool))
+    assert whole.active_parameters == pruned.active_parameters + 3 * 36  # the rows of the router run for all tokens
+    channels = space_of(base.model, Channel())
+    halved = tiny_pruned(base, channels, torch.tensor([True, False, False] * 3))
+    assert halved.active_parameters == halved.parameters - 3 * 4 * one // 3
+
+
+def test_a_model_without_experts_is_active_as_a_whole(tmp_path) -> None:
+    base = tiny_base(tmp_path / "dense")
+    assert tiny_pruned(base, space_of(base.model, Head()), torch.ones(9, dtype=torch.bool)).active_parameters is None
