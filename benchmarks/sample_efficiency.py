@@ -67,7 +67,11 @@ def collected(folder: Path, suite: Path) -> dict[str, Any]:
     found = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
     rows = {row["id"]: row for record in found.values() for row in record["rows"]}
     comparisons = {
-        name: {"config": record["config"], "rows": [row["id"] for row in record["rows"]]}
+        name: {
+            "environment": record["shared"].get("environment"),
+            "config": record["config"],
+            "rows": [row["id"] for row in record["rows"]],
+        }
         for name, record in found.items()
     }
     shared = next(record["shared"] for record in found.values() if record["shared"])
