@@ -57,7 +57,7 @@ class Settings(BaseModel):
     trust_remote_code: bool = False
     dtype: Dtype = "auto"
     device: str = "auto"
-    calibration: str = "builtin:pydocs"
+    calibration: str = AUTO
     evaluation: EvaluationTexts = ("builtin:pydocs",)
     text_column: str | None = None
     bos: Bos = "auto"
