@@ -131,7 +131,7 @@ def best_metric(found: list[Line], names: Sequence[str]) -> Line:
 def share(line: Line, best: Line, names: Sequence[str]) -> str:
     """Returns what a row leaves of the best metric's excess on some texts, and its 95 % interval over windows."""
     part = line.mean(names) / best.mean(names)
-    told = f"{part:.0%}"
+    told = f"{part + 0.0:.0%}" if abs(part) >= 0.005 else "0%"
     if line is best or not all(name in line.windows and name in best.windows for name in names):
         return told
     left, squares = best.mean(names) * len(names), 0.0
@@ -175,17 +175,26 @@ def headline(record: dict[str, Any], sparsity: float) -> str:
     searched = [line for line in found if line.searched and line.repair == "sequential"]
     wanted += sorted(searched, key=lambda line: line.mean(mixed(record)))[:1]
     trained = [line for line in found if line.repair.startswith("distil")]
-    wanted += sorted(trained, key=lambda line: line.mean(mixed(record)))[:1]
+    trained = sorted(trained, key=lambda line: line.mean(mixed(record)))[:1]
+    wanted += trained
     told = [
         "| criterion | repair | forward tokens | backward passes | perplexity | "
         "excess on the texts of the mix | on a third text |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for line in wanted:
+    for line in [*wanted, *_trained_dense(record, trained)]:
         cells = [line.criterion, line.repair, short(line.forward_tokens), str(line.backward_passes or "")]
         cells += [number(line.perplexity), share(line, best, mixed(record)), share(line, other, names[-1:])]
         told.append(f"| {' | '.join(cells)} |")
     return "\n".join(told)
+
+
+def _trained_dense(record: dict[str, Any], trained: list[Line]) -> Iterator[Line]:
+    """Yields the dense model after the same training as a row."""
+    dense = _dense_windows(record, HEADLINE_LENGTH)
+    for row in record["rows"]:
+        if row["kind"] == "dense" and row["repair"] and row["repair"] in [line.repair for line in trained]:
+            yield _line(record, "dense", row["repair"], [row], dense)
 
 
 def excesses(record: dict[str, Any], text: str) -> str:
