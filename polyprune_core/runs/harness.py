@@ -295,8 +295,7 @@ class Harness:
         if granularity not in self.spaces:
             names = granularity.split("+")
             with self.watched(*(("granularity", name) for name in names)):
-                parts = [self.registry.build("granularity", name).groups(self.layout) for name in names]
-            space = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+                space = self.registry.space(granularity, self.layout)
             for told in said_of(space):
                 self.reporter.status(told)
             self.spaces[granularity] = space

@@ -58,6 +58,8 @@ class Outcome:
     reloaded: tuple[Evaluation, ...]
     calibration: tuple[str, ...]
     dense_parameters: int
+    active_parameters: int | None
+    dense_active_parameters: int | None
     dense_bytes: int
     cost: Cost
 
@@ -69,12 +71,19 @@ class Outcome:
             *self._budget_line(),
             ("sparsity", f"{self.sparsity:.4f} of the prunable parameters removed"),
             ("parameters", f"{report.parameters:,} of {self.dense_parameters:,}"),
+            *self._active_line(),
             ("on disk", f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB"),
             *self._perplexity_lines(),
             ("cost", f"{cost.forward_tokens:,} forward tokens, {backward}"),
         ]
         lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows)]
         return [*lines, "", *report.reload_at(report.path).strip().splitlines()]
+
+    def _active_line(self) -> list[tuple[str, str]]:
+        if self.active_parameters is None:
+            return []
+        dense = f" of {self.dense_active_parameters:,}" if self.dense_active_parameters else ""
+        return [("active", f"{self.active_parameters:,}{dense} run for one token")]
 
     def _budget_line(self) -> list[tuple[str, str]]:
         if self.budget is None or self.budget_achieved is None:
@@ -260,6 +269,8 @@ def _written(
             reloaded=in_turn(evaluators, Evaluator.dense, reloaded.model, "the model read back", reporter),
             calibration=tuple(harness.texts.calibration.name.split("+")),
             dense_parameters=harness.layout.total_parameters,
+            active_parameters=pruned.active_parameters,
+            dense_active_parameters=harness.whole().active_parameters,
             dense_bytes=harness.stored_bytes,
             cost=result.cost,
         )
