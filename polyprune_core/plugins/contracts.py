@@ -43,6 +43,8 @@ class Provider(Generic[T]):
             text alone, or fewer tokens than a reader has input features); shown by `polyprune plugins show`.
         reference: paper and equation.
         xfail: checks of the conformance kit that this plugin is right to fail, each with the reason.
+        quick: options under which it does the same in less time, as fewer masks to draw; the conformance kit, whose
+            models are tiny, examines its behaviour with those.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Provider(Generic[T]):
     needs: frozenset[str] = field(default_factory=frozenset)
     reference: str = ""
     xfail: Mapping[str, str] = field(default_factory=dict, hash=False)
+    quick: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Granularity(Protocol):

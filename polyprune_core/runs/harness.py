@@ -18,6 +18,7 @@ from polyprune_core.config.settings import Settings
 from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.evaluation.calibration import Calibration, Keeper
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
+from polyprune_core.evaluation.losses import Spread
 from polyprune_core.evaluation.moments import MomentStore, Reading
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
@@ -91,6 +92,7 @@ class Harness:
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
         self.moments = MomentStore()
+        self.spread: Spread | None = None
         self._terms: dict[tuple[str, str, BudgetSpec], PricedBudget] = {}
 
     @property

@@ -216,7 +216,8 @@ def prune(
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
     if masks:
         request = _as_the_masks_say(request, masks)
-    config = settled(request.as_comparison(), registry)
+    asked = request.model_copy(update={"repair": _repair(request, masks)}) if masks else request
+    config = settled(asked.as_comparison(), registry)
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
     if output is None:
@@ -291,6 +292,12 @@ def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
     )
 
 
+def _repair(request: Pruning, masks: MaskFile) -> str:
+    """Returns the repair that was asked for, or that of the masks."""
+    asked = "repair" in request.model_fields_set
+    return request.repair if asked else str(masks.recipe.get("repair", NO_REPAIR))
+
+
 def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget | None]:
     """Returns the masks as they are, or selected anew and repaired as before, or with another repair.
 
@@ -305,7 +312,7 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
     asked = "repair" in request.model_fields_set
     if not asked and request.sparsity is None and terms is None:
         return pruned, Cost(), None
-    spec = request.repair if asked else str(masks.recipe.get("repair", NO_REPAIR))
+    spec = _repair(request, masks)
     text = masks.recipe.get("texts", {}).get("calibration")
     if not asked and spec != NO_REPAIR and text not in (None, harness.texts.calibration.sha256):
         harness.reporter.warn(
