@@ -38,7 +38,7 @@ REFERENCE = [
 ]
 EXPLAINED = [
     ROOT / "docs" / "explanation" / f"{name}.md"
-    for name in ("baselines", "repair", "sample-efficiency", "which-criterion")
+    for name in ("baselines", "experts", "repair", "sample-efficiency", "which-criterion")
 ]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "howto" / "load-elsewhere.md", *EXPLAINED, *REFERENCE]
 
@@ -47,6 +47,13 @@ def estimators() -> str:
     """The comparison of metrics and estimators on SmolLM2-135M."""
     results = Results.from_json(_read("estimators"))
     wanted = ("perplexity", "against its start", "n", "forward tokens", "backward passes", "KL to dense")
+    return markdown(results, ("sparsity asked → got", *wanted))
+
+
+def experts() -> str:
+    """What removes experts, with and without a repair, on a small mixture."""
+    results = Results.from_json(_read("moe"))
+    wanted = ("perplexity", "n", "parameters", "active", "KL to dense", "forward tokens")
     return markdown(results, ("sparsity asked → got", *wanted))
 
 
@@ -276,6 +283,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "excess stories": lambda: repaired.excesses(_read("repair"), "tinystories.txt"),
     "orders": lambda: repaired.orders(_read("repair")),
     "exports": exports,
+    "experts": experts,
     "checks": reference.checks,
     "families": reference.families,
     "family checks": reference.family_checks,

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.models.describe import describe
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.budget import select
@@ -16,6 +16,8 @@ from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor, compact_state_dict
 from polyprune_core.testing.tiny import logits_of, tiny_base, tiny_calibration, tiny_model, tiny_pruned
 from polyprune_core.utils.rng import generator
+from polyprune_plugins.exporters.huggingface import HuggingFace
+from polyprune_plugins.exporters.masked import Masked
 from polyprune_plugins.granularities.auto import Auto
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.expert import Expert
@@ -290,3 +292,13 @@ def test_the_repair_layer_by_layer_mends_what_is_divided_a_second_way(model_type
     repaired = dataclasses.replace(pruned, updates=updates)
     before, after = ((logits_of(each.build()) - logits_of(base.model)).norm() for each in (pruned, repaired))
     assert after < before
+
+
+def test_formats_in_which_zeros_would_stand_for_experts_say_so_by_their_shapes() -> None:
+    space = space_of(tiny_model("mixtral"), Expert())
+    scores = torch.arange(18.0)
+    even = select(scores, space, 0.4, "kind", shapes=HuggingFace(pad="widest").legal_shapes(space.layout)).keep
+    assert [int(even[place].sum()) for place in space.slices()] == [3, 3, 3]
+    with pytest.raises(BudgetError):
+        select(scores, space, 0.4, "kind", shapes=Masked().legal_shapes(space.layout))
+    assert not HuggingFace(pad="widest").legal_shapes(describe(tiny_model())).equal_widths
