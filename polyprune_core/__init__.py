@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from polyprune_core.evaluation.calibration import Calibration
     from polyprune_core.evaluation.layerwise import Seen
     from polyprune_core.evaluation.removal import Removal, removals
+    from polyprune_core.evaluation.training import train, trainable
     from polyprune_core.models.remote_code import register_models
     from polyprune_core.models.sources import LoadedModel, assemble_model, load_model
     from polyprune_core.pruning.budget import SelectionRule
@@ -78,6 +79,8 @@ _LAZY = {
     "prune": "polyprune_core.api.calls",
     "register_models": "polyprune_core.models.remote_code",
     "removals": "polyprune_core.evaluation.removal",
+    "train": "polyprune_core.evaluation.training",
+    "trainable": "polyprune_core.evaluation.training",
     "write_masks": "polyprune_core.pruning.mask_file",
     "write_model": "polyprune_core.pruning.writable",
     "write_settings": "polyprune_core.pruning.writable",
@@ -139,6 +142,8 @@ __all__ = [
     "prune",
     "register_models",
     "removals",
+    "train",
+    "trainable",
     "write_masks",
     "write_model",
     "write_settings",
