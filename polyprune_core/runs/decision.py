@@ -88,11 +88,12 @@ class Decision:
 class Decider:
     """Decides about cells; scores, and decisions that only a repair tells apart, are made once."""
 
-    def __init__(self, harness: Harness) -> None:
+    def __init__(self, harness: Harness, warned: set[str] | None = None) -> None:
+        """`warned`: what has been warned of before, so that it is not again."""
         self.harness, self.settings, self.registry = harness, harness.settings, harness.registry
         self._scores: dict[tuple[str, str, int, SelectionRule | None], tuple[Scores, Cost]] = {}
         self._chosen: dict[Pruned, Decision] = {}
-        self._warned: set[str] = set()
+        self._warned = set[str]() if warned is None else warned
 
     def decide(self, cell: Pruned, checkpoint: Checkpoint | None = None) -> Decision:
         """Scores, for a search learns, selects, and repairs.
