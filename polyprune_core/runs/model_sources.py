@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config.requests import EvaluateConfig, Export
+from polyprune_core.config.requests import EvaluateConfig, Export, Recover
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.checkpoint import read_config, weight_files
 from polyprune_core.models.sources import LoadedModel, catalogue, load_model
@@ -104,7 +104,9 @@ def _origin(origin: dict[str, Any], request: EvaluateConfig, reporter: Reporter)
     return found
 
 
-def load_asked(name: str, request: EvaluateConfig | Export, reporter: Reporter, revision: str | None) -> LoadedModel:
+def load_asked(
+    name: str, request: EvaluateConfig | Export | Recover, reporter: Reporter, revision: str | None
+) -> LoadedModel:
     """Loads a model as a request says: number format, device, trust.
 
     Raises:

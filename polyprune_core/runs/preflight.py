@@ -8,6 +8,7 @@ from typing import cast
 from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.config.cell import AUTO, Scope
 from polyprune_core.config.settings import Comparison
+from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.plugins.validation import check_defaults, check_estimator
@@ -66,6 +67,7 @@ def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str,
         "policy": dict.fromkeys((config.policy,)),
         "estimator": dict.fromkeys(config.estimators),
         "repair": dict.fromkeys(config.repair),
+        "exporter": dict.fromkeys(filter(None, (ShapesSpec.parse(asked).target for asked in config.shapes))),
     }
     for sparsity in config.sparsity:
         check_sparsity(sparsity)
