@@ -57,7 +57,10 @@ class Provider(Generic[T]):
 
 
 class Granularity(Protocol):
-    """What a unit is."""
+    """What a unit is.
+
+    `if_none` may be declared: why a model may have no such unit, which is said where it has none.
+    """
 
     def groups(self, layout: ModelLayout) -> Sequence[UnitGroup]:
         """Returns the units, one group per layer and kind, in layer order."""
@@ -125,6 +128,7 @@ class GradientEstimator(Protocol):
 # Powers of the Fisher information that a step may be divided by.
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
+    "granularity": {"if_none": ""},
     "initializer": {"comparable": False, "granularities": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
     "repair": {"trained_tokens": 0},

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from polyprune_core.evaluation.calibration import Calibration
+    from polyprune_core.models.layout import ModelLayout
     from polyprune_core.pruning.space import MaskSpace
 
 __all__ = ["KINDS", "NAME", "PluginProblem", "Registered", "Registry", "Source", "load_registry"]
@@ -127,6 +128,19 @@ class Registry:
         """
         values = self.build("initializer", spec).score(model, space, calibration)
         return Scores(values.detach().cpu().float(), spec, self.comparable(spec))
+
+    def space(self, granularity: str, layout: ModelLayout) -> MaskSpace:
+        """Returns the units of "head+channel" and the like: the units of all its parts.
+
+        Raises:
+            ConfigError: there is none, or two parts remove the same entries.
+            PluginError: as `build`, or a granularity is at fault.
+        """
+        from polyprune_core.pruning.space import MaskSpace
+
+        made = [self.build("granularity", name) for name in granularity.split("+")]
+        groups = [group for each in made for group in each.groups(layout)]
+        return MaskSpace(layout, groups, granularity, "; ".join(filter(None, (each.if_none for each in made))))
 
     def comparable(self, spec: str) -> bool:
         """Whether the scores of the metric that `spec` names are comparable across layers, so that no scale applies."""

@@ -252,3 +252,11 @@ def test_a_policy_brings_its_own_step_and_scope_unless_told() -> None:
     told = parse(Pruning, {"policy": "logits", "optimizer": "adam", "scope": "layer"}).as_comparison()
     assert asked(told) == ("adam", 1e-3, ("layer",))
     assert asked(settled(told, load_registry())) == asked(told)
+
+
+@pytest.mark.parametrize(("repair", "text"), [("none,bias", "builtin:pydocs"), ("none,least-squares", "builtin:mix")])
+def test_weights_are_fitted_to_several_texts_unless_told(repair: str, text: str) -> None:
+    asked = parse(Comparison, {"repair": repair.split(",")})
+    assert settled(asked, load_registry()).calibration == text
+    told = asked.model_copy(update={"calibration": "mine.txt"})
+    assert settled(told, load_registry()).calibration == "mine.txt"
