@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import headline
 import reference
 import repaired
 from curves import beside, criteria, in_its_best_pooling, table
@@ -34,11 +35,12 @@ HEADLINE = {
     "wanda → probabilities, reinforce, released",
 }
 REFERENCE = [
-    ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "families", "plugins")
+    ROOT / "docs" / "reference" / f"{name}.md"
+    for name in ("api", "cli", "conformance", "families", "gallery", "plugins")
 ]
 EXPLAINED = [
     ROOT / "docs" / "explanation" / f"{name}.md"
-    for name in ("baselines", "repair", "sample-efficiency", "which-criterion")
+    for name in ("baselines", "found", "repair", "sample-efficiency", "which-criterion")
 ]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "howto" / "load-elsewhere.md", *EXPLAINED, *REFERENCE]
 
@@ -258,6 +260,7 @@ def _read(name: str) -> dict[str, Any]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "estimators": estimators,
+    "headline": lambda: headline.table(_read("repair")),
     "headline 0.2": lambda: efficiency(0.2, HEADLINE.__contains__),
     "headline 0.3": lambda: efficiency(0.3, HEADLINE.__contains__),
     "efficiency 0.2": lambda: efficiency(0.2),
@@ -290,6 +293,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "families": reference.families,
     "family checks": reference.family_checks,
     "commands": reference.commands,
+    "gallery": reference.others,
+    "gallery commands": reference.tries,
 }
 # Tables that are made for what their name ends with.
 KINDS: dict[str, Callable[[str], str]] = {"plugins": reference.plugins, "names": reference.names}
