@@ -40,7 +40,7 @@ REFERENCE = [
 ]
 EXPLAINED = [
     ROOT / "docs" / "explanation" / f"{name}.md"
-    for name in ("baselines", "found", "repair", "sample-efficiency", "which-criterion")
+    for name in ("baselines", "experts", "found", "repair", "sample-efficiency", "which-criterion")
 ]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "howto" / "load-elsewhere.md", *EXPLAINED, *REFERENCE]
 
@@ -59,6 +59,13 @@ def repair_seconds() -> str:
         seconds = " | ".join(f"{value:.0f} s" for value in each["seconds"].values())
         lines.append(f"| {each['model']} | {each['tokens']:,} | {seconds} |")
     return "\n".join(lines)
+
+
+def experts() -> str:
+    """What removes experts, with and without a repair, on a small mixture."""
+    results = Results.from_json(_read("moe"))
+    wanted = ("perplexity", "n", "parameters", "active", "KL to dense", "forward tokens")
+    return markdown(results, ("sparsity asked → got", *wanted))
 
 
 def originals() -> str:
@@ -289,6 +296,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "excess stories": lambda: repaired.excesses(_read("repair"), "tinystories.txt"),
     "orders": lambda: repaired.orders(_read("repair")),
     "exports": exports,
+    "experts": experts,
     "checks": reference.checks,
     "families": reference.families,
     "family checks": reference.family_checks,
