@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import PluginError
+from polyprune_core.evaluation.carried import NotCarried, moments_by_layer
 from polyprune_core.evaluation.layerwise import Refit, SideBySide
 from polyprune_core.evaluation.losses import Metered, Objective, counts, token_losses
 from polyprune_core.evaluation.moments import (
@@ -25,6 +26,7 @@ from polyprune_core.evaluation.moments import (
     text_hash,
 )
 from polyprune_core.models.layout import ModelLayout
+from polyprune_core.models.remote_code import is_stock
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.scaling import scale
@@ -245,17 +247,26 @@ class Calibration(Metered):
     def moments(self, axis: str) -> Moments:
         """Returns mean (F,) and second moments (F, F) of what the axis' reader takes in, in the unpruned model.
 
-        The first call collects them for all readers of the model, in as few passes as memory allows. Whoever asks for
+        The first call collects them for all readers of the model, in one pass, or where neither memory holds them all
+        nor layers can be run one by one, in as few as memory allows. Whoever asks for
         them on the same windows gets the same ones, and bears their cost as if they had been collected for it alone.
 
         Raises:
             ModelError: nothing reads the axis.
         """
         reader = self.layout.axis[axis].reader_module
-        readers = next(readers for readers in passes_over(self.model, self.layout) if reader in readers)
-        reading = Reading(self._text, readers)
-        if reading not in self._store.seconds:
-            self._store.collect(reading, lambda: collect_moments(self.model, readers, self.batches()))
+        passes = list(passes_over(self.model, self.layout))
+        carried = len(passes) > 1 and self._store.carried and is_stock(self.model)
+        passes = [tuple(name for readers in passes for name in readers)] if carried else passes
+        reading = Reading(self._text, next(readers for readers in passes if reader in readers))
+        if reading not in self._store.seconds and carried:
+            try:
+                self._carry(reading)
+            except NotCarried:
+                self._store.carried = False
+                return self.moments(axis)
+        elif reading not in self._store.seconds:
+            self._store.collect(reading, collect_moments(self.model, reading.readers, self.batches()))
         elif reading not in self.readings:
             for ids in self.windows.split(self.batch_size):
                 self.count(ids.numel())
@@ -263,6 +274,13 @@ class Calibration(Metered):
         self.readings.add(reading)
         moments, device = self._store.read(reading.text, reader), self.model.get_parameter(f"{reader}.weight").device
         return Moments(moments.mean.to(device), moments.second.to(device))
+
+    def _carry(self, reading: Reading) -> None:
+        """Collects all moments of a large model in one pass, layer by layer."""
+        batches = [ids.to(self.model.device) for ids in self.windows.split(self.batch_size)]
+        self._store.collect(reading, moments_by_layer(self.model, self.layout, batches, self.progress))
+        for ids in batches:
+            self.count(ids.numel())
 
     @cached_property
     def _text(self) -> str:
