@@ -119,7 +119,9 @@ def test_thinet_removes_a_larger_unit_before_a_smaller_one_where_it_cancels_what
     assert removal_order(outputs @ outputs.T).tolist() == [0, 0.5, 0.25, 0.75]
 
 
-def test_thinet_scores_alike_in_one_pass_where_its_memory_takes_one_layer_at_a_time(llama, space_of, ids, monkeypatch) -> None:
+def test_thinet_scores_alike_in_one_pass_where_its_memory_takes_one_layer_at_a_time(
+    llama, space_of, ids, monkeypatch
+) -> None:
     space = space_of(llama, Head(), Channel())
     together = calibration_for(llama, ids)
     expected = ThiNet().score(llama, space, together)
