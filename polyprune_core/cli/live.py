@@ -104,7 +104,7 @@ class PlainView(TerminalReporter):
         self.waiting.pop(row.cell, None)
         if not self.quiet or row.status == "failed":
             done = f"[dim]{self.total - len(self.waiting)}/{self.total}[/]"
-            self.console.print(f"{done} {line(row)}", soft_wrap=not self.console.is_terminal)
+            self.console.print(f"{done} {line(row, self.varied)}", soft_wrap=not self.console.is_terminal)
         self.detail(f"cell {row.id}, {row.search_seconds:.1f} s to decide")
 
 

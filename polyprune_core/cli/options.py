@@ -105,7 +105,8 @@ TEXT = [
         "--calibration",
         metavar="TEXT",
         shell_complete=complete_text,
-        help="builtin:pydocs, builtin:prose, a file, a hub dataset, or A+B of these in equal shares.",
+        help="builtin:pydocs, builtin:prose, builtin:mix of the two, a file, a hub dataset, or A+B of these in equal "
+        "shares; auto is builtin:mix where a repair fits weights to the text, and builtin:pydocs elsewhere.",
     ),
     EVALUATION,
     *CUTTING,

@@ -57,6 +57,19 @@ ONE = [
         help="Scores compared across layers: auto (by loss on text held back), raw, zscore or per-parameter.",
     ),
     setting(
+        "--multiple-of",
+        metavar="WIDTHS",
+        help="Widths of layers, as channel=32 or channel=32,head=2.",
+        unless="none",
+    ),
+    setting(
+        "--target",
+        metavar="NAME",
+        shell_complete=plugin_names("exporter"),
+        help="Widths that an exporter or its runtime holds: gguf:q8_0, vllm:tp=2, …",
+        unless="those of --exporter",
+    ),
+    setting(
         "--exporter",
         metavar="NAME",
         shell_complete=plugin_names("exporter"),

@@ -9,7 +9,7 @@ B windows of T tokens a batch, H hidden features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
@@ -92,18 +92,19 @@ class Carrier:
 def moments_by_layer(
     model: Any,
     layout: ModelLayout,
+    wanted: Collection[str],
     batches: Sequence[Tensor],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[tuple[str, Moments]]:
-    """Yields each reader of a layout with its moments, on the CPU, over the tokens of `batches` of windows (B, T).
+    """Yields each of the `wanted` readers with its moments, on the CPU, over the tokens of `batches` of windows (B, T).
 
     Raises:
         NotCarried: hidden states alone do not lead from one layer to the next, or a reader is in none of them.
     """
     carrier = Carrier(model, layout, batches)
     for index in range(len(carrier.layers)):
-        axes = [axis for axis in layout.axes if axis.layer == index and axis.reader is not None]
-        readers = list(dict.fromkeys(axis.reader_module for axis in axes))
+        axes = [axis for axis in layout.axes if axis.layer == index and axis.is_read]
+        readers = [name for name in dict.fromkeys(axis.reader_module for axis in axes) if name in wanted]
         if not all(reader.startswith(f"{layout.layers}.{index}.") for reader in readers):
             raise NotCarried
         run = partial(carrier.run, index)

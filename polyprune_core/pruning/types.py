@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Generator, Tensor
+
+    from polyprune_core.models.layout import Axis
 
 
 SCOPE_NAMES = ("kind", "global", "layer")
@@ -34,6 +37,18 @@ class UnitGroup:
     layer: int
     count: int
     spans: tuple[tuple[str, Span], ...]
+
+    @classmethod
+    def finest(cls, kind: str, axis: Axis) -> UnitGroup:
+        """Returns units of an axis as small as its entries can be cut.
+
+        As many neighbouring entries as its `multiple`; where entries are in blocks, the r-th of every block.
+        """
+        if axis.blocks == 1:
+            return cls(kind, axis.layer, -(-axis.size // axis.multiple), ((axis.name, axis.multiple),))
+        share = axis.size // axis.blocks
+        units = tuple(tuple(range(place, axis.size, share)) for place in range(share))
+        return cls(kind, axis.layer, share, ((axis.name, units),))
 
     def owner(self, axis: str, size: int) -> Tensor:
         """Returns (size,) int64: which unit owns each entry of one of its axes."""
@@ -154,6 +169,15 @@ class LegalShapes:
     multiple_of: Mapping[str, int] = field(default_factory=dict, hash=False)
     equal_widths: bool = False
     empty_sublayers: bool = True
+
+    def both(self, other: LegalShapes) -> LegalShapes:
+        """Returns what both hold."""
+        kinds = {**self.multiple_of, **other.multiple_of}
+        return LegalShapes(
+            {kind: math.lcm(self.multiple_of.get(kind, 1), other.multiple_of.get(kind, 1)) for kind in kinds},
+            self.equal_widths or other.equal_widths,
+            self.empty_sublayers and other.empty_sublayers,
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
+from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.errors import ConfigError, counted
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.models.placement import placed
@@ -25,6 +26,7 @@ from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.provenance import last_name
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
+from polyprune_core.runs.asked_shapes import check_shapes
 from polyprune_core.runs.decision import REPAIRED_FROM, Cost, Decider
 from polyprune_core.runs.engines import placement_of
 from polyprune_core.runs.export import write_out
@@ -58,11 +60,14 @@ class Outcome:
     sparsity: float
     budget: str | None
     budget_achieved: float | None
+    shapes: str | None
     dense: tuple[Evaluation, ...]
     in_memory: tuple[Evaluation, ...]
     reloaded: tuple[Evaluation, ...]
     calibration: tuple[str, ...]
     dense_parameters: int
+    active_parameters: int | None
+    dense_active_parameters: int | None
     dense_bytes: int
     cost: Cost
 
@@ -73,13 +78,21 @@ class Outcome:
         rows = [
             *self._budget_line(),
             ("sparsity", f"{self.sparsity:.4f} of the prunable parameters removed"),
+            *([("widths", f"{ShapesSpec.parse(self.shapes).words()}, as asked")] if self.shapes else []),
             ("parameters", f"{report.parameters:,} of {self.dense_parameters:,}"),
+            *self._active_line(),
             ("on disk", f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB"),
             *self._perplexity_lines(),
             ("cost", f"{cost.forward_tokens:,} forward tokens, {backward}"),
         ]
         lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows)]
         return [*lines, "", *report.reload_at(report.path).strip().splitlines()]
+
+    def _active_line(self) -> list[tuple[str, str]]:
+        if self.active_parameters is None:
+            return []
+        dense = f" of {self.dense_active_parameters:,}" if self.dense_active_parameters else ""
+        return [("active", f"{self.active_parameters:,}{dense} run for one token")]
 
     def _budget_line(self) -> list[tuple[str, str]]:
         if self.budget is None or self.budget_achieved is None:
@@ -221,7 +234,8 @@ def _prune(
         request = _as_the_masks_say(request, masks)
     if request.threads:
         torch.set_num_threads(request.threads)
-    config = settled(request.as_comparison(), registry)
+    asked = request.model_copy(update={"repair": _repair(request, masks)}) if masks else request
+    config = settled(asked.as_comparison(), registry)
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
     if output is None:
@@ -229,9 +243,8 @@ def _prune(
         return _measured(request, config, masks, Decider(harness))
     read = inputs(config) | ({"the masks": masks.folder} if masks else {})
     with new_folder(output, overwrite, read) as place:
-        harness = open_harness(config, registry, reporter, budgets=masks is None)
-        check_exportable(exporter, harness.loaded)
-        result = _measured(request, config, masks, Decider(harness, exporter.legal_shapes(harness.layout)))
+        harness = open_harness(config, registry, reporter, masks is None, exporter)
+        result = _measured(request, config, masks, Decider(harness))
         return dataclasses.replace(result, written=_written(result, request, exporter, place, harness))
 
 
@@ -268,11 +281,14 @@ def _written(
             sparsity=result.sparsity,
             budget=result.budget,
             budget_achieved=result.budget_achieved,
+            shapes=pruned.recipe.get("shapes"),
             dense=harness.dense,
             in_memory=result.evaluations,
             reloaded=in_turn(evaluators, Evaluator.dense, reloaded.model, "the model read back", reporter),
             calibration=tuple(harness.texts.calibration.name.split("+")),
             dense_parameters=harness.layout.total_parameters,
+            active_parameters=pruned.active_parameters,
+            dense_active_parameters=harness.whole().active_parameters,
             dense_bytes=harness.stored_bytes,
             cost=result.cost,
         )
@@ -287,11 +303,25 @@ def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
         raise ConfigError(
             f"the masks in {masks.folder} have decided {names}; leave it out, or prune without --from-masks."
         )
+    widths = request.model_fields_set & {"multiple_of", "target"}
+    if widths and request.sparsity is None and request.budget is None:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(widths))
+        raise ConfigError(
+            f"{names} is about a selection, and the masks in {masks.folder} are taken as they are; give --sparsity or "
+            "--budget to select from their scores anew."
+        )
+    shapes = ShapesSpec.parse(masks.recipe.get("shapes"))
     told = {name: masks.recipe[name] for name in REPAIRED_FROM if isinstance(masks.recipe.get(name), int)}
-    told = {"model": masks.base_name, **told}
+    told = {"model": masks.base_name, "multiple_of": shapes.multiples, "target": shapes.target, **told}
     return request.model_copy(
         update={name: value for name, value in told.items() if name not in request.model_fields_set}
     )
+
+
+def _repair(request: Pruning, masks: MaskFile) -> str:
+    """Returns the repair that was asked for, or that of the masks."""
+    asked = "repair" in request.model_fields_set
+    return request.repair if asked else str(masks.recipe.get("repair", NO_REPAIR))
 
 
 def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget | None]:
@@ -300,17 +330,20 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
     As before is with the repair's own options, seed and number of windows, on the calibration text of this request.
     """
     harness, terms = decider.harness, None
+    asked = str(ShapesSpec.of(request.multiple_of, request.target)) or None
+    check_shapes((asked,), [masks.space(harness.loaded)] if asked else (), harness.loaded, harness.registry)
+    shapes = harness.shapes(asked)
     if request.budget is not None:
         rule = masks.rule()
         target, space = BudgetSpec.parse(request.budget), masks.space(harness.loaded)
-        terms = price_budget(target, space, rule.scope, rule.min_keep, harness, rule.protect)
-    pruned = masks.apply(harness.loaded, request.sparsity, terms, decider.shapes)
-    asked = "repair" in request.model_fields_set
-    if not asked and request.sparsity is None and terms is None:
+        terms = price_budget(target, space, rule.scope, rule.min_keep, harness, rule.protect, shapes)
+    pruned = masks.apply(harness.loaded, request.sparsity, terms, shapes, asked)
+    anew = "repair" in request.model_fields_set
+    if not anew and request.sparsity is None and terms is None:
         return pruned, Cost(), None
-    spec = request.repair if asked else str(masks.recipe.get("repair", NO_REPAIR))
+    spec = _repair(request, masks)
     text = masks.recipe.get("texts", {}).get("calibration")
-    if not asked and spec != NO_REPAIR and text not in (None, harness.texts.calibration.sha256):
+    if not anew and spec != NO_REPAIR and text not in (None, harness.texts.calibration.sha256):
         harness.reporter.warn(
             f"the masks in {masks.folder} were repaired on another calibration text; give that one as --calibration to "
             "repair as before."

@@ -8,6 +8,7 @@ trust. Weights are written in the number format that the dense model is stored i
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -145,6 +146,30 @@ class HuggingFace:
         return load_model(str(path), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
+@dataclass(frozen=True)
+class Vllm(HuggingFace):
+    """The folder of `huggingface` in widths that vLLM's Transformers backend takes.
+
+    No layer is without attention or MLP. `tp`: its tensor parallelism, which divides the heads and channels of every
+    layer; vLLM 0.33 looks at the widest layer only. The other options are those of `huggingface`.
+    """
+
+    tp: int = 1
+
+    def __post_init__(self) -> None:
+        from polyprune_core import ConfigError
+
+        if self.tp < 1:
+            raise ConfigError(f"vllm: option tp={self.tp} is no number of devices; give 1 or more.")
+
+    def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
+        held = super().legal_shapes(layout).both(LegalShapes({"channel": self.tp}, empty_sublayers=False))
+        groups = min(axis.size for axis in layout.of_kind("attention"))
+        if groups < self.tp:  # vLLM gives every device the same key-value heads then
+            return held
+        return held.both(LegalShapes({"head": self.tp, "query-head": self.tp // math.gcd(groups, self.tp)}))
+
+
 def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: str) -> str:
     base, sparsity = origin["base"], origin["sparsity"]
     licence, hub = pruned.base.licence, pruned.base.hub_id
@@ -195,3 +220,4 @@ def _text(value: Any) -> str:
 @hookimpl
 def polyprune_exporters() -> Iterator[Provider[Exporter]]:
     yield Provider("huggingface", "a smaller model that transformers loads", HuggingFace)
+    yield Provider("vllm", "the same folder in widths that vLLM takes", Vllm)
