@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from polyprune_core.report.columns import number, short
+from polyprune_core.results.statistics import evaluation_noise
 
 HEADLINE_LENGTH = 128
 NONE = "none"
+Losses = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One criterion with one repair at one sparsity: nats over the dense model and KL to it, by text, over seeds."""
+    """One criterion with one repair at one sparsity: nats over the dense model and KL to it, by text, over seeds.
+
+    `windows` are, by text, the nats over the dense model of every window, averaged over seeds.
+    """
 
     criterion: str
     repair: str
     searched: bool
     excess: dict[str, float]
     kl: dict[str, float]
+    windows: dict[str, Losses]
     perplexity: float
     seeds: int
     forward_tokens: int
     backward_passes: int
+
+    def mean(self, names: Sequence[str]) -> float:
+        """Returns the excess over some texts together."""
+        return statistics.fmean(self.excess[name] for name in names)
 
 
 def texts(record: dict[str, Any]) -> list[str]:
@@ -36,33 +49,73 @@ def texts(record: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(each["text"] for row in record["rows"] for each in row["evaluations"]))
 
 
+def mixed(record: dict[str, Any]) -> list[str]:
+    """Returns the names of the texts that stand for one of the calibration mix; the last is in nobody's."""
+    return texts(record)[:-1]
+
+
 def lines(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGTH) -> list[Line]:
     """Returns the criteria of a record at one sparsity, each with its repairs."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    budgets = _budgets(record)
     for row in record["rows"]:
         measured = any(each["seq_len"] == seq_len for each in row["evaluations"])
         if row["status"] != "ok" or row["sparsity"] != sparsity or row["kind"] == "start" or not measured:
             continue
-        found.setdefault((_name(row), row["repair"]), {})[row["seed"]] = row
-    return [_line(name, repair, list(rows.values()), seq_len) for (name, repair), rows in found.items()]
+        name = (_name(row, budgets.get(row["id"])), row["repair"])
+        found.setdefault(name, {})[row["seed"]] = row
+    dense = _dense_windows(record, seq_len)
+    return [_line(record, name, repair, list(rows.values()), dense) for (name, repair), rows in found.items()]
 
 
-def _name(row: dict[str, Any]) -> str:
-    return f"{row['initializer']} → {row['estimator']}" if row["estimator"] else str(row["initializer"])
+def _budgets(record: dict[str, Any]) -> dict[str, int]:
+    """Returns the forward tokens that the search of each row was given."""
+    return {
+        row: comparison["config"]["forward_tokens"]
+        for comparison in record["comparisons"].values()
+        if comparison["config"].get("estimators")
+        for row in comparison["rows"]
+    }
 
 
-def _line(name: str, repair: str, rows: list[dict[str, Any]], seq_len: int) -> Line:
-    cut = [[each for each in row["evaluations"] if each["seq_len"] == seq_len] for row in rows]
+def _name(row: dict[str, Any], budget: int | None) -> str:
+    finer = "" if row["granularity"] == "head+channel" else f", {row['granularity'].split('+')[0]}s"
+    if not row["estimator"]:
+        return f"{row['initializer']}{finer}"
+    return f"{row['initializer']} → {row['estimator']}{finer}, {short(budget)} tokens"
+
+
+def _places(row: dict[str, Any], seq_len: int) -> list[int]:
+    return [place for place, each in enumerate(row["evaluations"]) if each["seq_len"] == seq_len]
+
+
+def _dense_windows(record: dict[str, Any], seq_len: int) -> dict[str, Losses]:
+    for row in record["rows"]:
+        if row["kind"] == "dense" and not row["repair"] and row["id"] in record["windows"] and _places(row, seq_len):
+            losses = record["windows"][row["id"]]
+            return {row["evaluations"][place]["text"]: np.array(losses[place]) for place in _places(row, seq_len)}
+    return {}
+
+
+def _line(record: dict[str, Any], name: str, repair: str, rows: list[dict[str, Any]], dense: dict[str, Losses]) -> Line:
+    seq_len = HEADLINE_LENGTH
+    cut = [[row["evaluations"][place] for place in _places(row, seq_len)] for row in rows]
 
     def means(what: str) -> dict[str, float]:
         return {same[0]["text"]: statistics.fmean(each[what] for each in same) for same in zip(*cut, strict=True)}
 
+    windows = {
+        text: np.mean([record["windows"][row["id"]][place] for row in rows], axis=0) - dense[text]
+        for place, text in zip(_places(rows[0], seq_len), [each["text"] for each in cut[0]], strict=True)
+        if text in dense and all(row["id"] in record["windows"] for row in rows)
+    }
     return Line(
         name,
         repair,
         rows[0]["kind"] == "search",
         means("excess"),
         means("kl_to_dense"),
+        windows,
         statistics.fmean(each[0]["perplexity"] for each in cut),
         len(rows),
         rows[0]["forward_tokens"],
@@ -70,28 +123,78 @@ def _line(name: str, repair: str, rows: list[dict[str, Any]], seq_len: int) -> L
     )
 
 
-def best_metric(found: list[Line], text: str) -> Line:
-    """Returns the metric without repair that loses least on a text, among those with the most seeds there are."""
-    return min(
-        (line for line in found if line.repair == NONE and not line.searched), key=lambda line: line.excess[text]
-    )
+def best_metric(found: list[Line], names: Sequence[str]) -> Line:
+    """Returns the metric without repair that loses least on some texts together."""
+    return min((line for line in found if line.repair == NONE and not line.searched), key=lambda line: line.mean(names))
 
 
-def shares(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGTH) -> str:
-    """Returns a Markdown table: what every row leaves of the excess loss, and of the KL, of the best metric alone."""
-    found, names = lines(record, sparsity, seq_len), texts(record)
+def share(line: Line, best: Line, names: Sequence[str]) -> str:
+    """Returns what a row leaves of the best metric's excess on some texts, and its 95 % interval over windows."""
+    part = line.mean(names) / best.mean(names)
+    told = f"{part + 0.0:.0%}" if abs(part) >= 0.005 else "0%"
+    if line is best or not all(name in line.windows and name in best.windows for name in names):
+        return told
+    left, squares = best.mean(names) * len(names), 0.0
+    for name in names:
+        ours, theirs = line.windows[name], best.windows[name]
+        noise = evaluation_noise((ours - part * theirs)[None], np.zeros((1, len(ours))))
+        squares += 0.0 if noise is None else (math.log(noise.ci95[1] / noise.ci95[0]) / 2) ** 2
+    return f"{told} ± {100 * math.sqrt(squares) / left:.0f}"
+
+
+def shares(record: dict[str, Any], sparsity: float, most: float = math.inf) -> str:
+    """Returns a Markdown table: what every row leaves of the excess loss, and of the KL, of the best metric alone.
+
+    `most`: the largest share on the texts of the mix that is told of.
+    """
+    found, names = lines(record, sparsity), texts(record)
     if not any(line.repair == NONE and not line.searched for line in found):
         return "*not measured*"
-    head = ["criterion", "repair", "n", "forward tokens", "backward passes", "perplexity"]
-    head += [f"excess on {name}" for name in names] + [f"KL on {name}" for name in names]
+    head = ["criterion", "repair", "n", "forward tokens", "backward passes", "perplexity", "the mix"]
+    head += names + [f"KL, {name}" for name in names]
     told = [f"| {' | '.join(head)} |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
-    best = {name: best_metric(found, name) for name in names}
-    for line in sorted(found, key=lambda line: sum(line.excess.values())):
-        share = [f"{line.excess[name] / best[name].excess[name]:.0%}" for name in names]
-        share += [f"{line.kl[name] / min(each.kl[name] for each in best.values()):.0%}" for name in names]
+    best = {name: best_metric(found, [name]) for name in names}
+    together = best_metric(found, mixed(record))
+    for line in sorted(found, key=lambda line: line.mean(mixed(record))):
+        if line.mean(mixed(record)) > most * together.mean(mixed(record)):
+            continue
+        cells = [share(line, together, mixed(record)), *(share(line, best[name], [name]) for name in names)]
+        cells += [f"{line.kl[name] / min(each.kl[name] for each in best.values()):.0%}" for name in names]
         cost = [str(line.seeds), short(line.forward_tokens), str(line.backward_passes or ""), number(line.perplexity)]
-        told.append(f"| {' | '.join([line.criterion, line.repair, *cost, *share])} |")
+        told.append(f"| {' | '.join([line.criterion, line.repair, *cost, *cells])} |")
     return "\n".join(told)
+
+
+def headline(record: dict[str, Any], sparsity: float) -> str:
+    """Returns a Markdown table of a few rows: the best metric alone, and what is left of its excess by what follows."""
+    found, names = lines(record, sparsity), texts(record)
+    best, other = best_metric(found, mixed(record)), best_metric(found, names[-1:])
+    wanted = [best]
+    for repair in ("least-squares", "sequential"):
+        wanted += [line for line in found if (line.criterion, line.repair) == (best.criterion, repair)]
+    searched = [line for line in found if line.searched and line.repair == "sequential"]
+    wanted += sorted(searched, key=lambda line: line.mean(mixed(record)))[:1]
+    trained = [line for line in found if line.repair.startswith("distil")]
+    trained = sorted(trained, key=lambda line: line.mean(mixed(record)))[:1]
+    wanted += trained
+    told = [
+        "| criterion | repair | forward tokens | backward passes | perplexity | "
+        "excess on the texts of the mix | on a third text |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for line in [*wanted, *_trained_dense(record, trained)]:
+        cells = [line.criterion, line.repair, short(line.forward_tokens), str(line.backward_passes or "")]
+        cells += [number(line.perplexity), share(line, best, mixed(record)), share(line, other, names[-1:])]
+        told.append(f"| {' | '.join(cells)} |")
+    return "\n".join(told)
+
+
+def _trained_dense(record: dict[str, Any], trained: list[Line]) -> Iterator[Line]:
+    """Yields the dense model after the same training as a row."""
+    dense = _dense_windows(record, HEADLINE_LENGTH)
+    for row in record["rows"]:
+        if row["kind"] == "dense" and row["repair"] and row["repair"] in [line.repair for line in trained]:
+            yield _line(record, "dense", row["repair"], [row], dense)
 
 
 def excesses(record: dict[str, Any], text: str) -> str:
@@ -102,11 +205,14 @@ def excesses(record: dict[str, Any], text: str) -> str:
     columns = list(itertools.product(sparsities, repairs))
     told = ["| criterion | " + " | ".join(f"{s:g}, {repair}" for s, repair in columns) + " |"]
     told.append("|---" + "|---:" * len(columns) + "|")
-    least = {column: min(found[key].excess[text] for key in found if (key[0], key[2]) == column) for column in columns}
-    for name in dict.fromkeys(key[1] for key in found if "→" not in key[1]):
+    metrics = {key: line for key, line in found.items() if not line.searched}
+    least = {
+        column: min(metrics[key].excess[text] for key in metrics if (key[0], key[2]) == column) for column in columns
+    }
+    for name in dict.fromkeys(key[1] for key in metrics):
         cells = []
         for column in columns:
-            line = found.get((column[0], name, column[1]))
+            line = metrics.get((column[0], name, column[1]))
             value = f"{line.excess[text]:.2f}" if line else ""
             cells.append(f"**{value}**" if line and line.excess[text] == least[column] else value)
         told.append(f"| {name} | {' | '.join(cells)} |")

@@ -33,6 +33,8 @@ from polyprune_core.utils.numbers import finite
 SUITE = Path(__file__).parent / "suites" / "sample_efficiency.toml"
 # What stands once above all comparisons of the output.
 SHARED = ("polyprune", "environment", "model", "texts")
+# Decimals of the loss of one window.
+DIGITS = 4
 
 
 def runs(suite: Path) -> dict[str, dict[str, Any]]:
@@ -47,6 +49,7 @@ def run(settings: dict[str, Any], store: Store, on_row: Callable[[dict[str, Any]
     request = parse(Comparison, settings)
     reporter = TerminalReporter(stderr())
     rows: list[dict[str, Any]] = []
+    windows: dict[str, list[list[float]]] = {}
 
     def told(row: Row) -> None:
         perplexity = "failed" if row.perplexity is None else f"{row.perplexity:.2f}"
@@ -56,22 +59,39 @@ def run(settings: dict[str, Any], store: Store, on_row: Callable[[dict[str, Any]
         rows.append(finite(row.to_json()))
         details = read_details(path_of(store.cells, row.id))
         shared = {name: details.run[name] for name in SHARED} if details else {}
-        on_row({"shared": shared, "config": request.model_dump(mode="json"), "rows": rows})
+        if details:
+            windows[row.id] = [losses.round(DIGITS).tolist() for losses in (details.window_nll, *details.further_nll)]
+        on_row({"shared": shared, "config": request.model_dump(mode="json"), "rows": rows, "windows": windows})
 
     compare(request, load_registry(), store, reporter, told)
 
 
 def collected(folder: Path, suite: Path) -> dict[str, Any]:
-    """Returns the record of a suite as far as it was run; a cell that several comparisons hold stands once."""
+    """Returns the record of a suite as far as it was run; a cell that several comparisons hold stands once.
+
+    `windows` are, by row, the losses in nats per token of every window of each of its evaluations.
+    """
     files = {name: folder / f"{name}.json" for name in runs(suite)}
     found = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
     rows = {row["id"]: row for record in found.values() for row in record["rows"]}
     comparisons = {
-        name: {"config": record["config"], "rows": [row["id"] for row in record["rows"]]}
+        name: {
+            "environment": record["shared"].get("environment"),
+            "config": record["config"],
+            "rows": [row["id"] for row in record["rows"]],
+        }
         for name, record in found.items()
     }
     shared = next(record["shared"] for record in found.values() if record["shared"])
-    return shared | {"comparisons": comparisons, "rows": list(rows.values())}
+    windows = {name: losses for record in found.values() for name, losses in record.get("windows", {}).items()}
+    return shared | {"comparisons": comparisons, "rows": list(rows.values()), "windows": windows}
+
+
+def written(record: dict[str, Any]) -> str:
+    """Returns the record as JSON, the losses of a row's windows in one line."""
+    windows = record.pop("windows")
+    lines = ",\n".join(f'  "{name}": {json.dumps(losses)}' for name, losses in windows.items())
+    return f'{json.dumps(record, indent=1)[:-2]},\n "windows": {{\n{lines}\n }}\n}}\n'
 
 
 @click.command()
@@ -88,7 +108,7 @@ def main(suite: Path, store: Path | None, wanted: tuple[str, ...], output: Path,
 
         def keep(record: dict[str, Any], file: Path = file) -> None:
             write_atomically(file, json.dumps(record) + "\n")
-            write_atomically(output, json.dumps(collected(store, suite), indent=1) + "\n")
+            write_atomically(output, written(collected(store, suite)))
 
         run(asked[name], Store(store), keep)
     if picture:

@@ -50,6 +50,15 @@ def estimators() -> str:
     return markdown(results, ("sparsity asked → got", *wanted))
 
 
+def repair_seconds() -> str:
+    """What forward passes, inner products and solving take of a least-squares repair."""
+    lines = ["| model | tokens | forward passes | inner products | solving |", "|---|---:|---:|---:|---:|"]
+    for each in _read("repair_seconds")["results"]:
+        seconds = " | ".join(f"{value:.0f} s" for value in each["seconds"].values())
+        lines.append(f"| {each['model']} | {each['tokens']:,} | {seconds} |")
+    return "\n".join(lines)
+
+
 def originals() -> str:
     """How far each metric is from what its authors' own code computes."""
     lines = ["| metric | original | largest difference |", "|---|---|---:|"]
@@ -267,7 +276,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "dense-perplexity": dense_perplexity,
     "mask-evaluation": mask_evaluation,
     "originals": originals,
-    "repaired 0.3": lambda: repaired.shares(_read("repair"), 0.3),
+    "repaired headline": lambda: repaired.headline(_read("repair"), 0.3),
+    **{f"repaired {s}": lambda s=s: repaired.shares(_read("repair"), s, 1.5) for s in (0.2, 0.3, 0.5)},
+    **{f"repaired gemma {s}": lambda s=s: repaired.shares(_read("gemma"), s, 1.5) for s in (0.2, 0.3)},
+    "repair seconds": repair_seconds,
+    "repairs": lambda: repaired.shares(_read("defaults"), 0.3),
     "excess wiki": lambda: repaired.excesses(_read("repair"), "wiki.test.raw"),
     "excess pydocs": lambda: repaired.excesses(_read("repair"), "builtin:pydocs"),
     "excess stories": lambda: repaired.excesses(_read("repair"), "tinystories.txt"),

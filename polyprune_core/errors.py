@@ -36,6 +36,10 @@ class ResultError(PolypruneError):
     """A result says what no measurement can."""
 
 
+class WorkerError(PolypruneError):
+    """A worker that was to do some of the work died, hung, or could not be started."""
+
+
 class VerificationError(PolypruneError):
     """What was written computes something else than what was decided."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TASKS, TEXT, TRACKING, given, options
+from polyprune_core.cli.options import EXECUTION, MODEL, OUTPUT, SEARCH, TASKS, TEXT, TRACKING, given, options
 from polyprune_core.cli.params import CommaList, UserPath, WidthsList, plugin_names, setting, words
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from polyprune_core.results.results import Results
     from polyprune_core.results.store import Store
 
+# Of what runs at the same time, the lines that a terminal shows.
+MOST_SHOWN = 4
 GRID = [
     setting(
         "--estimators",
@@ -97,7 +99,7 @@ GRID = [
 
 
 @click.command()
-@options(("Comparison",), GRID, MODEL, TEXT, TASKS, SEARCH, TRACKING, OUTPUT)
+@options(("Comparison",), GRID, MODEL, TEXT, TASKS, SEARCH, EXECUTION, TRACKING, OUTPUT)
 @click.option(
     "--output",
     "-o",
@@ -174,8 +176,13 @@ def _run(
 
     check_plugins(request, registry)
     work = work_of(request, registry, evaluation_tokens(request) or 1, ())
-    shown = GridView if console.is_terminal and not quiet else PlainView
-    with shown(console, work, _varied(request), quiet=quiet, verbose=verbose) as view:
+    varied, at_once = _varied(request), request.workers or (1 if request.executor == "local" else MOST_SHOWN)
+    view: PlainView = (
+        GridView(console, work, varied, quiet, verbose, min(at_once, MOST_SHOWN))
+        if console.is_terminal and not quiet
+        else PlainView(console, work, varied, quiet, verbose)
+    )
+    with view:
         try:
             return run_grid(request, registry, store, view, view.row)
         except KeyboardInterrupt:

@@ -57,12 +57,12 @@ class TerminalReporter(Reporter):
     @contextmanager
     def task(self, label: str, total: int, about: object = None) -> Iterator[Task]:
         start = time.monotonic()
-        with self._drawn(label, total) as task:
+        with self._drawn(label, total, about) as task:
             yield _Told(task, self, label, total) if self.verbose else task
         self.detail(f"{label}: {time.monotonic() - start:.1f} s")
 
     @contextmanager
-    def _drawn(self, label: str, total: int) -> Iterator[Task]:
+    def _drawn(self, label: str, total: int, about: object = None) -> Iterator[Task]:
         if self.quiet or not self.console.is_terminal:
             yield Task()
             return

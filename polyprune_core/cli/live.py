@@ -55,6 +55,7 @@ class _Running(Task):
     label: str
     total: int
     start: float
+    about: object = None
     done: float = 0.0
     before: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -103,7 +104,7 @@ class PlainView(TerminalReporter):
         self.waiting.pop(row.cell, None)
         if not self.quiet or row.status == "failed":
             done = f"[dim]{self.total - len(self.waiting)}/{self.total}[/]"
-            self.console.print(f"{done} {line(row)}", soft_wrap=not self.console.is_terminal)
+            self.console.print(f"{done} {line(row, self.varied)}", soft_wrap=not self.console.is_terminal)
         self.detail(f"cell {row.id}, {row.search_seconds:.1f} s to decide")
 
 
@@ -111,7 +112,7 @@ class GridView(PlainView):
     """Draws the state of a grid below those lines, while its `with` block runs.
 
     `work` is what each cell takes, in any unit; it is how time left is told. `varied` names the settings that tell
-    rows apart.
+    rows apart; of what runs at the same time, the `shown` latest stretches of work are drawn.
     """
 
     def __init__(
@@ -121,12 +122,14 @@ class GridView(PlainView):
         varied: frozenset[str],
         quiet: bool = False,
         verbose: bool = False,
+        shown: int = 1,
     ) -> None:
         super().__init__(console, work, varied, quiet, verbose)
+        self.shown = shown
         self.best: dict[BudgetSpec, Row] = {}
         self.failed = 0
         self.running: list[_Running] = []
-        self.search: _Running | None = None
+        self.ended: list[_Running] = []
         self.worked = 0.0
         self.start: float | None = None
         self.idle = True
@@ -143,25 +146,28 @@ class GridView(PlainView):
         """Takes in a finished cell; one that was read and not run says nothing about time."""
         before = sum(self.waiting.values())
         super().row(row)
-        part = 1 - self.search.before / self.search.total if self.search else float(not self.idle)
+        search = next((each for each in self._searches() if each.about in (None, row.cell)), None)
+        part = 1 - search.before / search.total if search else float(not self.idle)
         self.worked += part * (before - sum(self.waiting.values()))
-        self.search, self.idle = None, True
+        self.ended = [each for each in self.ended if each is not search]
+        self.idle = not self.running
         self.failed += row.status == "failed"
         target = row.cell.target
         if row.status == "ok" and target and (row.perplexity or math.inf) < self._best(target):
             self.best[target] = row
 
     @contextmanager
-    def _drawn(self, label: str, total: int) -> Iterator[Task]:
+    def _drawn(self, label: str, total: int, about: object = None) -> Iterator[Task]:
         if total:
             self.start = self.start or time.monotonic()
             self.idle = False
-        self.running.append(_Running(label, total, time.monotonic()))
+        running = _Running(label, total, time.monotonic(), about)
+        self.running.append(running)
         try:
-            yield self.running[-1]
+            yield running
         finally:
-            done = self.running.pop()
-            self.search = done if done.losses else self.search
+            self.running = [each for each in self.running if each is not running]
+            self.ended += [running] if running.losses else []
 
     def view(self) -> Table:
         """Returns what is drawn, no wider than the terminal."""
@@ -175,10 +181,11 @@ class GridView(PlainView):
             name = f"{escape(label(row, self.varied))}, seed {row.cell.seed}"
             grid.add_row(title, f"[cyan]{escape(asked)}[/]  {name}: perplexity {number(row.perplexity)}")
             title = ""
-        if self.running:
-            grid.add_row("now", Text(str(self.running[-1])))
-        search = self._search()
-        if search:
+        title = "now"
+        for running in self.running[-self.shown :]:
+            grid.add_row(title, Text(str(running)))
+            title = ""
+        for search in self._searches()[:1]:
             self._add_curve(grid, search.losses)
         return grid
 
@@ -195,17 +202,20 @@ class GridView(PlainView):
 
     def seconds_left(self) -> float | None:
         """Returns the time that the cells waiting will take at the pace so far, or None before there is one."""
-        search = self._search()
-        cell = next(iter(self.waiting.values()), 0.0)
-        done, here = (search.done, search.done - search.before) if search else (0.0, 0.0)
-        steps = search.total if search else 1
-        worked = self.worked + cell * here / steps
+        next_cell = next(iter(self.waiting.values()), 0.0)
+        worked, left = self.worked, sum(self.waiting.values())
+        for search in self._searches():
+            about = search.about
+            cell = self.waiting.get(about, next_cell) if isinstance(about, Cell) else next_cell
+            worked += cell * (search.done - search.before) / search.total
+            left -= cell * search.done / search.total
         if not worked or self.start is None:
             return None
-        return (time.monotonic() - self.start) / worked * (sum(self.waiting.values()) - cell * done / steps)
+        return (time.monotonic() - self.start) / worked * left
 
-    def _search(self) -> _Running | None:
-        return next((task for task in self.running if task.losses), self.search)
+    def _searches(self) -> list[_Running]:
+        """Returns those that run, then those whose cell is not done yet."""
+        return [*(task for task in self.running if task.losses), *self.ended]
 
     def _best(self, target: BudgetSpec) -> float:
         return self.best[target].perplexity or math.inf if target in self.best else math.inf

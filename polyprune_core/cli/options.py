@@ -105,7 +105,8 @@ TEXT = [
         "--calibration",
         metavar="TEXT",
         shell_complete=complete_text,
-        help="builtin:pydocs, builtin:prose, a file, a hub dataset, or A+B of these in equal shares.",
+        help="builtin:pydocs, builtin:prose, builtin:mix of the two, a file, a hub dataset, or A+B of these in equal "
+        "shares; auto is builtin:mix where a repair fits weights to the text, and builtin:pydocs elsewhere.",
     ),
     EVALUATION,
     *CUTTING,
@@ -155,6 +156,34 @@ SEARCH = [
     setting("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged."),
     setting("--protect", metavar="LAYERS", help="Layers left whole, as first=4,last=2.", unless="none"),
     setting("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps."),
+]
+EXECUTION = [
+    setting(
+        "--executor",
+        metavar="NAME",
+        shell_complete=words("local", "ray"),
+        help="Who runs the cells: local, this machine, or ray, a cluster.",
+    ),
+    setting("--workers", type=int, metavar="N", help="Processes that run cells.", unless="1; with ray as many as fit"),
+    setting("--mask-workers", type=int, metavar="N", help="Copies of the model that a search spreads its masks over."),
+    setting("--threads", type=int, metavar="N", help="Threads of each process.", unless="a fair part of the cores"),
+    setting("--address", metavar="A", shell_complete=words("local", "auto"), help="Of Ray: local, auto or HOST:PORT."),
+    setting("--cpus-per-cell", type=float, metavar="X", help="Processors that a worker of Ray takes."),
+    setting(
+        "--gpus-per-cell",
+        type=float,
+        metavar="X",
+        help="GPUs that a worker of Ray takes, as 0.5.",
+        unless="1 where there are any",
+    ),
+    setting("--memory-per-cell", metavar="SIZE", help="Memory that a worker of Ray claims, as 8GB.", unless="none"),
+    setting(
+        "--patience",
+        type=float,
+        metavar="S",
+        help="Seconds after which a worker that says nothing is replaced.",
+        unless="no limit",
+    ),
 ]
 TRACKING = [
     setting(

@@ -22,6 +22,7 @@ from pydantic import (
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, NO_REPAIR, AskedScale, AskedScope, Scope
+from polyprune_core.config.execution import Execution
 from polyprune_core.config.presets import PRESETS, Preset
 from polyprune_core.config.protect import Protect
 from polyprune_core.config.shapes_spec import ShapesSpec, normal_multiples
@@ -59,7 +60,7 @@ class Settings(BaseModel):
     trust_remote_code: bool = False
     dtype: Dtype = "auto"
     device: str = "auto"
-    calibration: str = "builtin:pydocs"
+    calibration: str = AUTO
     evaluation: EvaluationTexts = ("builtin:pydocs",)
     text_column: str | None = None
     bos: Bos = "auto"
@@ -156,7 +157,7 @@ Loggers = Annotated[
 ]
 
 
-class Comparison(Settings, TaskSettings):
+class Comparison(Settings, TaskSettings, Execution):
     """A grid: every combination of these lists is one or more rows."""
 
     granularity: Annotated[tuple[Spec, ...], Field(min_length=1), Distinct, ManyOrOne] = ("head+channel",)

@@ -12,18 +12,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from polyprune_core.errors import PluginError
+from polyprune_core.errors import ModelError, PluginError
 from polyprune_core.evaluation.layerwise import Refit, SideBySide
 from polyprune_core.evaluation.losses import Metered, Objective, counts, token_losses
 from polyprune_core.evaluation.moments import (
+    AT_MOST,
     Moments,
     MomentStore,
     Reading,
     collect_moments,
     input_sums,
     passes_over,
+    size_of_moments,
     text_hash,
 )
+from polyprune_core.evaluation.observing import Watch, features_of, observe
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pruned_model import PrunedModel
@@ -197,6 +200,32 @@ class Calibration(Metered):
             self.count(ids.numel())
             self.progress(done, len(chunks))
 
+    def observe(self, watched: Mapping[str, Watch]) -> None:
+        """Passes the text once through the model as it now is, without gradients.
+
+        `watched` maps names of modules to what is told their positional arguments and what they return, at every call.
+        """
+        observe(self.model, watched, self.batches())
+
+    def observe_readers(self, axes: Iterable[str], tell: Callable[[str, Tensor], None]) -> None:
+        """As `observe`; tells the name of each axis, and what reads it takes in: (tokens, F) float32.
+
+        Of a mixture that are the inner features of all its experts, one beside the other, times the router's weight,
+        and zero where an expert is not chosen.
+
+        Raises:
+            ModelError: nothing reads an axis.
+        """
+
+        def watch(axis: str, module: nn.Module) -> Watch:
+            return lambda inputs, _output: tell(axis, features_of(module, inputs))
+
+        watches: dict[str, list[Watch]] = {}
+        for axis in axes:
+            name = self.layout.axis[axis].reader_module
+            watches.setdefault(name, []).append(watch(axis, self.model.get_submodule(name)))
+        self.observe({name: _all_of(told) for name, told in watches.items()})
+
     def losses(self, space: MaskSpace, masks: Tensor, ids: Tensor) -> Tensor:
         """Returns (K,) float32 mean next-token loss in nats of the model without the units that `masks` removes.
 
@@ -229,7 +258,7 @@ class Calibration(Metered):
 
     def input_statistics(self) -> dict[str, InputStatistics]:
         """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model; of views too."""
-        readers = {axis.name: axis.reader for axis in self.layout.axis.values() if axis.reader is not None}
+        readers = {axis.name: axis.reader_module for axis in self.layout.axis.values() if axis.is_read}
         moments = self._moments(list(readers.values()))
         return {name: moments[reader] for name, reader in readers.items()}
 
@@ -249,9 +278,15 @@ class Calibration(Metered):
         them on the same windows gets the same ones, and bears their cost as if they had been collected for it alone.
 
         Raises:
-            ModelError: nothing reads the axis.
+            ModelError: nothing reads the axis, or its second moments would take more than `AT_MOST`.
         """
         reader = self.layout.axis[axis].reader_module
+        size = size_of_moments(self.model, self.layout.axis[axis])
+        if size > AT_MOST:
+            raise ModelError(
+                f"the second moments of what {reader} takes in would need {size / 1e9:,.0f} GB; use a metric "
+                "that needs none, such as wanda, flap, frequency or reap."
+            )
         readers = next(readers for readers in passes_over(self.model, self.layout) if reader in readers)
         reading = Reading(self._text, readers)
         if reading not in self._store.seconds:
@@ -261,7 +296,8 @@ class Calibration(Metered):
                 self.count(ids.numel())
             self.seconds_elsewhere += self._store.seconds[reading]
         self.readings.add(reading)
-        moments, device = self._store.read(reading.text, reader), self.model.get_parameter(f"{reader}.weight").device
+        moments = self._store.read(reading.text, reader)
+        device = next(self.model.get_submodule(reader).parameters()).device
         return Moments(moments.mean.to(device), moments.second.to(device))
 
     @cached_property
@@ -314,3 +350,11 @@ class Calibration(Metered):
 def _kept(found: Any) -> Kept:
     spent = {name: int(found["spent"][name]) for name in counts(Metered())}
     return Kept(dict(found["state"]), spent, float(found["seconds"]))
+
+
+def _all_of(watches: Iterable[Watch]) -> Watch:
+    def watch(inputs: tuple[Any, ...], output: Any) -> None:
+        for each in watches:
+            each(inputs, output)
+
+    return watch

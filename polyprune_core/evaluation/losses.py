@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -111,16 +111,28 @@ def counts(spent: Spent) -> dict[str, int]:
     return {each.name: getattr(spent, each.name) for each in fields(Spent)}
 
 
+class Spread(Protocol):
+    """Runs masks on copies of the model elsewhere."""
+
+    def losses(self, space: MaskSpace, of: str, masks: Tensor, ids: Tensor) -> Tensor:
+        """Returns what `Objective(…, space, of).losses(masks, ids)` returns."""
+
+    def gradients(self, space: MaskSpace, of: str, gates: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what `Objective(…, space, of).gradients(gates, ids)` returns."""
+
+
 class Objective(Metered):
     """Masks and a batch of text in, losses out; counts what it spends.
 
     `of` says which loss: `cross-entropy` of the next tokens, or `kl`, KL(dense || pruned) over them, which takes one
-    pass through the dense model for every batch.
+    pass through the dense model for every batch. With `spread` the masks are run there, and count as if run here.
     """
 
-    def __init__(self, compactor: Compactor, space: MaskSpace, of: str = "cross-entropy") -> None:
+    def __init__(
+        self, compactor: Compactor, space: MaskSpace, of: str = "cross-entropy", spread: Spread | None = None
+    ) -> None:
         super().__init__()
-        self.of = of
+        self.of, self.spread = of, spread
         self.compactor, self.space = compactor, space
         config: Any = compactor.model.config
         self.vocabulary = int(config.get_text_config().vocab_size)
@@ -129,6 +141,9 @@ class Objective(Metered):
     @torch.inference_mode()
     def losses(self, masks: Tensor, ids: Tensor) -> Tensor:
         """Returns (K,) float32: the mean loss in nats per token under each of `masks` (K, U) on `ids` (B, T)."""
+        if self.spread:
+            self._count_spread(len(masks), ids)
+            return self.spread.losses(self.space, self.of, masks, ids)
         ids, values = ids.to(self.device), []
         dense = self._dense(ids)
         for mask in masks:
@@ -142,6 +157,9 @@ class Objective(Metered):
 
         The whole model runs, each unit multiplied by its gate, and back-propagation follows.
         """
+        if self.spread:
+            self._count_spread(len(gates), ids, backward=True)
+            return self.spread.gradients(self.space, self.of, gates, ids)
         ids = ids.to(self.device)
         values, gradients, dense = [], [], self._dense(ids)
         for gate in gates:
@@ -155,6 +173,10 @@ class Objective(Metered):
             values.append(loss.detach())
             self.count(ids.numel(), backward=True)
         return torch.stack(values).cpu(), torch.stack(gradients).cpu()
+
+    def _count_spread(self, masks: int, ids: Tensor, backward: bool = False) -> None:
+        self.count(ids.numel(), passes=int(self.of == "kl"))
+        self.count(ids.numel(), passes=masks, backward=backward)
 
     @torch.no_grad()
     def _dense(self, ids: Tensor) -> Tensor | None:

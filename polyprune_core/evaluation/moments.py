@@ -9,7 +9,6 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polyprune_core.evaluation.losses import last_hidden
-from polyprune_core.models.layout import ModelLayout
+from polyprune_core.evaluation.observing import Watch, features_of, observe
+from polyprune_core.models.layout import Axis, ModelLayout
 
 # What the inner products of one pass over the text may take, in bytes; a larger model takes several passes.
 AT_A_TIME = 1e9
+# What those of one reader may take; all experts of a large mixture would take more.
+AT_MOST = 16e9
 # What the moments of all texts may take in memory, in bytes; the oldest of more lie in a temporary folder.
 IN_MEMORY = 2e9
 
@@ -86,18 +87,27 @@ def text_hash(windows: Tensor) -> str:
 
 
 def passes_over(model: nn.Module, layout: ModelLayout) -> Iterator[tuple[str, ...]]:
-    """Yields the readers of a layout in its order, as many at a time as `AT_A_TIME` holds the products of."""
-    together: list[str] = []
-    size = 0.0
-    cuts = {axis.reader_module: axis.reader_cut for axis in layout.axes if axis.reader is not None}
-    for reader, cut in cuts.items():
-        needed = 4.0 * model.get_parameter(cut.parameter).shape[cut.dim] ** 2
-        if together and size + needed > AT_A_TIME:
+    """Yields the readers of a layout, as many at a time as `AT_A_TIME` holds the products of; stacks of maps last."""
+    for stacked in (False, True):
+        axes = [axis for axis in layout.axes if axis.is_read and (axis.stack is not None) is stacked]
+        together: list[str] = []
+        size = 0.0
+        for reader, axis in {axis.reader_module: axis for axis in axes}.items():
+            needed = size_of_moments(model, axis)
+            if together and size + needed > AT_A_TIME:
+                yield tuple(together)
+                together, size = [], 0.0
+            together.append(reader)
+            size += needed
+        if together:
             yield tuple(together)
-            together, size = [], 0.0
-        together.append(reader)
-        size += needed
-    yield tuple(together)
+
+
+def size_of_moments(model: nn.Module, axis: Axis) -> float:
+    """Returns the bytes of the second moments of what reads an axis."""
+    if axis.stack is not None:
+        return 4.0 * (axis.stack.maps * axis.stack.width) ** 2
+    return 4.0 * model.get_parameter(axis.reader_cut.parameter).shape[axis.reader_cut.dim] ** 2
 
 
 def collect_moments(model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
@@ -112,31 +122,22 @@ def _mean(tokens: int, totals: list[Tensor]) -> Moments:
     return Moments(mean, second)
 
 
-@torch.inference_mode()
-def _pass(model: nn.Module, ids: Tensor) -> None:
-    last_hidden(model, ids)
-
-
 def input_sums(
     model: nn.Module, modules: Iterable[str], measure: Callable[[Tensor], list[Tensor]], batches: Iterable[Tensor]
 ) -> dict[str, tuple[int, list[Tensor]]]:
-    """Returns, by module, the number of tokens and what is measured of its inputs (tokens, F) float32, added up."""
+    """Returns, by module, the number of tokens and what is measured of its features (tokens, F) float32, added up."""
     sums: dict[str, tuple[int, list[Tensor]]] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0].detach().flatten(0, -2).float()
+    def watch(name: str) -> Watch:
+        def add(inputs: tuple[Any, ...], _output: Any) -> None:
+            rows = features_of(model.get_submodule(name), inputs)
             measured = measure(rows)
             tokens, totals = sums.get(name, (0, [torch.zeros_like(new) for new in measured]))
             for total, new in zip(totals, measured, strict=True):
                 total.add_(new)
             sums[name] = (tokens + len(rows), totals)
 
-        return hook
+        return add
 
-    with ExitStack() as undo:
-        for name in modules:
-            undo.enter_context(model.get_submodule(name).register_forward_pre_hook(watch(name)))
-        for ids in batches:
-            _pass(model, ids)
+    observe(model, {name: watch(name) for name in modules}, batches)
     return sums

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.pruning.refit import DenseReader, removal
-from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.space import MaskSpace, column_owner
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,12 @@ def removals(model: nn.Module, space: MaskSpace, calibration: Calibration, ridge
         readers = []
         for name, _ in group.spans:
             axis = space.layout.axis[name]
-            own = slice(axis.reader_cut.start, axis.reader_cut.start + axis.size * axis.reader_width)
             moments = calibration.moments(name)
             second, mean = moments.second.double(), moments.mean.double()
-            weight = space.reader_weight(model, name).double()[:, own]
-            owner = group.owner(name, axis.size).repeat_interleave(axis.reader_width)
-            readers.append(DenseReader(weight, (second - mean.outer(mean))[own, own], owner))
+            weight, covariance = space.reader_weight(model, name).double(), second - mean.outer(mean)
+            owner = column_owner(group, axis, len(mean))
+            own = (owner >= 0).nonzero().flatten()
+            if len(own) < len(owner):
+                weight, covariance, owner = weight[:, own], covariance[own][:, own], owner[own]
+            readers.append(DenseReader(weight, covariance, owner))
         yield Removal(*removal(readers, group.count, ridge), sum(reader.size() for reader in readers))

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from polyprune_core.errors import ModelError
 from polyprune_core.models.families import Family, family_of
-from polyprune_core.models.layout import Axis, Cut, ModelLayout
+from polyprune_core.models.layout import Axis, Cut, ModelLayout, Stack
 
 # What a second way to divide a sublayer takes from the first.
 OF_THE_SUBLAYER = {"module", "within", "has", "lacks", "norm", "adds", "reader", "entry_width", "whole", "outputs"} | {
-    "returns"
+    "returns",
+    "whole_where",
+    "stack",
 }
 
 
@@ -49,8 +51,14 @@ def describe(model: Any) -> ModelLayout:
         axes=tuple(_own(model, axis, axes) for axis in axes),
         total_parameters=sum(p.numel() for p in model.parameters()),
         views=tuple(views),
-        mixers=family.mixers,
-        fixed=tuple(i for i, layer in enumerate(layers) if any(_has(layer, mixer) for mixer in family.mixers)),
+        mixers=tuple(
+            f"{name} ({what})" for name, what in family.mixers.items() if any(_has(layer, name) for layer in layers)
+        ),
+        fixed=tuple(
+            index
+            for index, layer in enumerate(layers)
+            if family.layers_by_number or any(_has(layer, name) for name in family.mixers)
+        ),
     )
 
 
@@ -101,11 +109,15 @@ def _numel(module: nn.Module) -> int:
 
 @dataclass
 class _Rows:
-    """A parameter whose dimension `dim` belongs to entries: parts (start, length)."""
+    """A parameter whose dimension `dim` belongs to entries: parts (start, length).
+
+    `beside`: how many entry widths that belong to none come after those of every block of entries.
+    """
 
     parameter: str
     dim: int
     parts: list[tuple[int, int]]
+    beside: int = 0
 
 
 class _Sublayer:
@@ -123,14 +135,15 @@ class _Sublayer:
 
     def axis(self) -> Axis:
         says, reader = self.says, self.says.get("reader")
-        whole = any(_has(self.home, name.rstrip("?")) for name in says.get("whole", ()))
+        whole = self._is_whole()
         size = 1 if whole else self._count(says["counted_on"])
+        blocks = 1 if whole else self._blocks()
         owned = [*self._rows(), *self._scales()]
         if reader:
             linear = self._linear(reader)
             dim = in_dim(linear)
             owned.append(_Rows(f"{self._path_of(reader)}.weight", dim, [(0, linear.weight.shape[dim])]))
-        cuts = [self._cut(rows, start, length, size) for rows in owned for start, length in rows.parts]
+        cuts = [self._cut(rows, start, length, size, blocks) for rows in owned for start, length in rows.parts]
         norms = [f"{self.prefix}.{name}" for name in self._present(self.layer, says["norm"])]
         shared = tuple(f"{n}.{p}" for n in norms for p, _ in self.model.get_submodule(n).named_parameters())
         entry = sum(self._owned(cut) for cut in cuts)
@@ -157,12 +170,16 @@ class _Sublayer:
             router=self._path_of(says["router"]) if "router" in says else None,
             experts=self._path_of(says["experts"]) if "experts" in says else None,
             scaled=self._path_of(says["scaled"]) if "scaled" in says else None,
-            at_least=self._number(says.get("at_least", 0)),
+            at_least=self._number(says.get("at_least", says.get("chosen", 0))) * blocks,
+            chosen=self._number(says.get("chosen", 0)),
             multiple=says.get("multiple", 1),
+            blocks=blocks,
             whole=whole,
             returns=says.get("returns"),
             attributes=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("attributes", ()))),
             capped=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("capped", ()))),
+            stack=self._stack(cuts) if "stack" in says else None,
+            buffers=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("buffers", ()))),
         )
 
     def _path(self, name: str) -> str:
@@ -171,10 +188,33 @@ class _Sublayer:
     def _path_of(self, name: str) -> str:
         return f"{self.path}.{name}"
 
-    def _cut(self, rows: _Rows, start: int, length: int, size: int) -> Cut:
+    def _stack(self, cuts: list[Cut]) -> Stack:
+        name = self._path_of(self.says["stack"])
+        found = [cut for cut in cuts if cut.parameter == name]
+        parameter = _find(self.home, self.says["stack"])
+        if not found or not isinstance(parameter, nn.Parameter) or parameter.dim() != 3:
+            raise self._error(f"{self.says['stack']} is no parameter of three dimensions among its rows")
+        return Stack(name, parameter.shape[0], parameter.shape[2], found[0].dim)
+
+    def _is_whole(self) -> bool:
+        config = self.family.decoder(self.model.config)
+        return any(_has(self.home, name.rstrip("?")) for name in self.says.get("whole", ())) or any(
+            getattr(config, name, None) == value for name, value in self.says.get("whole_where", {}).items()
+        )
+
+    def _blocks(self) -> int:
+        """Returns the number of blocks that keep equally many entries; a name with ? may stand for nothing."""
+        name = self.says.get("blocks", "")
+        if not name or (name.endswith("?") and not _find(self.home, name.rstrip("?"))):
+            return 1
+        return self._count(name.rstrip("?"))
+
+    def _cut(self, rows: _Rows, start: int, length: int, size: int, blocks: int) -> Cut:
+        gap = rows.beside * self.width
+        length -= gap * blocks
         if length % size:
             raise self._error(f"the {length} rows of {rows.parameter} cannot be shared out among {size} entries")
-        return Cut(rows.parameter, rows.dim, start, length // size)
+        return Cut(rows.parameter, rows.dim, start, length // size, size // blocks if gap else 1, gap)
 
     def _owned(self, cut: Cut) -> int:
         parameter = self.model.get_parameter(cut.parameter)
@@ -197,7 +237,8 @@ class _Sublayer:
                 ]
             for parameter, dim, tensor in tensors:
                 parts = self._parts(told, tensor.shape[dim], name)
-                yield _Rows(parameter, dim, [part for i, part in enumerate(parts) if i in told.get("owned", [i])])
+                own = [part for i, part in enumerate(parts) if i in told.get("owned", [i])]
+                yield _Rows(parameter, dim, own, told.get("beside", 0))
 
     def _parts(self, told: Mapping[str, Any], length: int, name: str) -> list[tuple[int, int]]:
         parts = told.get("parts", 1)

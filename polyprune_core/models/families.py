@@ -23,15 +23,31 @@ from polyprune_core.errors import ModelError, unknown_name
 GROUP = "polyprune.families"
 VARIABLE = "POLYPRUNE_FAMILIES"
 OWN = "polyprune"
-LISTS = ("norm", "rows", "scales", "attributes", "capped", "whole")
-NAMES = ("of", "module", "within", "has", "lacks", "adds", "reader", "router", "experts", "scaled", "counted_on")
+LISTS = ("norm", "rows", "scales", "buffers", "attributes", "capped", "whole")
+NAMES = (
+    "of",
+    "module",
+    "within",
+    "has",
+    "lacks",
+    "adds",
+    "reader",
+    "router",
+    "experts",
+    "stack",
+    "scaled",
+    "counted_on",
+)
 # What an axis may say, with the type of it.
 AXIS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(NAMES, (str,)),
     **dict.fromkeys(LISTS, (list,)),
     "entry_width": (str, int),
     "at_least": (str, int),
+    "chosen": (str, int),
     "multiple": (int,),
+    "blocks": (str,),
+    "whole_where": (dict,),
     "outputs": (int,),
     "returns": (int,),
     "cache": (int,),
@@ -42,16 +58,17 @@ FAMILY: dict[str, tuple[type, ...]] = {
     "model_types": (list,),
     "like": (str,),
     "layers": (str,),
-    "mixers": (list,),
+    "mixers": (dict,),
     "logits": (dict,),
     "text": (str,),
     "requires": (dict,),
     "layer_lists": (list,),
     "layer_indices": (list,),
+    "layers_by_number": (bool,),
     "tiny": (dict,),
     "axes": (dict,),
 }
-ROW = {"name", "parts", "owned", "dim"}
+ROW = {"name", "parts", "owned", "dim", "beside"}
 
 
 @dataclass(frozen=True)
@@ -63,12 +80,13 @@ class Family:
     model_types: tuple[str, ...]
     layers: str
     axes: Mapping[str, Mapping[str, Any]]
-    mixers: tuple[str, ...] = ()
+    mixers: Mapping[str, str] = field(default_factory=dict)
     logits: Mapping[str, str] = field(default_factory=dict)
     text: str = ""
     requires: Mapping[str, Any] = field(default_factory=dict)
     layer_lists: tuple[str, ...] = ("layer_types",)
     layer_indices: tuple[str, ...] = ()
+    layers_by_number: bool = False
     tiny: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def decoder(self, config: Any) -> Any:
@@ -199,7 +217,7 @@ def _family(name: str, table: Any, where: str, source: str, known: Mapping[str, 
     values |= {"model_types": table.get("model_types"), "tiny": table.get("tiny", {}), "axes": axes}
     if not values["model_types"] or "layers" not in values or not axes:
         raise ModelError(f"{where}: model_types, layers and axes are needed (or like, for the last two).")
-    lists = ("model_types", "mixers", "layer_lists", "layer_indices")
+    lists = ("model_types", "layer_lists", "layer_indices")
     values = {key: tuple(value) if key in lists else value for key, value in values.items()}
     return Family(name=name, source=source, **values)
 
@@ -210,7 +228,7 @@ def _require(table: Any, keys: Mapping[str, tuple[type, ...]], where: str) -> No
     for key, value in table.items():
         if key not in keys:
             raise ModelError(f"{where}: {unknown_name('key', key, keys)}")
-        if not isinstance(value, keys[key]) or isinstance(value, bool):
+        if not isinstance(value, keys[key]) or (isinstance(value, bool) and bool not in keys[key]):
             wanted = " or ".join(kind.__name__ for kind in keys[key])
             raise ModelError(f"{where}: {key} is {value!r}; {wanted} is needed.")
 

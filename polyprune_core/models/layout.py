@@ -12,13 +12,35 @@ from polyprune_core.errors import ModelError
 class Cut:
     """Entry i of an axis owns [start + i * width, start + (i + 1) * width) of dimension `dim` of one parameter.
 
-    Several cuts of one parameter, each with its own `start`, are parts of a fused projection.
+    Several cuts of one parameter, each with its own `start`, are parts of a fused projection. With a `gap`, that many
+    rows which belong to no entry come after every `run` entries.
     """
 
     parameter: str
     dim: int
     start: int
     width: int
+    run: int = 1
+    gap: int = 0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Linear maps in one `parameter` (maps, out, width), the weighted outputs of which are added up.
+
+    They are one map of maps * width features, those of the first map first. Entries of an axis are maps where `dim` is
+    0, and where it is 2 the features at one place in all of them.
+    """
+
+    parameter: str
+    maps: int
+    width: int
+    dim: int
+
+    @property
+    def module(self) -> str:
+        """The module that runs the maps, on those tokens that each is chosen for."""
+        return self.parameter.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -32,12 +54,14 @@ class Axis:
 
     `of` names the axis that this one divides a second time, in another way: only one of the two is cut at a time.
     Where `router` names a module, it chooses among the entries, and without one of them it chooses among the others;
-    `experts` is then the module that is given tokens, choices and weights. `scaled` is a parameter that is multiplied
+    `experts` is then the module that is given tokens, choices and weights, and `stack` what reads the entries in place
+    of a `reader`; `chosen` entries run for a token, or all where that is 0. `scaled` is a parameter that is multiplied
     by gates where no module reads the axis. At least `at_least` entries are kept, in multiples of `multiple`, or the
     model's kernels do not run. `whole`: the entries are one, because something in the sublayer looks at all of them at
-    once. `returns`: the argument, by place, that the sublayer adds its output to by itself. `attributes` count entries
-    while the sublayer runs, and `capped` may not exceed their number. Without `config_counts` a layer is resized after
-    it is made.
+    once. The entries are in `blocks` of equal size, each of which has to keep as many as the others, and at least
+    `at_least`. `returns`: the argument, by place, that the sublayer adds its output to by itself. `attributes` count
+    entries while the sublayer runs, and `capped` may not exceed their number. `buffers` hold a number for each entry
+    along their first dimension, and are no parameters. Without `config_counts` a layer is resized after it is made.
     """
 
     name: str
@@ -60,11 +84,15 @@ class Axis:
     experts: str | None = None
     scaled: str | None = None
     at_least: int = 0
+    chosen: int = 0
     multiple: int = 1
+    blocks: int = 1
     whole: bool = False
     returns: int | None = None
     attributes: tuple[str, ...] = ()
     capped: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+    stack: Stack | None = None
 
     @property
     def runs_in(self) -> str:
@@ -91,7 +119,14 @@ class Axis:
     @property
     def reader_module(self) -> str:
         """The name of the module that reads the axis; raises ModelError where nothing does."""
+        if self.stack is not None:
+            return self.stack.module
         return self.reader_cut.parameter.removesuffix(".weight")
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a linear module, or a stack of linear maps, takes the entries in."""
+        return self.reader is not None or self.stack is not None
 
     @property
     def reader_width(self) -> int:
@@ -103,8 +138,8 @@ class Axis:
 class ModelLayout:
     """All axes of a model, layer by layer; `layers` is the dotted path of its decoder layers.
 
-    `views` are second ways to divide what an axis divides. `fixed` are layers that hold something which cannot be cut,
-    `mixers`, by the names of those modules: such a layer is never removed.
+    `views` are second ways to divide what an axis divides. `mixers` name what the layers hold that cannot be cut.
+    `fixed` are layers that are never removed: those which hold a mixer, or all where a layer's number says what it is.
     """
 
     family: str

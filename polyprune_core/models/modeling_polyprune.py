@@ -56,6 +56,11 @@ class PerLayerModel:
             outputs = linear.weight.shape[1 if hasattr(linear, "nf") else 0]
             linear.bias = nn.Parameter(linear.weight.new_zeros(outputs))
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Says that the family's own code fills buffers which no file holds; transformers would leave them empty."""
+        return False
+
 
 class Missing:
     """Stands where a sublayer was and puts out zero. It is no module: to all who look, the layer has none there.

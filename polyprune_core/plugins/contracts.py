@@ -43,6 +43,8 @@ class Provider(Generic[T]):
             text alone, or fewer tokens than a reader has input features); shown by `polyprune plugins show`.
         reference: paper and equation.
         xfail: checks of the conformance kit that this plugin is right to fail, each with the reason.
+        quick: options under which it does the same in less time, as fewer masks to draw; the conformance kit, whose
+            models are tiny, examines its behaviour with those.
     """
 
     name: str
@@ -51,10 +53,14 @@ class Provider(Generic[T]):
     needs: frozenset[str] = field(default_factory=frozenset)
     reference: str = ""
     xfail: Mapping[str, str] = field(default_factory=dict, hash=False)
+    quick: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Granularity(Protocol):
-    """What a unit is."""
+    """What a unit is.
+
+    `if_none` may be declared: why a model may have no such unit, which is said where it has none.
+    """
 
     def groups(self, layout: ModelLayout) -> Sequence[UnitGroup]:
         """Returns the units, one group per layer and kind, in layer order."""
@@ -122,6 +128,7 @@ class GradientEstimator(Protocol):
 # Powers of the Fisher information that a step may be divided by.
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
+    "granularity": {"if_none": ""},
     "initializer": {"comparable": False, "granularities": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
     "repair": {"trained_tokens": 0},

@@ -90,26 +90,33 @@ def is_set(variable: str) -> bool:
     return os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on")
 
 
-def source_of(point: importlib.metadata.EntryPoint) -> Source:
-    """Returns where an entry point comes from; version 1 of the interface unless its group says otherwise."""
-    group = GROUP.fullmatch(getattr(point, "group", PROJECT))
-    api = int(group[1] or 1) if group else 1
-    return Source(point.dist.name, point.dist.version, api) if point.dist else Source("unknown distribution", "", api)
+def sourced(
+    points: Iterable[importlib.metadata.EntryPoint],
+) -> list[tuple[importlib.metadata.EntryPoint, Source]]:
+    """Returns each entry point and where it comes from; version 1 of the interface unless its group says otherwise."""
+    named: dict[int, tuple[str, str]] = {}  # its metadata is read once: that takes as long as an import
+    found = []
+    for point in points:
+        group = GROUP.fullmatch(getattr(point, "group", PROJECT))
+        if point.dist and id(point.dist) not in named:
+            named[id(point.dist)] = (point.dist.name, point.dist.version)
+        name, version = named[id(point.dist)] if point.dist else ("unknown distribution", "")
+        found.append((point, Source(name, version, int(group[1] or 1) if group else 1)))
+    return found
 
 
 def usable(
     points: Iterable[importlib.metadata.EntryPoint],
-) -> tuple[list[importlib.metadata.EntryPoint], list[PluginProblem]]:
-    """Returns the entry points that this polyprune can load, and what is wrong with the others.
+) -> tuple[list[tuple[importlib.metadata.EntryPoint, Source]], list[PluginProblem]]:
+    """Returns the entry points that this polyprune can load and their sources, and what is wrong with the others.
 
     Of several with one name in one distribution, which serve several versions of the interface, the newest is taken.
     """
-    good: list[importlib.metadata.EntryPoint] = []
+    good: list[tuple[importlib.metadata.EntryPoint, Source]] = []
     problems: dict[tuple[str, str], PluginProblem] = {}
     newest: dict[tuple[str, str], int] = {}
-    for point in sorted(points, key=lambda point: (source_of(point).distribution, point.name)):
-        source, group = source_of(point), getattr(point, "group", PROJECT)
-        key = (source.distribution, point.name)
+    for point, source in sorted(sourced(points), key=lambda item: (item[1].distribution, item[0].name)):
+        key, group = (source.distribution, point.name), getattr(point, "group", PROJECT)
         if not GROUP.fullmatch(group):
             message = f"the entry-point group {group!r} is read by nobody; write [project.entry-points.{PROJECT}]."
             problems[key] = PluginProblem(point.name, source, message)
@@ -120,9 +127,9 @@ def usable(
             )
             problems[key] = PluginProblem(point.name, source, message)
         else:
-            good.append(point)
+            good.append((point, source))
             newest[key] = max(source.api, newest.get(key, 0))
-    chosen = [point for point in good if source_of(point).api == newest[source_of(point).distribution, point.name]]
+    chosen = [(point, source) for point, source in good if source.api == newest[source.distribution, point.name]]
     return chosen, [problem for key, problem in problems.items() if key not in newest]
 
 
@@ -133,5 +140,5 @@ def is_ours(group: str) -> bool:
 
 def installed() -> list[importlib.metadata.EntryPoint]:
     """Returns every installed entry point of polyprune's groups, and those that were meant to be."""
-    ours = sorted(filter(is_ours, importlib.metadata.entry_points().groups))
-    return [point for group in ours for point in importlib.metadata.entry_points(group=group)]
+    points = importlib.metadata.entry_points()
+    return [point for group in sorted(filter(is_ours, points.groups)) for point in points.select(group=group)]

@@ -6,6 +6,7 @@ A value alone, NAME:value, is that of the plugin's first option.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, cast
 
 from polyprune_core.errors import PluginError, unknown_name
@@ -41,7 +42,7 @@ def _type(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation).replace("typing.", "")
 
 
-def build(kind: str, provider: Provider[Any], options: dict[str, str]) -> Any:
+def build(kind: str, provider: Provider[Any], options: Mapping[str, Any]) -> Any:
     """Returns `provider.factory(**options)` with each value read as its declared type."""
     known = inspect.signature(provider.factory).parameters
     options = {next(iter(known), name) if name == FIRST else name: value for name, value in options.items()}

@@ -6,7 +6,8 @@ import inspect
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -26,7 +27,6 @@ from polyprune_core.plugins.discovery import (
     Switched,
     installed,
     is_set,
-    source_of,
     usable,
 )
 from polyprune_core.plugins.guard import FAULTS, Guarded, blamed, described, listed, require_no_interrupt, traced
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from polyprune_core.evaluation.calibration import Calibration
+    from polyprune_core.models.layout import ModelLayout
     from polyprune_core.pruning.space import MaskSpace
 
 __all__ = ["KINDS", "NAME", "PluginProblem", "Registered", "Registry", "Source", "load_registry"]
@@ -128,6 +129,19 @@ class Registry:
         values = self.build("initializer", spec).score(model, space, calibration)
         return Scores(values.detach().cpu().float(), spec, self.comparable(spec))
 
+    def space(self, granularity: str, layout: ModelLayout) -> MaskSpace:
+        """Returns the units of "head+channel" and the like: the units of all its parts.
+
+        Raises:
+            ConfigError: there is none, or two parts remove the same entries.
+            PluginError: as `build`, or a granularity is at fault.
+        """
+        from polyprune_core.pruning.space import MaskSpace
+
+        made = [self.build("granularity", name) for name in granularity.split("+")]
+        groups = [group for each in made for group in each.groups(layout)]
+        return MaskSpace(layout, groups, granularity, "; ".join(filter(None, (each.if_none for each in made))))
+
     def comparable(self, spec: str) -> bool:
         """Whether the scores of the metric that `spec` names are comparable across layers, so that no scale applies."""
         return self.for_one_budget(spec) or bool(self.build("initializer", spec).comparable)
@@ -147,20 +161,21 @@ def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:
     switched = Switched.by_environment() if entry_points is None else Switched(frozenset(), False)
     found: list[Registered] = []
     off: list[PluginProblem] = []
-    for point in points:
-        source = source_of(point)
-        reason = switched.off(point.name, source)
-        if reason:
-            off.append(PluginProblem(point.name, source, reason))
-            continue
-        loaded, trouble = _load(point, source)
-        problems += trouble
-        for item in loaded:
-            reason = switched.off(item.provider.name, source)
+    with slow_ones_told() as turn:
+        for point, source in points:
+            reason = switched.off(point.name, source)
             if reason:
-                off.append(PluginProblem(item.provider.name, source, reason))
-            else:
-                found.append(item)
+                off.append(PluginProblem(point.name, source, reason))
+                continue
+            turn(f"plugin {point.name} of {source}")
+            loaded, trouble = _load(point, source)
+            problems += trouble
+            for item in loaded:
+                reason = switched.off(item.provider.name, source)
+                if reason:
+                    off.append(PluginProblem(item.provider.name, source, reason))
+                else:
+                    found.append(item)
     found, clashes = _without_clashes(found)
     problems += clashes
     if problems and is_set(STRICT):
@@ -169,22 +184,31 @@ def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:
 
 
 @contextmanager
-def told_if_slow(what: str) -> Iterator[None]:
-    """Says on stderr whose import it is that takes long."""
+def slow_ones_told() -> Iterator[Callable[[str], None]]:
+    """Says on stderr whose import it is that takes long; what it yields is told whose turn it is."""
+    turns: list[tuple[str, float]] = []
+    over = threading.Event()
 
-    def tell() -> None:
-        sys.stderr.write(
-            f"polyprune: {plain(what)} has been importing for {SLOW_SECONDS:g} seconds; Ctrl-C stops it.\n"
-        )
-        sys.stderr.flush()
+    def watch() -> None:
+        told = 0
+        while not over.wait(SLOW_SECONDS / 10):
+            what, since = turns[-1]
+            if told < len(turns) and time.monotonic() - since >= SLOW_SECONDS:
+                told = len(turns)
+                sys.stderr.write(
+                    f"polyprune: {plain(what)} has been importing for {SLOW_SECONDS:g} seconds; Ctrl-C stops it.\n"
+                )
+                sys.stderr.flush()
 
-    timer = threading.Timer(SLOW_SECONDS, tell)
-    timer.daemon = True
-    timer.start()
+    def turn(what: str) -> None:
+        turns.append((what, time.monotonic()))
+
+    turn("polyprune")
+    threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
+        yield turn
     finally:
-        timer.cancel()
+        over.set()
 
 
 def _load(point: EntryPoint, source: Source) -> tuple[list[Registered], list[PluginProblem]]:
@@ -200,7 +224,7 @@ def _load(point: EntryPoint, source: Source) -> tuple[list[Registered], list[Plu
             elif isinstance(provider, Provider):
                 found.append(Registered(kind, provider, source))
 
-    with redirect_stdout(sys.stderr), told_if_slow(f"plugin {point.name} of {source}"):
+    with redirect_stdout(sys.stderr):
         try:
             with settings_kept("its import"):
                 plugin = point.load()

@@ -54,10 +54,27 @@ def _chosen_from(model: nn.Module, axis: Axis, keep: Tensor) -> Iterator[None]:
         if keep.any():
             router.forward = gated_forward
             undo.callback(router.__dict__.pop, "forward")
+            for name in axis.buffers:
+                undo.enter_context(_added_to_buffer(model, name, gate))
         else:
             module = model.get_submodule(axis.module)
             undo.enter_context(module.register_forward_hook(lambda _module, _inputs, output: torch.zeros_like(output)))
         yield
+
+
+@contextmanager
+def _added_to_buffer(model: nn.Module, name: str, vector: Tensor) -> Iterator[None]:
+    """Runs the block with a vector added to what a router adds to its choices by itself."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    buffers = dict(owner._buffers)
+    before = owner._buffers.pop(leaf)
+    try:
+        owner.register_buffer(leaf, before + vector.to(before))  # type: ignore[operator]
+        yield
+    finally:
+        owner._buffers.clear()
+        owner._buffers.update(buffers)
 
 
 @contextmanager

@@ -61,6 +61,19 @@ class PrunedModel:
         return sum(self.updates[name].numel() for name in self.added())
 
     @property
+    def active_parameters(self) -> int | None:
+        """The parameters that run for one token: all but those of experts not chosen for it; None where all run."""
+        shapes, keep, idle = self.shapes(), self.axis_keep(), 0
+        for axis in self.layout.axes:
+            if axis.chosen and axis.stack is not None:
+                inside = [
+                    math.prod(shape) for name, shape in shapes.items() if name.startswith(f"{axis.stack.module}.")
+                ]
+                left = int(keep[axis.name].sum()) if axis.name in keep else axis.size
+                idle += sum(inside) * max(left - axis.chosen, 0) // max(left, 1)
+        return self.parameters - idle if idle else None
+
+    @property
     def kept_layers(self) -> list[int]:
         """The dense model's layers of which anything is left; layer i of the smaller model is the i-th of them."""
         from polyprune_core.pruning.build import kept_layers

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.layout import Axis, Cut, ModelLayout
+from polyprune_core.pruning.entries import entry_rows, reader_columns
 from polyprune_core.pruning.types import UnitGroup
 
 
@@ -28,10 +29,17 @@ class MaskSpace:
             in their group (whole sublayers, whole layers) are peers of all others of their kind.
     """
 
-    def __init__(self, layout: ModelLayout, groups: Sequence[UnitGroup], name: str = "") -> None:
-        """Raises PluginError for spans outside the layout, and ConfigError where two groups cut the same entries."""
+    def __init__(self, layout: ModelLayout, groups: Sequence[UnitGroup], name: str = "", if_none: str = "") -> None:
+        """Takes units by groups; `if_none` is what to say of a model that has none.
+
+        Raises:
+            ConfigError: there is no unit, or two groups cut the same entries.
+            PluginError: a span lies outside of the layout.
+        """
         self.layout, self.groups, self.name = layout, tuple(groups), name
-        _require_apart(layout, self.groups, name)
+        if not groups:
+            raise ConfigError(_no_unit(layout, name, if_none))
+        _require_apart(layout, self.groups)
         for group in self.groups:
             check_division(layout, [group], f"granularity {group.kind!r}")
         self.kinds = tuple(dict.fromkeys(group.kind for group in self.groups))
@@ -111,9 +119,14 @@ class MaskSpace:
     def reader_weight(self, model: nn.Module, axis: str) -> Tensor:
         """Returns (out, in) float32: the weight of the module that reads an axis, however the model stores it.
 
+        That of a stack of maps is one beside the other.
+
         Raises:
             ModelError: nothing reads it.
         """
+        stack = self.layout.axis[axis].stack
+        if stack is not None:
+            return model.get_parameter(stack.parameter).detach().float().transpose(0, 1).flatten(1)
         cut = self.layout.axis[axis].reader_cut
         return model.get_parameter(cut.parameter).detach().float().movedim(cut.dim, -1)
 
@@ -125,7 +138,7 @@ class MaskSpace:
 
         def entries(axis: Axis) -> Tensor:
             columns = importance(axis.name, self.reader_weight(model, axis.name))
-            return columns[_span(axis.reader_cut, axis.size)].view(axis.size, -1).sum(dim=1)
+            return columns[reader_columns(axis).to(columns.device)].sum(dim=1)
 
         return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})
 
@@ -138,9 +151,11 @@ class MaskSpace:
             total = torch.zeros(group.count, group.count)
             for name, _ in group.spans:
                 axis = self.layout.axis[name]
-                own = _span(axis.reader_cut, axis.size)
-                pairs = products(name).cpu()[own, own]
-                owner = group.owner(name, axis.size).repeat_interleave(axis.reader_width)
+                pairs = products(name).cpu()
+                owner = column_owner(group, axis, len(pairs))
+                own = (owner >= 0).nonzero().flatten()
+                if len(own) < len(owner):
+                    pairs, owner = pairs[own][:, own], owner[own]
                 rows = torch.zeros(group.count, len(pairs)).index_add_(0, owner, pairs)
                 total.index_add_(1, owner, rows)
             yield total
@@ -161,13 +176,23 @@ def said_of(space: MaskSpace) -> Iterator[str]:
             )
 
 
+def column_owner(group: UnitGroup, axis: Axis, features: int) -> Tensor:
+    """Returns (F,) int64: the unit that owns each of F input features of what reads an axis, -1 where none does."""
+    columns = reader_columns(axis)
+    owner = torch.full((features,), -1)
+    owner[columns.flatten()] = group.owner(axis.name, axis.size).repeat_interleave(columns.shape[1])
+    return owner
+
+
 def _span(cut: Cut, size: int) -> slice:
     return slice(cut.start, cut.start + size * cut.width)
 
 
 def _blocks(values: Tensor, cut: Cut, size: int) -> Tensor:
     """Returns (size, …): what each of `size` entries owns of a tensor shaped like the parameter that is cut."""
-    return values.movedim(cut.dim, 0)[_span(cut, size)].reshape(size, -1)
+    rows = values.movedim(cut.dim, 0)
+    owned = rows[entry_rows(cut, size)] if cut.gap else rows[_span(cut, size)]
+    return owned.reshape(size, -1)
 
 
 def _unit_costs(layout: ModelLayout, group: UnitGroup) -> Tensor:
@@ -237,9 +262,16 @@ def check_layers(layout: ModelLayout, groups: Sequence[UnitGroup], who: str) -> 
         last[group.kind] = group.layer
 
 
-def _require_apart(layout: ModelLayout, groups: Sequence[UnitGroup], name: str) -> None:
-    if not groups:
-        raise ConfigError(f"granularity {name!r} finds no unit in this model; choose another one.")
+def _no_unit(layout: ModelLayout, name: str, why: str) -> str:
+    mixers = f"{', '.join(layout.mixers)} cannot be cut" if layout.mixers else ""
+    reasons = "; ".join(filter(None, (mixers, why)))
+    return (
+        f"granularity {name!r} finds no unit in this model{': ' if reasons else ''}{reasons}. Choose another one; "
+        "polyprune models check MODEL lists what there is."
+    )
+
+
+def _require_apart(layout: ModelLayout, groups: Sequence[UnitGroup]) -> None:
     owner: dict[str, str] = {}
     for group in groups:
         for span, _ in group.spans:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polyprune_core.errors import ModelError
 from polyprune_core.models.layout import Axis, Cut
 from polyprune_core.models.modeling_polyprune import OwnConfig
+from polyprune_core.pruning.entries import entry_rows
 
 KEPT_WIDTH_MULTIPLE = 64
 
@@ -30,7 +31,7 @@ def kept_rows(rows: Tensor, width: int, index: Tensor, out: Tensor | None = None
 class _Part:
     """One parameter of a sublayer, cut along one dimension by one of its axes, in one place or several."""
 
-    def __init__(self, name: str, parameter: nn.Parameter, cuts: Mapping[str, Sequence[Cut]]) -> None:
+    def __init__(self, name: str, parameter: Tensor, cuts: Mapping[str, Sequence[Cut]]) -> None:
         self.name, self.parameter = name, parameter
         self.cuts = {axis: sorted(own, key=lambda cut: cut.start) for axis, own in cuts.items()}
         for axis, own in self.cuts.items():
@@ -49,15 +50,19 @@ class _Part:
         for name in ("whole", "rows"):
             vars(self).pop(name, None)
 
+    def scattered(self, axis: Axis) -> bool:
+        """Whether the entries of an axis are no runs of the rows that are laid out."""
+        return any(cut.dim != self.dim or cut.gap for cut in self.cuts[axis.name])
+
     def taken(self, axis: Axis, index: Tensor, update: Tensor | None) -> Tensor:
-        """Returns what `index` keeps of an axis that cuts along another dimension than the one laid out in rows."""
+        """Returns what `index` keeps of an axis whose entries are `scattered`."""
         if update is not None:
             return update
         own = self.cuts[axis.name]
         stays = torch.ones(self.whole.shape[own[0].dim], dtype=torch.bool, device=index.device)
         kept = torch.zeros(axis.size, dtype=torch.bool, device=index.device).index_fill_(0, index, True)
         for cut in own:
-            stays[cut.start : cut.start + axis.size * cut.width] = kept.repeat_interleave(cut.width)
+            stays[entry_rows(cut, axis.size).flatten().to(stays.device)] = kept.repeat_interleave(cut.width)
         return self.whole.index_select(own[0].dim, stays.nonzero().flatten())
 
     def fill(self, axis: Axis, buffer: Tensor, index: Tensor, padded: int, update: Tensor | None) -> Tensor:
@@ -92,7 +97,9 @@ class Sublayer:
         for axis in axes:
             for cut in axis.cuts:
                 cuts.setdefault(cut.parameter, {}).setdefault(axis.name, []).append(cut)
-        self.parts = [_Part(name, model.get_parameter(name), own) for name, own in cuts.items()]
+            for buffer in axis.buffers:
+                cuts.setdefault(buffer, {}).setdefault(axis.name, []).append(Cut(buffer, 0, 0, 1))
+        self.parts = [_Part(name, tensor_of(model, name), own) for name, own in cuts.items()]
         self.names = set(cuts)
         self.index: Tensor | None = None
         self.updates: Mapping[str, Tensor] = {}
@@ -148,7 +155,7 @@ class Sublayer:
 
     def _kept(self, slot: int, part: _Part, index: Tensor) -> Tensor:
         update = self.updates.get(part.name)
-        if part.cuts[self.axis.name][0].dim != part.dim:
+        if part.scattered(self.axis):
             return part.taken(self.axis, index, update)
         return part.fill(self.axis, self.buffer(f"{slot}", part.rows), index, self._padded(index), update)
 
@@ -213,6 +220,13 @@ def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
         module.__dict__.pop("forward")
         if had is not None:
             module.forward = had
+
+
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """Returns the parameter or the buffer of a dotted name."""
+    path, _, leaf = name.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(path), leaf)
+    return found
 
 
 def width_out(model: nn.Module, axis: Axis) -> int:

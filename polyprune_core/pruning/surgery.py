@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.models.layout import Axis, ModelLayout
+from polyprune_core.pruning.entries import entry_rows
 from polyprune_core.pruning.sublayer import Sublayer
 
 
@@ -41,7 +42,9 @@ class Remains:
             for cut in axis.cuts:
                 length = model.get_parameter(cut.parameter).shape[cut.dim]
                 rows = stays.setdefault(cut.parameter, {}).setdefault(cut.dim, torch.ones(length, dtype=torch.bool))
-                rows[cut.start : cut.start + axis.size * cut.width] = keep.repeat_interleave(cut.width)
+                rows[entry_rows(cut, axis.size).flatten()] = keep.repeat_interleave(cut.width)
+            for buffer in axis.buffers:
+                stays[buffer] = {0: keep}
         for index, names in empty.items():
             if index not in layout.fixed and names >= {axis.name for axis in layout.axes if axis.layer == index}:
                 gone.append(f"{layout.layers}.{index}.")

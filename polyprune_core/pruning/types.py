@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Generator, Tensor
 
+    from polyprune_core.models.layout import Axis
+
 
 SCOPE_NAMES = ("kind", "global", "layer")
 # Keep probabilities stay this far off 0 and 1.
@@ -35,6 +37,18 @@ class UnitGroup:
     layer: int
     count: int
     spans: tuple[tuple[str, Span], ...]
+
+    @classmethod
+    def finest(cls, kind: str, axis: Axis) -> UnitGroup:
+        """Returns units of an axis as small as its entries can be cut.
+
+        As many neighbouring entries as its `multiple`; where entries are in blocks, the r-th of every block.
+        """
+        if axis.blocks == 1:
+            return cls(kind, axis.layer, -(-axis.size // axis.multiple), ((axis.name, axis.multiple),))
+        share = axis.size // axis.blocks
+        units = tuple(tuple(range(place, axis.size, share)) for place in range(share))
+        return cls(kind, axis.layer, share, ((axis.name, units),))
 
     def owner(self, axis: str, size: int) -> Tensor:
         """Returns (size,) int64: which unit owns each entry of one of its axes."""

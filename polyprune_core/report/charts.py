@@ -62,6 +62,11 @@ class Series:
         """Which of the marker shapes."""
         return self.style % MARKERS
 
+    @property
+    def filled(self) -> bool:
+        """Whether the marker is filled: so are those that come after all pairs of a colour and a shape."""
+        return self.style // (COLOURS * MARKERS) % 2 == 1
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -81,11 +86,21 @@ class Chart:
 def trade_offs(results: Results, summaries: Sequence[Summary], styles: dict[str, int]) -> list[Chart]:
     """Returns perplexity against sparsity, one chart a granularity; intervals are t intervals of log-perplexity.
 
-    A row of a budget stands at the sparsity that it came to; one that does not say which is left out.
+    A row of a budget stands at the sparsity that it came to; one that does not say which is left out. A granularity
+    whose rows all have one sparsity has a dot plot instead.
     """
     dense = next((s for s in measured(summaries) if s.row.cell.is_reference), None)
-    lines = criteria(results, summaries)
+    lines = {
+        granularity: found
+        for granularity, found in criteria(results, summaries).items()
+        if not at_one_place([summary for line in found.values() for summary in line])
+    }
     return [_trade_off(granularity, found, dense, styles) for granularity, found in lines.items()]
+
+
+def at_one_place(summaries: Sequence[Summary]) -> bool:
+    """Whether all rows were asked for one sparsity, so that a line against sparsity has nothing to join."""
+    return len({s.row.cell.target for s in summaries}) == 1
 
 
 def measured(summaries: Sequence[Summary]) -> list[Summary]:

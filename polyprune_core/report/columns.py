@@ -156,6 +156,7 @@ COLUMNS = (
     Column("backward passes", _passes, optional=True),
     Column("non-finite losses", lambda s: str(s.row.non_finite_losses or "")),
     Column("parameters", lambda s: short(s.row.parameters_kept), optional=True),
+    Column("active", lambda s: short(s.row.active_parameters) if s.row.active_parameters else "", optional=True),
     Column("KL to dense", lambda s: number(s.row.kl_to_dense, 3), optional=True, on_paper=True),
     Column("same top-1", _agreement, optional=True),
     Column("seconds", _seconds, optional=True),

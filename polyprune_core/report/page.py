@@ -13,6 +13,7 @@ from polyprune_core.report.columns import MARKS, columns, criterion, label, numb
 from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.cost import cost_sheet
 from polyprune_core.report.curves import curves
+from polyprune_core.report.dots import Dots, dot_plots
 from polyprune_core.report.html import rendered
 from polyprune_core.report.kept import kept_sheets
 from polyprune_core.report.load import Loaded, MergedResults
@@ -44,6 +45,7 @@ class Part:
     findings: tuple[str, ...]
     summary: Sheet
     trade_offs: list[Chart]
+    dots: list[Dots]
     searches: list[Chart]
     kept: list[Sheet]
     agreement: list[Sheet]
@@ -97,6 +99,7 @@ def _part(comparison: MergedResults, arrangement: Arrangement) -> Part:
         findings=tuple(findings(results, arrangement)),
         summary=summary_sheet(results, arrangement, [column.title for column in columns(summaries)]).without(IN_COSTS),
         trade_offs=charts.trade_offs(results, summaries, styles),
+        dots=dot_plots(results, summaries),
         searches=[charts.searches(title, found, styles) for title, found in lines.items()],
         kept=kept_sheets(results, arrangement),
         agreement=agreement_sheets(results, arrangement),

@@ -24,14 +24,14 @@ PIPED_WIDTH = 160
 WIDE = Console(width=10_000)
 
 
-def line(row: Row) -> str:
-    """Returns one finished cell as one line of console markup."""
+def line(row: Row, varied: frozenset[str] = frozenset(TELL_APART)) -> str:
+    """Returns one finished cell as one line of console markup; `varied` names the settings that tell rows apart."""
     asked = "" if row.cell.target is None else f", {escape(row.cell.asked)}"
     where = asked + ("" if row.cell.seed is None else f", seed {row.cell.seed}")
     outcome = f"perplexity {number(row.perplexity)}"
     if row.status != "ok":
         outcome = f"[red]failed:[/] {escape(plain(row.error or ''))}"
-    return f"{escape(label(row, frozenset(TELL_APART)))}{where}: {outcome}"
+    return f"{escape(label(row, varied))}{where}: {outcome}"
 
 
 def table(results: Results, width: int, arrangement: Arrangement = AS_RUN) -> Table:
@@ -64,13 +64,20 @@ def tables(sheet: Sheet, width: int) -> list[Table]:
 
 
 def fitted(sheet: Sheet, width: int) -> Table:
-    """Returns a rich table; optional columns go, the last first, until `width` columns are enough."""
-    for left_out in range(len(sheet.optional) + 1):
-        grid = _grid(sheet.without(sheet.optional[len(sheet.optional) - left_out :]))
+    """Returns a rich table; optional columns go, the last first, until `width` columns are enough.
+
+    The caption explains the columns that stand there, and names those that do not.
+    """
+    for kept in range(len(sheet.optional), -1, -1):
+        shown = sheet.without(sheet.optional[kept:])
+        grid = _grid(shown)
         if _least(grid) <= width:
             break
+    left_out = [title for title in sheet.optional[kept:] if title in sheet.head]
+    named = f"Not shown, for want of room: {', '.join(left_out)}." if left_out else ""
+    caption = " ".join(filter(None, [shown.caption, named]))
     grid.title = Text(sheet.title, style="bold") if sheet.title else None
-    grid.caption = Text(sheet.caption) if sheet.caption else None
+    grid.caption = Text(caption) if caption else None
     return grid
 
 

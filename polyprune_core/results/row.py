@@ -18,6 +18,7 @@ ROUNDING = 1e-6
 COUNTS = (
     "budget_achieved",
     "parameters_kept",
+    "active_parameters",
     "nll",
     "eval_tokens",
     "forward_passes",
@@ -60,7 +61,7 @@ class Row:
     row's own, and decide every statistic and verdict.
     `budget_achieved` is in the terms of the cell's budget, where that is not a sparsity. `tasks` holds the metrics of
     each task, and their standard errors over its items as METRIC_stderr. `scope_chosen` and `scale_chosen` are those of
-    a metric whose cell asks for `auto`.
+    a metric whose cell asks for `auto`. `active_parameters` are those that run for one token, where that is not all.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Row:
     budget_achieved: float | None = None
     parameters_kept: int | None = None
     parameters_kept_fraction: float | None = None
+    active_parameters: int | None = None
     perplexity: float | None = None
     nll: float | None = None
     eval_tokens: int | None = None

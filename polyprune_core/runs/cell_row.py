@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polyprune_core.config.cell import AUTO, Dense
-from polyprune_core.errors import ConfigError, PolypruneError, ResultError
+from polyprune_core.errors import ConfigError, PolypruneError, ResultError, brief
 from polyprune_core.evaluation.perplexity import Evaluation
 from polyprune_core.results.cell_file import Details, Group, path_of, write_details
 from polyprune_core.results.row import Row, TextScores, impossible
@@ -18,6 +18,9 @@ from polyprune_core.results.store import Store
 from polyprune_core.runs.decision import Decider, Decision
 from polyprune_core.runs.harness import Harness
 from polyprune_core.search.checkpoint import Checkpoint
+from polyprune_core.utils.memory import ran_out
+
+LESS = "give a smaller --batch-size, --repair-samples or number format, or fewer --workers."
 
 
 def finished(blank: Row, store: Store) -> Row | None:
@@ -54,7 +57,9 @@ def run_cell(decider: Decider, blank: Row, store: Store, run: dict[str, Any]) ->
             details = Details(run=run, **_windows(evaluations)) if whole else _decided(decision, evaluations, run)
         for reason in impossible(row):
             raise ResultError(f"{cell.label}: {reason}, which cannot be, so the row is not kept.")
-    except PolypruneError as error:
+    except (PolypruneError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, PolypruneError) and not ran_out(error):
+            raise
         checkpoint.remove()
         harness.reporter.detail("".join(traceback.format_exception(error)))
         return _failed(blank, error)
@@ -82,6 +87,7 @@ def pruned_row(blank: Row, decision: Decision, evaluations: Sequence[Evaluation]
         else None,
         parameters_kept=kept,
         parameters_kept_fraction=kept / total,
+        active_parameters=decision.pruned.active_parameters,
         forward_passes=cost.forward_passes,
         forward_tokens=cost.forward_tokens,
         backward_passes=cost.backward_passes,
@@ -92,8 +98,10 @@ def pruned_row(blank: Row, decision: Decision, evaluations: Sequence[Evaluation]
     )
 
 
-def _failed(blank: Row, error: PolypruneError) -> Row:
-    return dataclasses.replace(blank, status="failed", error=str(error))
+def _failed(blank: Row, error: BaseException) -> Row:
+    """Returns the row with the reason; where memory ran out, with what may help."""
+    told = f"out of memory ({brief(error, 160)}); {LESS}" if ran_out(error) else str(error)
+    return dataclasses.replace(blank, status="failed", error=told)
 
 
 def _decided(decision: Decision, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> Details:
@@ -121,6 +129,7 @@ def _dense_row(blank: Row, harness: Harness) -> Row:
         sparsity_achieved=0.0,
         parameters_kept=total,
         parameters_kept_fraction=1.0,
+        active_parameters=harness.whole().active_parameters,
         peak_memory_mb=harness.dense_peak_mb,
         tasks=harness.task_scores("dense model"),
         **measured,

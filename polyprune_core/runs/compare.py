@@ -13,7 +13,7 @@ from polyprune_core.results.cell_file import Details, path_of, read_details
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store
-from polyprune_core.runs.executors import Executor, Local
+from polyprune_core.runs.executors import Executor, executor_for
 from polyprune_core.runs.inputs import inputs
 from polyprune_core.runs.preflight import settled
 from polyprune_core.utils.files import write_json
@@ -31,14 +31,14 @@ def compare(
 ) -> Results:
     """Runs every cell that the store does not hold and returns them all; `on_row` sees each as it is done.
 
-    `executor` runs them, this process unless given. A cell that fails for a reason the user can mend, a broken file in
-    the store among them, is a row with that reason; the others go on. What cannot be written is told, kept in the
-    results and named in `store.unwritten`.
+    `executor` runs them, unless given that which the request names. A cell that fails for a reason the user can mend,
+    a broken file in the store among them, is a row with that reason; the others go on. What cannot be written is told,
+    kept in the results and named in `store.unwritten`.
     """
     config = settled(config, registry)
     for place in (store.cells, store.summary):
         check_apart(place, inputs(config))
-    grid, executor = cells(config), executor or Local(registry, store, reporter)
+    grid, executor = cells(config), executor or executor_for(config, registry, store, reporter)
     done: dict[Cell, Row] = {}
     for row in executor.map(config, grid):
         done[row.cell] = row

@@ -292,7 +292,7 @@ class Decider:
             learned, trace = search(
                 policy,
                 parameters,
-                Objective(harness.compactor, terms.space, settings.objective),
+                Objective(harness.compactor, terms.space, settings.objective, harness.spread),
                 estimator,
                 search_batches(harness.calibration_windows, settings.batch_size, cell.seed),
                 options,

@@ -18,6 +18,7 @@ from polyprune_core.config.settings import Settings
 from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.evaluation.calibration import Calibration, Keeper
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
+from polyprune_core.evaluation.losses import Spread
 from polyprune_core.evaluation.moments import MomentStore, Reading
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
@@ -96,6 +97,7 @@ class Harness:
         self.dense_peak_mb: float | None = None
         self.spaces: dict[str, MaskSpace] = {}
         self.moments = MomentStore()
+        self.spread: Spread | None = None
         self._terms: dict[tuple[str, str, BudgetSpec, str | None], PricedBudget] = {}
 
     @property
@@ -305,8 +307,7 @@ class Harness:
         if granularity not in self.spaces:
             names = granularity.split("+")
             with self.watched(*(("granularity", name) for name in names)):
-                parts = [self.registry.build("granularity", name).groups(self.layout) for name in names]
-            space = MaskSpace(self.layout, [g for groups in parts for g in groups], granularity)
+                space = self.registry.space(granularity, self.layout)
             for told in said_of(space):
                 self.reporter.status(told)
             self.spaces[granularity] = space

@@ -47,13 +47,16 @@ class Tracking(Reporter):
     A cell is a run, by a name that the same request gives again: of a search `search/loss` (nats per token) and
     `search/forward_tokens` at every step, of every finished cell the numbers of its row under `result/`. A cell read
     from the store has its row logged and no course. Files go below `folder`, for tensorboard in `folder`/tensorboard.
-    A logger that fails is warned of and left alone from then on. Used as a context, it closes what was left open.
+    A logger that fails is warned of and left alone from then on. Used as a context, it closes what was left open. Where
+    cells run at the same time, the course of a search is logged when its cell is done.
     """
 
     def __init__(self, config: Comparison, registry: Registry, folder: Path, reporter: Reporter) -> None:
         self.config, self.registry, self.folder, self.reporter = config, registry, folder, reporter
         self.names: list[str] = list(config.report_to)
         self.trackers: dict[str, GeneralTracker] = {}
+        self.at_once = config.executor != "local" or (config.workers or 1) > 1
+        self.courses: dict[Cell, dict[float, float]] = {}
 
     def __enter__(self) -> Tracking:
         return self
@@ -79,12 +82,20 @@ class Tracking(Reporter):
         """Logs a finished cell, or why it failed, and ends its run."""
         cell = row.cell
         self._open(cell)
+        for step, loss in sorted(self.courses.pop(cell, {}).items()):
+            self._log_point(cell, step, loss)
         values = {"error": plain(row.error or "")} if row.status == "failed" else numbers(row)
         self._log({f"result/{name}": value for name, value in values.items()}, self._costs(cell)[0])
         self._close()
 
     def _point(self, cell: Search, step: float, loss: float) -> None:
+        if self.at_once:
+            self.courses.setdefault(cell, {})[step] = loss
+            return
         self._open(cell)
+        self._log_point(cell, step, loss)
+
+    def _log_point(self, cell: Cell, step: float, loss: float) -> None:
         tokens = int(step) * self._costs(cell)[1]
         self._log({"search/loss": loss, "search/forward_tokens": tokens}, int(step))
 

@@ -12,7 +12,6 @@ from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.reading import model_without_weights
 from polyprune_core.models.sources import resolve
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.pruning.space import MaskSpace
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,10 @@ def report_on(
 
 
 def _notes(layout: ModelLayout) -> Iterator[str]:
+    for mixer in layout.mixers:
+        yield f"{mixer} cannot be cut"
     if layout.fixed:
-        yield f"{len(layout.fixed)} layers have a {' or '.join(layout.mixers)} that cannot be cut, and always stay"
+        yield f"{len(layout.fixed)} of {layout.num_layers} layers always stay"
     for kind in dict.fromkeys(axis.kind for axis in layout.axes if axis.whole):
         yield f"{kind} goes as a whole only: something in it looks at all of its entries at once"
     for kind in dict.fromkeys(axis.kind for axis in layout.axes if not axis.config_counts):
@@ -82,7 +83,7 @@ def _found(layout: ModelLayout) -> Iterator[Prunable]:
     for item in registry.all("granularity"):
         name = item.provider.name
         try:
-            space = MaskSpace(layout, registry.build("granularity", name).groups(layout), name)
+            space = registry.space(name, layout)
         except (ConfigError, PluginError) as error:
             yield Prunable(name, {}, 0, str(error))
             continue

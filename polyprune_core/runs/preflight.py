@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from polyprune_core.config.budget_spec import check_sparsity
-from polyprune_core.config.cell import Scope
+from polyprune_core.config.cell import AUTO, Scope
 from polyprune_core.config.settings import Comparison
 from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.plugins.contracts import extra_passes
@@ -15,13 +15,15 @@ from polyprune_core.plugins.validation import check_defaults, check_estimator
 
 # What stands for every installed metric among the baselines.
 ALL = "all"
+# What is calibrated on unless told: weights are fitted to no text alone.
+ONE_TEXT, SEVERAL_TEXTS = "builtin:pydocs", "builtin:mix"
 
 
 def settled(config: Comparison, registry: Registry) -> Comparison:
     """Returns the comparison with the step and the scope of its policy, where nothing else was asked for.
 
-    It then knows too which of its repairs train. The baseline `all` becomes every installed metric that can score all
-    the units that are asked for.
+    It then knows too which of its repairs train, and has a text to calibrate on. The baseline `all` becomes every
+    installed metric that can score all the units that are asked for.
 
     Raises:
         PluginError: there is no such policy, or what it declares is no default.
@@ -32,7 +34,11 @@ def settled(config: Comparison, registry: Registry) -> Comparison:
         config = config.model_copy(update={"baselines": tuple(every)})
     policy = registry.build("policy", config.policy)
     check_defaults(repr(policy), policy)
-    training = tuple(spec for spec in config.repair if "gradients" in registry.get("repair", spec).provider.needs)
+    needs = {spec: registry.get("repair", spec).provider.needs for spec in config.repair}
+    if config.calibration == AUTO:
+        fitted = any("mix" in of for of in needs.values())
+        config = config.model_copy(update={"calibration": SEVERAL_TEXTS if fitted else ONE_TEXT})
+    training = tuple(spec for spec, of in needs.items() if "gradients" in of)
     settled = config.for_policy(policy.optimizer, policy.learning_rate, cast(Scope, policy.scope))
     return settled.with_trained(training)
 

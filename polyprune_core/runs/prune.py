@@ -61,6 +61,8 @@ class Outcome:
     reloaded: tuple[Evaluation, ...]
     calibration: tuple[str, ...]
     dense_parameters: int
+    active_parameters: int | None
+    dense_active_parameters: int | None
     dense_bytes: int
     cost: Cost
 
@@ -73,12 +75,19 @@ class Outcome:
             ("sparsity", f"{self.sparsity:.4f} of the prunable parameters removed"),
             *([("widths", f"{ShapesSpec.parse(self.shapes).words()}, as asked")] if self.shapes else []),
             ("parameters", f"{report.parameters:,} of {self.dense_parameters:,}"),
+            *self._active_line(),
             ("on disk", f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB"),
             *self._perplexity_lines(),
             ("cost", f"{cost.forward_tokens:,} forward tokens, {backward}"),
         ]
         lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows)]
         return [*lines, "", *report.reload_at(report.path).strip().splitlines()]
+
+    def _active_line(self) -> list[tuple[str, str]]:
+        if self.active_parameters is None:
+            return []
+        dense = f" of {self.dense_active_parameters:,}" if self.dense_active_parameters else ""
+        return [("active", f"{self.active_parameters:,}{dense} run for one token")]
 
     def _budget_line(self) -> list[tuple[str, str]]:
         if self.budget is None or self.budget_achieved is None:
@@ -211,7 +220,8 @@ def prune(
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
     if masks:
         request = _as_the_masks_say(request, masks)
-    config = settled(request.as_comparison(), registry)
+    asked = request.model_copy(update={"repair": _repair(request, masks)}) if masks else request
+    config = settled(asked.as_comparison(), registry)
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
     if output is None:
@@ -263,6 +273,8 @@ def _written(
             reloaded=in_turn(evaluators, Evaluator.dense, reloaded.model, "the model read back", reporter),
             calibration=tuple(harness.texts.calibration.name.split("+")),
             dense_parameters=harness.layout.total_parameters,
+            active_parameters=pruned.active_parameters,
+            dense_active_parameters=harness.whole().active_parameters,
             dense_bytes=harness.stored_bytes,
             cost=result.cost,
         )
@@ -292,6 +304,12 @@ def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
     )
 
 
+def _repair(request: Pruning, masks: MaskFile) -> str:
+    """Returns the repair that was asked for, or that of the masks."""
+    asked = "repair" in request.model_fields_set
+    return request.repair if asked else str(masks.recipe.get("repair", NO_REPAIR))
+
+
 def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedModel, Cost, PricedBudget | None]:
     """Returns the masks as they are, or selected anew and repaired as before, or with another repair.
 
@@ -309,7 +327,7 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
     anew = "repair" in request.model_fields_set
     if not anew and request.sparsity is None and terms is None:
         return pruned, Cost(), None
-    spec = request.repair if anew else str(masks.recipe.get("repair", NO_REPAIR))
+    spec = _repair(request, masks)
     text = masks.recipe.get("texts", {}).get("calibration")
     if not anew and spec != NO_REPAIR and text not in (None, harness.texts.calibration.sha256):
         harness.reporter.warn(

@@ -14,7 +14,6 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.pruned_model import PrunedModel
-from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.report.columns import TELL_APART, label
 from polyprune_core.results.cell_file import Details, path_of, read_details
@@ -57,8 +56,7 @@ class FinishedCell:
                 f"{base.sha256}. Give the model that it was made from as --model."
             )
         layout, granularity = describe(base.model), self.row.cell.granularity or ""
-        parts = [registry.build("granularity", part).groups(layout) for part in granularity.split("+")]
-        space = MaskSpace(layout, [group for groups in parts for group in groups], granularity)
+        space = registry.space(granularity, layout)
         if len(space) != len(self.keep):
             raise ModelError(
                 f"cell {self.row.id} decided about {len(self.keep)} units, but {granularity} finds {len(space)} in "

@@ -67,6 +67,11 @@ def require(condition: object, message: str) -> None:
 
 
 def made(plugin: Registered) -> Any:
+    """Returns the plugin's implementation with its quick options, the others at their defaults."""
+    return build(plugin.kind, plugin.provider, plugin.provider.quick)
+
+
+def by_default(plugin: Registered) -> Any:
     """Returns the plugin's implementation with its default options."""
     return build(plugin.kind, plugin.provider, {})
 

@@ -19,7 +19,7 @@ from polyprune_core.evaluation.losses import last_hidden
 from polyprune_core.models.describe import describe
 from polyprune_core.models.families import FamilyFile, also
 from polyprune_core.models.heads import logits_head
-from polyprune_core.models.layout import Axis, ModelLayout
+from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.guard import FAULTS, described, require_no_interrupt
@@ -57,16 +57,8 @@ def kinds_of(layout: ModelLayout) -> list[str]:
 
 
 def space_of(layout: ModelLayout, kind: str) -> MaskSpace:
-    """Returns the units of one kind: an entry each, and of query heads the r-th of every KV head."""
-    return MaskSpace(layout, [_group(layout, axis) for axis in layout.of_kind(kind)], kind)
-
-
-def _group(layout: ModelLayout, axis: Axis) -> UnitGroup:
-    if not axis.of or axis.kind != "query":
-        return UnitGroup(axis.kind, axis.layer, -(-axis.size // axis.multiple), ((axis.name, axis.multiple),))
-    share = axis.size // layout.axis[axis.of].size
-    units = tuple(tuple(range(r, axis.size, share)) for r in range(share))
-    return UnitGroup(axis.kind, axis.layer, share, ((axis.name, units),))
+    """Returns the units of one kind, as fine as the entries can be cut."""
+    return MaskSpace(layout, [UnitGroup.finest(kind, axis) for axis in layout.of_kind(kind)], kind)
 
 
 def masks_of(space: MaskSpace) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from polyprune_core.errors import PluginError, PolypruneError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.plugins.registry import Registered
+from polyprune_core.pruning.entries import entry_rows
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace, check_costs, check_layers
 from polyprune_core.pruning.surgery import Compactor
@@ -63,7 +64,7 @@ def _zeroed(model: nn.Module, space: MaskSpace, keep: Tensor) -> Tensor:
         axis = space.layout.axis[name]
         for cut in axis.cuts:
             weight = model.get_parameter(cut.parameter).data.transpose(0, cut.dim)
-            weight[cut.start :][: axis.size * cut.width][~entries.repeat_interleave(cut.width)] = 0
+            weight[entry_rows(cut, axis.size)[~entries].flatten()] = 0
     return logits_of(model)
 
 

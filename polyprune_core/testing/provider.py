@@ -12,7 +12,7 @@ from polyprune_core.plugins.contracts import NEEDS
 from polyprune_core.plugins.guard import METHODS
 from polyprune_core.plugins.options import build
 from polyprune_core.plugins.registry import NAME, Registered
-from polyprune_core.testing.checking import CHECKS, check, global_randomness_unused, made, require
+from polyprune_core.testing.checking import CHECKS, by_default, check, global_randomness_unused, made, require
 
 SUMMARY_LENGTH = 80
 
@@ -48,11 +48,12 @@ def exceptions_are_allowed_and_have_reasons(plugin: Registered) -> None:
 
 @check("")
 def builds_with_its_defaults(plugin: Registered) -> None:
-    """Without any option the factory gives something that has the methods of its kind."""
-    implementation = made(plugin)
-    for name in METHODS[plugin.kind]:
-        method = getattr(implementation, name, None)
-        require(callable(method), f"{type(implementation).__name__} has no method {name}; every {plugin.kind} needs it")
+    """Without any option, and with its quick ones, the factory gives something that has the methods of its kind."""
+    for implementation in (by_default(plugin), made(plugin)):
+        for name in METHODS[plugin.kind]:
+            method = getattr(implementation, name, None)
+            named = type(implementation).__name__
+            require(callable(method), f"{named} has no method {name}; every {plugin.kind} needs it")
 
 
 @check("", "builds_with_its_defaults")
@@ -73,7 +74,7 @@ def options_can_be_typed_and_stored(plugin: Registered) -> None:
             built = build(plugin.kind, plugin.provider, {name: str(default)})
         except PluginError as error:
             raise AssertionError(f"option {name} cannot be given as its own default, {default}: {error}") from error
-        require(built == made(plugin), f"option {name} given as its own default, {default}, makes {built!r}")
+        require(built == by_default(plugin), f"option {name} given as its own default, {default}, makes {built!r}")
 
 
 @check("", "builds_with_its_defaults")
@@ -90,28 +91,29 @@ def unknown_option_is_refused(plugin: Registered) -> None:
 @check("", "builds_with_its_defaults")
 def implementation_is_immutable(plugin: Registered) -> None:
     """No attribute can be set on the implementation, and two made alike are equal."""
-    implementation = made(plugin)
+    implementation = by_default(plugin)
     for name in (*_options(plugin), "no_such_attribute"):
         try:
             setattr(implementation, name, getattr(implementation, name, None))
         except (AttributeError, TypeError):
             continue
         raise AssertionError(f"attribute {name} of {type(implementation).__name__} can be set; use a frozen dataclass")
-    require(made(plugin) == made(plugin), "two made with the same options are not equal; use a frozen dataclass")
+    again = by_default(plugin)
+    require(by_default(plugin) == again, "two made with the same options are not equal; use a frozen dataclass")
 
 
 @check("", "builds_with_its_defaults")
 def implementation_can_be_pickled(plugin: Registered) -> None:
     """The implementation reaches another process as it is."""
     try:
-        again = pickle.loads(pickle.dumps(made(plugin)))
+        again = pickle.loads(pickle.dumps(by_default(plugin)))
     except Exception as error:
         raise AssertionError(f"it cannot be pickled and read back: {error}") from error
-    require(type(again) is type(made(plugin)), f"it comes back from pickling as a {type(again).__name__}")
+    require(type(again) is type(by_default(plugin)), f"it comes back from pickling as a {type(again).__name__}")
 
 
 @check("", "builds_with_its_defaults")
 def building_uses_no_global_randomness(plugin: Registered) -> None:
     """Making the implementation neither draws from nor seeds a generator that others share."""
     with global_randomness_unused():
-        made(plugin)
+        by_default(plugin)

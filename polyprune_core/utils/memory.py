@@ -43,6 +43,13 @@ class PeakMemory:
         return float(max(0, peak - self.baseline)) / MEGABYTE
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether it says that there is no memory left, on a GPU or in the process."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
 def _trim() -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -17,7 +17,9 @@ from kinds import BUDGETS, fill_with_every_kind, kinds
 from stores import cells, edited, fill, run
 
 from polyprune_core.report import Arrangement
-from polyprune_core.report.charts import Chart, log_ticks, ticks, trade_offs
+from polyprune_core.report.charts import Chart, Series, log_ticks, ticks, trade_offs
+from polyprune_core.report.columns import label
+from polyprune_core.report.dots import dot_plots
 from polyprune_core.report.load import load
 from polyprune_core.report.page import findings, page
 from polyprune_core.results.cell_file import Details, Group
@@ -96,11 +98,11 @@ def test_every_link_leads_to_a_place_on_the_page_and_no_id_is_there_twice(text) 
 
 def test_every_chart_is_named_for_those_who_do_not_see_it_and_has_its_numbers_below(text) -> None:
     figures = re.findall(r"<figure>.*?</figure>", text, re.S)
-    drawn = [figure for figure in figures if re.search(r"<svg[^>]*role=\"img\"", figure)]
+    drawn = [figure for figure in figures if 'role="img"' in figure]
     assert len(drawn) == 1 + 2 + 4  # trade-off, a search chart a sparsity, a map a kind and sparsity
     for figure in drawn:
         reader = read(figure)
-        chart = next(svg for svg in reader.all("svg") if svg.get("role") == "img")
+        chart = next(attributes for _, attributes in reader.tags if attributes.get("role") == "img")
         assert chart.get("aria-label") or reader.texts["title"][0]
         assert reader.all("table")
         assert all(cell.get("scope") in ("col", "row", "rowgroup") for cell in reader.all("th"))
@@ -196,6 +198,28 @@ def test_a_chart_of_sparsities_has_a_tick_at_each_and_one_line_a_criterion(store
     assert [tick.text for tick in chart.x_ticks] == ["0.2", "0.3"]
     assert {series.line.count("M") for series in chart.series} == {1}
     assert chart.about == "5 criteria at 2 sparsities."
+
+
+def test_rows_of_one_sparsity_are_dots_in_order_and_no_chart_against_sparsity(tmp_path) -> None:
+    results = load([fill(tmp_path / "store", cells(sparsities=(0.2,)))]).comparisons[0].results
+    summaries = results.summaries()
+    assert trade_offs(results, summaries, defaultdict(int)) == []
+    (plot,) = dot_plots(results, summaries)
+    told = sorted((s.log_perplexity.mean, label(s.row)) for s in summaries if s.row.cell.kind != "dense")
+    assert [dot.name for dot in plot.dots] == [name for _, name in told]
+    places = [dot.at for dot in plot.dots]
+    assert places == sorted(places)
+    assert all(0 <= dot.low <= dot.at <= dot.high <= 100 for dot in plot.dots if dot.low is not None)
+    # The axis is logarithmic: distances are those of the logarithms.
+    logs = [log for log, _ in told]
+    assert (places[1] - places[0]) / (places[-1] - places[0]) == pytest.approx(
+        (logs[1] - logs[0]) / (logs[-1] - logs[0]), abs=1e-3
+    )
+
+
+def test_no_two_of_many_series_look_alike() -> None:
+    looks = {(s.colour, s.marker, s.filled) for s in (Series("", style, "") for style in range(84))}
+    assert len(looks) == 84
 
 
 def test_what_comes_first_says_which_row_is_lowest_at_every_budget(tmp_path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from polyprune_core import API_VERSION, Provider, hookimpl
 from polyprune_core.errors import PluginError
 from polyprune_core.plugins import registry as registry_module
-from polyprune_core.plugins.discovery import Source, installed, source_of
+from polyprune_core.plugins.discovery import Source, installed, sourced
 from polyprune_core.plugins.registry import Registry, load_registry
 
 
@@ -59,12 +59,13 @@ def test_a_distribution_may_serve_several_versions_with_one_name(monkeypatch) ->
     registry = load_registry(points)
     assert (names(registry), registry.problems) == (["both"], ())
     monkeypatch.setattr("polyprune_core.plugins.discovery.API_VERSION", 2)
-    (usable,), problems = registry_module.usable(points)
-    assert (source_of(usable).api, problems) == (2, [])
+    ((_, source),), problems = registry_module.usable(points)
+    assert (source.api, problems) == (2, [])
 
 
 def test_an_entry_point_without_a_group_is_for_version_1() -> None:
-    assert source_of(EntryPoint("a", "b", "polyprune")).api == 1
+    ((_, source),) = sourced([EntryPoint("a", "b", "polyprune")])
+    assert source.api == 1
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,21 @@ import torch
 
 from polyprune_core.errors import ConfigError
 from polyprune_core.models.describe import describe
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.budget import select
 from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.space import MaskSpace, said_of
-from polyprune_core.testing.tiny import logits_of, tiny_calibration, tiny_model
+from polyprune_core.pruning.surgery import Compactor, compact_state_dict
+from polyprune_core.testing.tiny import logits_of, tiny_base, tiny_calibration, tiny_model, tiny_pruned
+from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.auto import Auto
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.expert import Expert
 from polyprune_plugins.granularities.head import Head
 from polyprune_plugins.granularities.query_head import QueryHead
+from polyprune_plugins.initializers.flap import Flap
 from polyprune_plugins.initializers.frequency import Frequency
+from polyprune_plugins.initializers.obs import Obs
 from polyprune_plugins.initializers.reap import Reap
 from polyprune_plugins.initializers.thinet import ThiNet
 from polyprune_plugins.initializers.wanda import Wanda
@@ -128,3 +133,123 @@ def test_other_units_beside_experts_are_scored_by_another_metric() -> None:
 def test_experts_and_their_channels_are_not_cut_together() -> None:
     with pytest.raises(ConfigError, match=r"both remove layers.0.expert"):
         space_of(tiny_model("mixtral"), Expert(), Channel())
+
+
+def test_a_falcon_query_head_leaves_the_rows_of_keys_and_values() -> None:
+    model = tiny_model("falcon")  # of each of 3 KV heads: two queries, key, value, 6 rows each
+    space = space_of(model, QueryHead())
+    kept = compact_state_dict(model, space.layout, space.axis_keep(torch.tensor([False, True] * 3)))
+    rows = [24 * group + row for group in range(3) for row in range(6, 24)]
+    name = "transformer.h.1.self_attention.query_key_value.weight"
+    assert torch.equal(kept[name], model.get_parameter(name)[rows])
+    assert space.cost.tolist() == [2 * 3 * 6 * 36.0 + 3 * 6] * 6  # and the bias of q
+
+
+def test_one_kv_head_of_all_queries_in_the_older_falcon() -> None:
+    model = tiny_model("falcon", new_decoder_architecture=False, multi_query=True)
+    space = space_of(model, QueryHead())
+    assert [group.count for group in space.groups] == [6, 6, 6]
+    keep = space.axis_keep(torch.rand(18, generator=generator(0, "older falcon")) < 0.5)
+    with gated(model, space.layout, keep):
+        expected = logits_of(model)
+    with Compactor(model, space.layout) as compactor, compactor.applied(keep):
+        torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-5)
+
+
+def test_heads_with_slopes_of_their_own_go_together() -> None:
+    layout = describe(tiny_model("falcon", alibi=True))
+    assert not Head().groups(layout)
+    assert not QueryHead().groups(layout)
+
+
+def test_one_expert_of_every_group_where_the_router_chooses_groups_first() -> None:
+    space = space_of(tiny_model("deepseek_v3"), Expert())  # two groups of four, two chosen of one group
+    assert [group.count for group in space.groups] == [4, 4]
+    assert space.groups[0].spans[0][1][1] == (1, 5)
+    assert space.floors == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "granularity", "told"),
+    [
+        ("deepseek_v3", "head", r"self_attn \(multi-head latent attention\) cannot be cut"),
+        ("falcon_h1", "expert", r"mamba \(a Mamba block\) cannot be cut"),
+        ("gpt2", "query-head", r"no KV head serves several query heads, so that a query head is a head"),
+    ],
+)
+def test_a_model_without_such_units_is_refused_by_the_reason(model_type, granularity, told) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_registry().space(granularity, describe(tiny_model(model_type)))
+
+
+def side_by_side(model, layer):
+    """Returns the weighted inner features (tokens, 6 * 24) of a layer's experts, and their last maps (36, 6 * 24)."""
+    hidden, index, weight = choices_of(model, layer)
+    experts, rows = model.model.layers[layer].mlp.experts, []
+    for expert in range(6):
+        gate, up = (hidden @ experts.gate_up_proj[expert].T).chunk(2, dim=-1)
+        share = (weight * (index == expert)).sum(-1, keepdim=True)
+        rows.append(torch.nn.functional.silu(gate) * up * share)
+    return torch.cat(rows, dim=-1), torch.cat(list(experts.down_proj), dim=-1)
+
+
+def test_what_the_experts_take_in_gives_what_they_put_out() -> None:
+    model = tiny_model("mixtral")
+    calibration, seen = tiny_calibration(model), {}
+    calibration.observe_readers(["layers.1.expert"], seen.__setitem__)
+    features, weight = side_by_side(model, 1)
+    torch.testing.assert_close(seen["layers.1.expert"], features, rtol=1e-4, atol=1e-5)
+    outputs = []
+    calibration.observe({"model.layers.1.mlp.experts": lambda _inputs, output: outputs.append(output)})
+    torch.testing.assert_close(features @ weight.T, outputs[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", [Expert(), Channel()])
+def test_metrics_from_inputs_take_experts_for_one_linear_map(granularity) -> None:
+    model = tiny_model("mixtral")
+    space, calibration = space_of(model, granularity), tiny_calibration(model)
+    features, weight = side_by_side(model, 1)
+    table = torch.arange(6 * 24).view(6, 24) if isinstance(granularity, Expert) else torch.arange(6 * 24).view(6, 3, 8)
+    columns = table if isinstance(granularity, Expert) else table.transpose(0, 1).flatten(1)
+    place = space.slices()[1]
+    wanda = weight.abs().mean(0) * features.square().mean(0).sqrt()
+    torch.testing.assert_close(Wanda().score(model, space, calibration)[place], wanda[columns].sum(1))
+    first = min(
+        range(len(columns)),
+        key=lambda unit: float((features[:, columns[unit]] @ weight[:, columns[unit]].T).square().sum()),
+    )
+    assert int(ThiNet().score(model, space, calibration)[place].argmin()) == first
+    fluctuation = features.double().var(0) * weight.double().square().sum(0)
+    flap = ((fluctuation - fluctuation.mean()) / fluctuation.std())[columns].mean(1)
+    torch.testing.assert_close(Flap().score(model, space, calibration)[place], flap.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_obs_removes_the_expert_first_whose_error_after_the_refit_is_least() -> None:
+    model = tiny_model("mixtral")
+    space, calibration = space_of(model, Expert()), tiny_calibration(model)
+    features, weight = (each.double() for each in side_by_side(model, 1))
+    covariance = torch.cov(features.T, correction=0)
+    inverse = torch.linalg.inv(covariance + 0.1 * covariance.diag().median() * torch.eye(6 * 24).double())
+    owned = torch.arange(6 * 24).view(6, 24)
+    errors = [float((weight[:, r] @ inverse[r][:, r].inverse() @ weight[:, r].T).trace()) for r in owned]
+    found = Obs().score(model, space, calibration)[space.slices()[1]]
+    assert int(found.argmin()) == errors.index(min(errors))
+
+
+def test_active_parameters_leave_out_the_experts_that_a_token_is_not_sent_to(tmp_path) -> None:
+    base = tiny_base(tmp_path / "dense", "mixtral")
+    space = space_of(base.model, Expert())
+    keep = torch.ones(18, dtype=torch.bool)
+    keep[:3] = False
+    pruned, one = tiny_pruned(base, space, keep), 3 * 24 * 36  # numbers of an expert; two run for a token
+    assert pruned.active_parameters == pruned.parameters - (1 + 4 + 4) * one
+    whole = tiny_pruned(base, space, torch.ones(18, dtype=torch.bool))
+    assert whole.active_parameters == pruned.active_parameters + 3 * 36  # the rows of the router run for all tokens
+    channels = space_of(base.model, Channel())
+    halved = tiny_pruned(base, channels, torch.tensor([True, False, False] * 3))
+    assert halved.active_parameters == halved.parameters - 3 * 4 * one // 3
+
+
+def test_a_model_without_experts_is_active_as_a_whole(tmp_path) -> None:
+    base = tiny_base(tmp_path / "dense")
+    assert tiny_pruned(base, space_of(base.model, Head()), torch.ones(9, dtype=torch.bool)).active_parameters is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -128,7 +129,9 @@ def test_within_a_group_the_metric_orders_the_units(space) -> None:
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 def test_gaussian_antithetic_pairs_mirror_and_the_gradient_is_unbiased(space, progress) -> None:
     made = gaussian(space, "global")
-    policy = made.policy(made.start(), 0.4, progress)
+    whole = torch.ones(len(space), dtype=torch.bool)
+    # The loss below is of the offsets, whatever they select.
+    policy = replace(made.policy(made.start(), 0.4, progress), mask_of=lambda _: whole)
     batch = Antithetic().sample(policy, 6, torch.Generator().manual_seed(6))
     assert torch.equal(batch.noise[0::2], -batch.noise[1::2])
     # A loss linear in the offsets: its gradient is the slope, whatever the smoothing, where offsets move at all.
@@ -249,3 +252,11 @@ def test_a_policy_brings_its_own_step_and_scope_unless_told() -> None:
     told = parse(Pruning, {"policy": "logits", "optimizer": "adam", "scope": "layer"}).as_comparison()
     assert asked(told) == ("adam", 1e-3, ("layer",))
     assert asked(settled(told, load_registry())) == asked(told)
+
+
+@pytest.mark.parametrize(("repair", "text"), [("none,bias", "builtin:pydocs"), ("none,least-squares", "builtin:mix")])
+def test_weights_are_fitted_to_several_texts_unless_told(repair: str, text: str) -> None:
+    asked = parse(Comparison, {"repair": repair.split(",")})
+    assert settled(asked, load_registry()).calibration == text
+    told = asked.model_copy(update={"calibration": "mine.txt"})
+    assert settled(told, load_registry()).calibration == "mine.txt"

@@ -134,6 +134,18 @@ def test_a_wider_table_shows_everything_that_a_narrower_one_does() -> None:
     assert heads[0] & needed == heads[-1] & needed
 
 
+@pytest.mark.parametrize("width", [80, 120, 220])
+def test_a_caption_explains_the_columns_that_stand_there_and_names_the_others(width: int) -> None:
+    found = grid(3)
+    grid_ = report.table(found, width)
+    shown = {str(column.header) for column in grid_.columns}
+    every = {column.title for column in report.COLUMNS if any(map(column.text, found.summaries()))}
+    explained, _, named = str(grid_.caption).partition("Not shown, for want of room: ")
+    assert set(filter(None, named.removesuffix(".").split(", "))) == every - shown
+    for title in ("Excess", "Pareto", "q"):
+        assert (f"{title}: " in explained) == (title.replace("Excess", "excess") in shown)
+
+
 def test_every_cell_of_a_wide_table_is_whole() -> None:
     found = grid(3)
     text = printed(found, 220)

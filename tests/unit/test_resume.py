@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import pickle
@@ -129,9 +130,12 @@ def nothing(given: Any) -> None:
     """What sees a step and does nothing."""
 
 
+registry = functools.cache(load_registry)
+
+
 def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_resume=nothing, policy=None, **changes):
     start = PolicyStart(space, Scores(torch.linspace(0, 1, len(space)), "rising"), SelectionRule(0.5))
-    family = load_registry().build("policy", policy or "probabilities").bind(start)
+    family = registry().build("policy", policy or "probabilities").bind(start)
     return search(
         family,
         family.start() if policy else torch.full((len(space),), 0.5),

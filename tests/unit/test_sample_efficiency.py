@@ -24,10 +24,11 @@ def importable(monkeypatch) -> None:
 def test_every_comparison_of_a_suite_can_be_asked_for(suite) -> None:
     runs = runpy.run_path(str(BENCHMARKS / "sample_efficiency.py"))["runs"](BENCHMARKS / "suites" / f"{suite}.toml")
     assert len(runs) > 1
+    registry = load_registry()
     for settings in runs.values():
         request = parse(Comparison, settings)
         assert request.scope or not request.estimators, "a search says its scope, whatever the default"
-        check_plugins(request, load_registry())
+        check_plugins(request, registry)
 
 
 def row(key: str, nll: float, kind: str = "baseline", seed: int = 0, **changes: object) -> dict[str, object]:

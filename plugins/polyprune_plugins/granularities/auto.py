@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from polyprune_core import Axis, Granularity, ModelLayout, Provider, UnitGroup, hookimpl
+from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookimpl
 
 CHANNELS = {"mlp": "channel", "expert-channel": "expert-channel", "shared-mlp": "shared-channel"}
 
@@ -22,28 +22,16 @@ class Auto:
     kv_heads: int = 3
 
     def groups(self, layout: ModelLayout) -> list[UnitGroup]:
-        heads = [_blocks("head", axis, 1) for axis in layout.of_kind("attention") if not axis.whole]
-        queries = [found for axis in layout.of_kind("query") if (found := _queries(axis, layout)).count > 1]
+        heads = [UnitGroup.finest("head", axis) for axis in layout.of_kind("attention") if not axis.whole]
+        queries = [UnitGroup.finest("query-head", axis) for axis in layout.of_kind("query")]
+        queries = [group for group in queries if group.count > 1]
         few = bool(queries) and max((group.count for group in heads), default=0) < self.kv_heads
         experts = layout.of_kind("expert")
         taken = {axis.name for axis in experts}
         channels = [
-            _blocks(CHANNELS[axis.kind], axis, axis.multiple)
-            for axis in layout.of_kind(*CHANNELS)
-            if axis.of not in taken
+            UnitGroup.finest(CHANNELS[axis.kind], axis) for axis in layout.of_kind(*CHANNELS) if axis.of not in taken
         ]
-        return [*(queries if few else heads), *(_blocks("expert", axis, 1) for axis in experts), *channels]
-
-
-def _blocks(kind: str, axis: Axis, size: int) -> UnitGroup:
-    return UnitGroup(kind, axis.layer, -(-axis.size // size), ((axis.name, size),))
-
-
-def _queries(axis: Axis, layout: ModelLayout) -> UnitGroup:
-    """Returns units of one query head of every KV head, by position."""
-    share = axis.size // layout.axis[axis.of].size
-    units = tuple(tuple(range(place, axis.size, share)) for place in range(share))
-    return UnitGroup("query-head", axis.layer, share, ((axis.name, units),))
+        return [*(queries if few else heads), *(UnitGroup.finest("expert", axis) for axis in experts), *channels]
 
 
 @hookimpl

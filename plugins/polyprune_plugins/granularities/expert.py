@@ -1,7 +1,8 @@
 """Expert: one expert of a mixture, with its row of the router, which then chooses among the others.
 
 What the model does after choosing, such as making the weights of the chosen add up to one, it does among those that
-stay. A layer keeps as many experts as the router chooses for a token.
+stay. A layer keeps as many experts as the router chooses for a token. Where the router first chooses groups of experts,
+as DeepSeek's does, a unit is one expert of every group, by position: groups are equally large.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookim
 
 @dataclass(frozen=True)
 class Expert:
+    if_none = "no layer is a mixture of experts"
+
     def groups(self, layout: ModelLayout) -> list[UnitGroup]:
-        return [UnitGroup("expert", axis.layer, axis.size, ((axis.name, 1),)) for axis in layout.of_kind("expert")]
+        return [UnitGroup.finest("expert", axis) for axis in layout.of_kind("expert")]
 
 
 @hookimpl

@@ -14,11 +14,7 @@ from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookim
 @dataclass(frozen=True)
 class Head:
     def groups(self, layout: ModelLayout) -> list[UnitGroup]:
-        return [
-            UnitGroup("head", axis.layer, axis.size, ((axis.name, 1),))
-            for axis in layout.of_kind("attention")
-            if not axis.whole
-        ]
+        return [UnitGroup.finest("head", axis) for axis in layout.of_kind("attention") if not axis.whole]
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 Unit r is the r-th query head of each KV head of its layer, by position: attention as models have it wants the same
 number of queries for every KV head, and which of them a metric ranks r-th in each is not known when units are listed.
 Where a layer has one KV head (multi-query attention) a unit is one query head. Keys and values stay. A layer whose KV
-heads serve one query head each has no such units.
+heads serve one query head each has no such units: there a query head is a head.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from polyprune_core import Granularity, ModelLayout, Provider, UnitGroup, hookim
 
 @dataclass(frozen=True)
 class QueryHead:
+    if_none = "no KV head serves several query heads, so that a query head is a head (head, and auto, take those)"
+
     def groups(self, layout: ModelLayout) -> list[UnitGroup]:
-        found = []
-        for axis in layout.of_kind("query"):
-            share = axis.size // layout.axis[axis.of].size
-            units = tuple(tuple(range(place, axis.size, share)) for place in range(share))
-            if share > 1:
-                found.append(UnitGroup("query-head", axis.layer, share, ((axis.name, units),)))
-        return found
+        found = [UnitGroup.finest("query-head", axis) for axis in layout.of_kind("query")]
+        return [group for group in found if group.count > 1]
 
 
 @hookimpl

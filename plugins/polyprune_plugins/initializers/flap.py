@@ -11,9 +11,8 @@ values, not squared. With the repair `bias` it is the published method. Forward 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import Initializer, Provider, hookimpl
 
@@ -47,7 +46,7 @@ class Flap:
         fluctuate = around_the_whole if self.around == "whole" else around_the_running
         measured = {
             axis: (fluctuate(total, square, calibration.windows.shape[1]), square.sum(dim=0))
-            for axis, (total, square) in window_sums(model, space, calibration).items()
+            for axis, (total, square) in window_sums(space, calibration).items()
         }
 
         def value(axis: str, weight: Tensor) -> Tensor:
@@ -86,25 +85,17 @@ def around_the_running(total: Tensor, square: Tensor, tokens: int) -> Tensor:
     return found
 
 
-def window_sums(model: nn.Module, space: MaskSpace, calibration: Calibration) -> dict[str, tuple[Tensor, Tensor]]:
+def window_sums(space: MaskSpace, calibration: Calibration) -> dict[str, tuple[Tensor, Tensor]]:
     """Returns, by axis, (N, F) float64 sums over each window's tokens of its reader's inputs and of their squares."""
     import torch
 
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {axis: [] for axis in space.axes}
 
-    def watch(axis: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_reader: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].double()
-            seen[axis].append((x.sum(dim=1), x.square().sum(dim=1)))
+    def add(axis: str, rows: Tensor) -> None:
+        x = rows.view(-1, calibration.windows.shape[1], rows.shape[-1]).double()
+        seen[axis].append((x.sum(dim=1), x.square().sum(dim=1)))
 
-        return hook
-
-    with torch.inference_mode(), ExitStack() as undo:
-        for axis in space.axes:
-            reader = model.get_submodule(space.layout.axis[axis].reader_module)
-            undo.enter_context(reader.register_forward_pre_hook(watch(axis)))
-        for ids in calibration.batches():
-            cast(Any, model).base_model(input_ids=ids, use_cache=False)
+    calibration.observe_readers(space.axes, add)
     return {axis: (torch.cat([s for s, _ in parts]), torch.cat([q for _, q in parts])) for axis, parts in seen.items()}
 
 

@@ -8,9 +8,8 @@ are scored by another metric, as every token passes through them. Forward passes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from polyprune_core import Initializer, Provider, hookimpl
 
@@ -33,18 +32,15 @@ class Frequency:
         experts = [axis for axis in map(space.layout.axis.__getitem__, space.axes) if axis.experts]
         chosen = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in experts}
 
-        def count(axis: Axis) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def hook(_experts: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def count(axis: Axis) -> Callable[[tuple[Tensor, ...], Tensor], None]:
+            def watch(inputs: tuple[Tensor, ...], _output: Tensor) -> None:
                 index, weight = inputs[1].flatten().cpu(), inputs[2].flatten().double().cpu()
                 chosen[axis.name].index_add_(0, index, weight if self.soft else torch.ones_like(weight))
 
-            return hook
+            return watch
 
-        with torch.inference_mode(), ExitStack() as undo:
-            for axis in experts:
-                undo.enter_context(model.get_submodule(str(axis.experts)).register_forward_pre_hook(count(axis)))
-            for ids in calibration.batches() if experts else ():
-                cast(Any, model).base_model(input_ids=ids, use_cache=False)
+        if experts:
+            calibration.observe({str(axis.experts): count(axis) for axis in experts})
         shares = {name: total / calibration.windows.numel() for name, total in chosen.items()}
         return calibration.score_others(shares, self.others, space)
 

@@ -11,9 +11,8 @@ apply. Forward passes alone, on the unpruned model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyprune_core import Initializer, Provider, hookimpl
 
@@ -43,7 +42,7 @@ class Knapsack:
 
         from polyprune_core import removals
 
-        stream = stream_sizes(model, space, calibration) if self.norm == "stream" else {}
+        stream = stream_sizes(space, calibration) if self.norm == "stream" else {}
         scores = torch.empty(len(space))
         gone = removals(model, space, calibration, self.ridge)
         for where, group, found in zip(space.slices(), space.groups, gone, strict=True):
@@ -71,25 +70,18 @@ def convex(errors: Tensor, cost: Tensor) -> Tensor:
     return torch.cat([torch.full((units,), error / price, dtype=torch.float64) for error, price, units in edges])
 
 
-def stream_sizes(model: nn.Module, space: MaskSpace, calibration: Calibration) -> dict[int, float]:
+def stream_sizes(space: MaskSpace, calibration: Calibration) -> dict[int, float]:
     """Returns, by layer, the mean over tokens of the squared length of the hidden state that leaves it."""
-    import torch
-
     totals = dict.fromkeys(range(space.layout.num_layers), 0.0)
 
-    def watch(layer: int) -> Callable[..., None]:
-        def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+    def watch(layer: int) -> Callable[[Any, Any], None]:
+        def add(_inputs: Any, output: Any) -> None:
             state = output[0] if isinstance(output, tuple) else output
             totals[layer] += float(state.double().square().sum())
 
-        return hook
+        return add
 
-    with torch.inference_mode(), ExitStack() as undo:
-        for layer in totals:
-            block = model.get_submodule(f"{space.layout.layers}.{layer}")
-            undo.enter_context(block.register_forward_hook(watch(layer)))
-        for ids in calibration.batches():
-            cast(Any, model).base_model(input_ids=ids, use_cache=False)
+    calibration.observe({f"{space.layout.layers}.{layer}": watch(layer) for layer in totals})
     return {layer: total / calibration.windows.numel() for layer, total in totals.items()}
 
 

@@ -9,9 +9,8 @@ runs a second time, to have its own output.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from polyprune_core import Initializer, Provider, hookimpl
 
@@ -34,8 +33,10 @@ class Reap:
         chosen = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in experts}
         added = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in experts}
 
-        def measure(axis: Axis) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def measure(axis: Axis) -> Callable[[tuple[Tensor, ...], Tensor], None]:
+            module = model.get_submodule(str(axis.experts))
+
+            def watch(inputs: tuple[Tensor, ...], _output: Tensor) -> None:
                 hidden, indices, weights = inputs
                 for place in range(indices.shape[1]):
                     index, weight = indices[:, place : place + 1], weights[:, place : place + 1]
@@ -44,13 +45,10 @@ class Reap:
                     added[axis.name].index_add_(0, index[:, 0].cpu(), (size * weight[:, 0]).cpu())
                     chosen[axis.name].index_add_(0, index[:, 0].cpu(), torch.ones_like(size).cpu())
 
-            return hook
+            return watch
 
-        with torch.inference_mode(), ExitStack() as undo:
-            for axis in experts:
-                undo.enter_context(model.get_submodule(str(axis.experts)).register_forward_pre_hook(measure(axis)))
-            for ids in calibration.batches() if experts else ():
-                cast(Any, model).base_model(input_ids=ids, use_cache=False)
+        if experts:
+            calibration.observe({str(axis.experts): measure(axis) for axis in experts})
         means = {name: added[name] / chosen[name].clamp(min=1) for name in chosen}
         return calibration.score_others(means, self.others, space)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from polyprune_core import ConfigError, Initializer, Provider, hookimpl
 
@@ -50,6 +50,8 @@ def layer_by_layer(model: nn.Module, space: MaskSpace, calibration: Calibration,
             "wanda: sequential is a share of the units of a layer, and "
             f"{space.name or 'this granularity'} has none that are parts of one; leave it out, or use head or channel."
         )
+    if any(space.layout.axis[name].stack for name in space.axes):
+        raise ConfigError("wanda: sequential hides what linear modules take in, and experts are none; leave it out.")
     norms: dict[str, Tensor] = {}
 
     def column(axis: str, weight: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def layer_by_layer(model: nn.Module, space: MaskSpace, calibration: Calibration,
             if not groups:
                 continue
             part = MaskSpace(space.layout, groups)
-            norms |= input_norms(model, part, calibration)
+            norms |= input_norms(part, calibration)
             for name, kept in part.axis_keep(without_worst(part.sum_columns(model, column), part, share)).items():
                 axis = space.layout.axis[name]
                 reader = model.get_submodule(axis.reader_module)
@@ -69,26 +71,15 @@ def layer_by_layer(model: nn.Module, space: MaskSpace, calibration: Calibration,
     return space.sum_columns(model, column)
 
 
-def input_norms(model: nn.Module, space: MaskSpace, calibration: Calibration) -> dict[str, Tensor]:
+def input_norms(space: MaskSpace, calibration: Calibration) -> dict[str, Tensor]:
     """Returns, by axis name, (F,) float32 root mean squares of its reader's inputs, in the model as it now runs."""
     squares: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_reader: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            square = inputs[0].flatten(0, -2).float().square().sum(dim=0)
-            squares[name] = squares[name] + square if name in squares else square
+    def add(name: str, rows: Tensor) -> None:
+        square = rows.square().sum(dim=0)
+        squares[name] = squares[name] + square if name in squares else square
 
-        return hook
-
-    import torch
-
-    body = cast(Any, model).base_model
-    with torch.inference_mode(), ExitStack() as undo:
-        for name in space.axes:
-            reader = model.get_submodule(space.layout.axis[name].reader_module)
-            undo.enter_context(reader.register_forward_pre_hook(watch(name)))
-        for ids in calibration.batches():
-            body(input_ids=ids, use_cache=False)
+    calibration.observe_readers(space.axes, add)
     return {name: (square / calibration.windows.numel()).sqrt() for name, square in squares.items()}
 
 

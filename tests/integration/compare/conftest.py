@@ -13,7 +13,7 @@ from grids import grid
 
 from polyprune_core import report
 from polyprune_core.results.row import Row
-from polyprune_core.runs import executors
+from polyprune_core.runs import workplace
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +42,11 @@ def record(unbroken: tuple[Path, Run]) -> dict[str, Any]:
 def cells_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is run and not read, by the name it has in a table."""
     names: list[str] = []
-    run = executors.run_cell
+    run = workplace.run_cell
 
     def counted(decider: Any, blank: Row, *rest: Any) -> Row:
         names.append(report.label(blank))
         return run(decider, blank, *rest)
 
-    monkeypatch.setattr(executors, "run_cell", counted)
+    monkeypatch.setattr(workplace, "run_cell", counted)
     return names

@@ -177,11 +177,11 @@ def test_a_broken_checkpoint_is_told_and_its_cell_starts_over(tmp_path, unbroken
 TWIN = """
 import os, sys, time
 from pathlib import Path
-from polyprune_core.runs import executors
+from polyprune_core.runs import workplace
 from polyprune_core.cli import main
 
 meeting, me = Path(sys.argv.pop(1)), sys.argv.pop(1)
-open_harness, run = executors.open_harness, executors.run_cell
+open_harness, run = workplace.open_harness, workplace.run_cell
 
 def met(*arguments):
     harness = open_harness(*arguments)
@@ -196,7 +196,7 @@ def noted(decider, blank, *rest):
     time.sleep(0.05)
     return run(decider, blank, *rest)
 
-executors.open_harness, executors.run_cell = met, noted
+workplace.open_harness, workplace.run_cell = met, noted
 main()
 """
 

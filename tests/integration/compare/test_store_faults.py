@@ -61,17 +61,17 @@ def test_a_cell_file_that_only_looks_like_ours_is_named(copy, record, fault) -> 
 
 FULL = """
 import resource
-from polyprune_core.runs import executors
+from polyprune_core.runs import workplace
 from polyprune_core.cli import main
 
-open_harness = executors.open_harness
+open_harness = workplace.open_harness
 
 def full(*arguments):
     harness = open_harness(*arguments)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
     return harness
 
-executors.open_harness = full
+workplace.open_harness = full
 main()
 """
 

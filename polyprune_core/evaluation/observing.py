@@ -1,0 +1,68 @@
+"""What modules take in and give while a text passes through a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polyprune_core.errors import ModelError
+from polyprune_core.evaluation.losses import last_hidden
+
+# Told the positional arguments of a module and what it returned.
+Watch = Callable[[tuple[Any, ...], Any], None]
+
+
+def observe(model: nn.Module, watched: Mapping[str, Watch], batches: Iterable[Tensor]) -> None:
+    """Passes batches of windows (B, T) through the model, and tells what is `watched`, by module, of every call.
+
+    Without gradients; the model runs as it now is.
+    """
+    with torch.inference_mode(), ExitStack() as undo:
+        for name, watch in watched.items():
+            undo.enter_context(model.get_submodule(name).register_forward_hook(_telling(watch)))
+        for ids in batches:
+            last_hidden(model, ids)
+
+
+def _telling(watch: Watch) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        watch(inputs, output)
+
+    return hook
+
+
+def features_of(module: Any, inputs: tuple[Any, ...]) -> Tensor:
+    """Returns (tokens, F) float32: what a linear module takes in, or the last maps of all experts of a mixture."""
+    if not is_mixture(module):
+        taken: Tensor = inputs[0].detach().flatten(0, -2).float()
+        return taken
+    hidden, index, weights = inputs
+    experts, _, width = module.down_proj.shape
+    found = torch.zeros(len(hidden), experts, width, device=hidden.device)
+    for expert in index.unique().tolist():
+        tokens, place = (index == expert).nonzero(as_tuple=True)
+        inner = module._apply_gate(F.linear(hidden[tokens], module.gate_up_proj[expert]))
+        found[tokens, expert] = (inner * weights[tokens, place, None]).float()
+    return found.flatten(1)
+
+
+def is_mixture(module: Any) -> bool:
+    """Whether a module holds experts stacked in parameters.
+
+    Raises:
+        ModelError: it does, and they are stored in a way that is not known here.
+    """
+    stacked = getattr(module, "down_proj", None)
+    if not isinstance(stacked, nn.Parameter) or stacked.dim() != 3:
+        return False
+    if not hasattr(module, "_apply_gate") or module.is_transposed or module.has_bias:
+        raise ModelError(
+            f"what the experts of {type(module).__name__} take in is not known: they have biases or weights (in, out). "
+            "Score them with frequency or reap, or by their weights."
+        )
+    return True

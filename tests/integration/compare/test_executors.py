@@ -1,0 +1,172 @@
+"""Cells on several workers: the same rows as one after another in this process, whoever dies in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+from grids import GRID, IN_ANOTHER_PROCESS, cell_files, grid, results_of
+
+from polyprune_core.config.settings import Comparison
+from polyprune_core.plugins.registry import load_registry
+from polyprune_core.results.store import Store
+from polyprune_core.runs import crewed
+from polyprune_core.runs.compare import compare
+from polyprune_core.utils.progress import Reporter, Task
+
+pytestmark = pytest.mark.usefixtures("two_short_texts")
+
+ENGINES = ["local", pytest.param("ray", marks=pytest.mark.slow)]
+LONG = {
+    **{"model": "tiny", "limit": 4, "seq_len": 32, "eval_seq_len": 32, "calibration_samples": 4, "steps": 20},
+    **{"calibration": "learn.txt", "evaluation": "test.txt", "policy": "probabilities", "masks_per_step": 4},
+    **{"estimators": ("rloo", "reinforce"), "baselines": ("random",), "threads": 1},
+}
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    if request.param == "ray":
+        pytest.importorskip("ray")
+        return ("--executor", "ray", "--workers", "2", "--cpus-per-cell", "0.5", "--threads", "1")
+    return ("--workers", "2", "--threads", "1")
+
+
+def test_two_workers_give_the_rows_that_one_process_gives(unbroken, engine, tmp_path) -> None:
+    run = grid(tmp_path / "store", *engine)
+    assert run.status == 0, run.err
+    assert results_of(run.rows) == results_of(unbroken[1].rows)
+    assert not list((tmp_path / "store" / "cells").glob(".*"))
+    assert "polyprune: " not in run.err
+    assert len([line for line in run.err.splitlines() if "/10 " in line]) == len(run.rows) == 10
+
+
+def test_a_store_half_filled_here_is_filled_by_workers_and_read_as_one(unbroken, copy, engine) -> None:
+    rows = [row for row in unbroken[1].rows if row["estimator"] in ("rloo", "antithetic") or row["kind"] == "dense"]
+    for row in rows:
+        for path in (copy / "cells").glob(f"{row['id']}*"):
+            path.unlink()
+    kept = cell_files(copy)
+    run = grid(copy, *engine)
+    assert run.status == 0, run.err
+    assert results_of(run.rows) == results_of(unbroken[1].rows)
+    assert {name: cell_files(copy)[name] for name in kept} == kept
+
+
+def test_masks_spread_over_workers_give_the_rows_that_one_process_gives(unbroken, tmp_path) -> None:
+    run = grid(tmp_path / "store", "--mask-workers", "2", "--threads", "1")
+    assert run.status == 0, run.err
+    assert results_of(run.rows) == results_of(unbroken[1].rows)
+
+
+def test_what_cannot_be_had_is_said_once_and_nothing_is_run(engine, tmp_path) -> None:
+    run = grid(tmp_path / "store", "-m", "no-such-model", *engine)
+    assert run.status == 2
+    assert run.err.count("no model named 'no-such-model'") == 1
+    assert cell_files(tmp_path / "store") == {}
+
+
+def test_options_of_ray_are_refused_without_it(tmp_path) -> None:
+    run = grid(tmp_path / "store", "--gpus-per-cell", "0.5")
+    assert run.status == 2
+    assert "--gpus-per-cell is about --executor ray" in run.err
+
+
+def test_where_the_store_cannot_be_seen_files_come_back_with_the_rows(unbroken, tmp_path, monkeypatch) -> None:
+    elsewhere = tmp_path / "another-file-system"
+    marked = crewed.Crewed._marked
+
+    @contextmanager
+    def unseen(self: Any) -> Iterator[str]:
+        with marked(self) as mark:
+            (self.store.cells / mark).unlink()
+            yield mark
+
+    monkeypatch.setattr(crewed.Crewed, "_marked", unseen)
+    run = grid(elsewhere, "--workers", "2", "--threads", "1", "--estimators", "rloo")
+    assert run.status == 0, run.err
+    here = {row["id"]: row for row in results_of(unbroken[1].rows)}
+    assert [here[row["id"]] for row in results_of(run.rows)] == results_of(run.rows)
+    kinds = {name.partition(".")[2] for name in os.listdir(elsewhere / "cells")}
+    assert kinds == {name.partition(".")[2] for name in os.listdir(unbroken[0] / "cells")} - {"lock"}
+
+
+class Killer(Reporter):
+    """Kills the first worker that is seen in a search, once."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.killed = name, list[int]()
+        self.warnings = list[str]()
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    @contextmanager
+    def task(self, label: str, total: int, about: object = None) -> Iterator[Task]:
+        yield _Killing(self) if about else Task()
+
+
+class _Killing(Task):
+    def __init__(self, killer: Killer) -> None:
+        self.killer = killer
+
+    def update(self, done: float, note: str = "", loss: float | None = None) -> None:
+        if self.killer.killed:
+            return
+        found = [child for child in psutil.Process().children(recursive=True) if self.killer.name in _named(child)]
+        assert found
+        found[0].kill()
+        self.killer.killed.append(found[0].pid)
+
+
+def _named(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_a_worker_killed_within_a_search_changes_no_row(name, tmp_path) -> None:
+    if name == "ray":
+        pytest.importorskip("ray")
+    asked: dict[str, Any] = {"executor": name, "workers": 2} | ({"cpus_per_cell": 0.5} if name == "ray" else {})
+    killer = Killer("ray::Member" if name == "ray" else "polyprune_core.utils.worker")
+    rows = {}
+    for store, reporter, more in (("one", Reporter(), {}), ("many", killer, asked)):
+        results = compare(Comparison(**LONG, **more), load_registry(), Store(tmp_path / store), reporter)
+        rows[store] = results_of([row.to_json() for row in results.rows])
+    assert len(killer.killed) == 1
+    assert rows["many"] == rows["one"]
+    assert all(row["status"] == "ok" for row in rows["one"])
+
+
+def test_an_interrupted_run_leaves_no_worker_and_a_store_that_goes_on(tmp_path, cells_run) -> None:
+    command = [sys.executable, "-c", "from polyprune_core.cli import main; main()", *GRID, "--workers", "2"]
+    command += ["--threads", "1", "-o", str(tmp_path / "store")]
+    environment = os.environ | IN_ANOTHER_PROCESS
+    run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert run.stderr
+    seen = next(line for line in run.stderr if "/10 " in line)
+    assert seen.startswith("1/10 ")
+    workers = [child.pid for child in psutil.Process(run.pid).children(recursive=True)]
+    assert workers
+    os.killpg(run.pid, signal.SIGINT)  # as Ctrl-C does: to the whole group
+    assert run.wait(60) == 130, run.stderr.read()
+    until = time.monotonic() + 10
+    while any(map(psutil.pid_exists, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(psutil.pid_exists, workers))
+    finished = len(cell_files(tmp_path / "store"))
+    assert finished >= 1
+    assert grid(tmp_path / "store").status == 0
+    assert len(cells_run) == 10 - finished
