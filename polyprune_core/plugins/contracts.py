@@ -133,7 +133,13 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "initializer": {"comparable": False, "granularities": None, "made_for": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
     "repair": {"trained_tokens": 0},
-    "exporter": {"legal_shapes": lambda layout: LegalShapes(), "check": None, "rounding": 0.0, "runtime": None},
+    "exporter": {
+        "legal_shapes": lambda layout: LegalShapes(),
+        "check": None,
+        "rounding": 0.0,
+        "runtime": None,
+        "by_shard": False,
+    },
 }
 
 
@@ -240,13 +246,14 @@ class Runtime:
         requires: modules that the program imports, with what pip installs to have them.
         program: the file.
         tolerance: how far a log-probability may be from what transformers computes of the same weights, in nats; their
-            mean over a text may be off by a tenth of it.
+            mean over a text may be off by a tenth of it. None: three times as far as those of the dense model, written
+            alike, are there: what a runtime that rounds what it computes with makes of any model.
     """
 
     name: str
     requires: Mapping[str, str]
     program: Path
-    tolerance: float = 1e-3
+    tolerance: float | None = 1e-3
 
 
 class Exporter(Protocol):
@@ -256,6 +263,8 @@ class Exporter(Protocol):
     anything. `check(base: LoadedModel)`, called before anything is scored or searched, raises ModelError where no
     smaller form of `base` can be written. `rounding` is what the format loses of a weight, relative to it, beside the
     rounding of the number format that `load` says it is stored in. `runtime() -> Runtime` says where it runs.
+    `by_shard = True`: it writes a model whose weights were not read (`base.model` is on the meta device), as
+    `write_model` does, which reads them from the base's files a shard at a time.
     """
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:

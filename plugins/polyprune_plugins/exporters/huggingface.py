@@ -79,6 +79,7 @@ class HuggingFace:
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
     shape: Literal["free", "uniform"] = "free"
     pad: Literal["none", "widest"] | int = "none"
+    by_shard = True
 
     def check(self, base: LoadedModel) -> None:
         """Refuses a model whose code would not be written with it."""
@@ -108,10 +109,12 @@ class HuggingFace:
         return export_report(out_dir, "huggingface", reload, parameters, trust_remote_code=has_code)
 
     def _padded(self, pruned: PrunedModel) -> PrunedModel:
-        from polyprune_core import ModelError, padded
+        from polyprune_core import ConfigError, ModelError, padded
 
         if self.pad == "none" or not pruned.needs_code:
             return pruned
+        if pruned.base.model.device.type == "meta":
+            raise ConfigError("pad needs all weights in memory; leave --by-shard out, or pad.")
         kept, keep = set(pruned.kept_layers), pruned.axis_keep()
         axes = [axis for axis in pruned.layout.axes if axis.layer in kept]
         left = {axis.name: int(keep[axis.name].sum()) if axis.name in keep else axis.size for axis in axes}
