@@ -57,7 +57,7 @@ def mixed(record: dict[str, Any]) -> list[str]:
 def lines(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGTH) -> list[Line]:
     """Returns the criteria of a record at one sparsity, each with its repairs."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    budgets = _budgets(record)
+    budgets = budgets(record)
     for row in record["rows"]:
         measured = any(each["seq_len"] == seq_len for each in row["evaluations"])
         if row["status"] != "ok" or row["sparsity"] != sparsity or row["kind"] == "start" or not measured:
@@ -68,7 +68,7 @@ def lines(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGT
     return [_line(record, name, repair, list(rows.values()), dense) for (name, repair), rows in found.items()]
 
 
-def _budgets(record: dict[str, Any]) -> dict[str, int]:
+def budgets(record: dict[str, Any]) -> dict[str, int]:
     """Returns the forward tokens that the search of each row was given."""
     return {
         row: comparison["config"]["forward_tokens"]
