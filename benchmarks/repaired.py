@@ -57,12 +57,12 @@ def mixed(record: dict[str, Any]) -> list[str]:
 def lines(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGTH) -> list[Line]:
     """Returns the criteria of a record at one sparsity, each with its repairs."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    budgets = budgets(record)
+    given = budgets(record)
     for row in record["rows"]:
         measured = any(each["seq_len"] == seq_len for each in row["evaluations"])
         if row["status"] != "ok" or row["sparsity"] != sparsity or row["kind"] == "start" or not measured:
             continue
-        name = (_name(row, budgets.get(row["id"])), row["repair"])
+        name = (_name(row, given.get(row["id"])), row["repair"])
         found.setdefault(name, {})[row["seed"]] = row
     dense = _dense_windows(record, seq_len)
     return [_line(record, name, repair, list(rows.values()), dense) for (name, repair), rows in found.items()]
