@@ -21,6 +21,7 @@ from polyprune_core.models.families import OWN
 from polyprune_core.models.families import families as described
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.quiet import quiet
+from polyprune_core.plugins.gallery import gallery
 from polyprune_core.plugins.options import describe_options
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.testing.checks import CHECKS
@@ -42,6 +43,20 @@ def plugins(kind: str) -> str:
             options = ", ".join(f"`{name}: {text}`" for name, text in describe_options(provider).items())
             rows.append((f"`{provider.name}`", provider.summary + needs, options, provider.reference))
     return _table(("name", "what it does", "options", "source"), rows)
+
+
+def others() -> str:
+    """The plugins of other distributions that are known of."""
+    return _table(
+        ("plugin", "kind", "distribution", "what it does", "source"),
+        [(f"`{p.name}`", p.kind, f"`{p.distribution}`", p.summary, p.source) for p in gallery()],
+    )
+
+
+def tries() -> str:
+    """How each of those is installed and shown, and what the command printed of it."""
+    rows = [(f"`{p.name}`", f"`{p.install}`", f"`{p.command}`", p.row) for p in gallery()]
+    return _table(("plugin", "install", "command", "its row"), rows)
 
 
 def checks() -> str:

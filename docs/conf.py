@@ -39,7 +39,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"PreTrained\w+|(dict|Mapping)\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
     (
         r"py:class",
-        r"polyprune_core\.pruning\.(mask_header\.Base|pricing\.PricedBudget)|polyprune_core\.evaluation\.moments\.Reading",
+        r"polyprune_core\.(pruning\.(mask_header\.Base|pricing\.PricedBudget)|evaluation\.moments\.Reading|models\.layout\.Stack)",
     ),
 ]
 

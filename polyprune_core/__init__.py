@@ -30,12 +30,13 @@ from polyprune_core.pruning.types import ExportReport, LegalShapes, MaskBatch, P
 from polyprune_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from polyprune_core.api.calls import compare, evaluate, load_results, prune
+    from polyprune_core.api.calls import compare, evaluate, load_results, prune, recover
     from polyprune_core.api.comparison import ComparisonResults
     from polyprune_core.config.protect import Protect
     from polyprune_core.evaluation.calibration import Calibration
     from polyprune_core.evaluation.layerwise import Seen
     from polyprune_core.evaluation.removal import Removal, removals
+    from polyprune_core.evaluation.training import train, trainable
     from polyprune_core.models.remote_code import register_models
     from polyprune_core.models.sources import LoadedModel, assemble_model, load_model
     from polyprune_core.pruning.budget import SelectionRule
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from polyprune_core.pruning.writable import check_writable, write_model, write_settings
     from polyprune_core.runs.evaluation_report import Findings
     from polyprune_core.runs.prune import PruningResult
+    from polyprune_core.runs.recover import Recovered
     from polyprune_core.search.fixed_size import ExactSize
 
 _LAZY = {
@@ -65,6 +67,7 @@ _LAZY = {
     "PruningResult": "polyprune_core.runs.prune",
     "Reader": "polyprune_core.pruning.readers",
     "Seen": "polyprune_core.evaluation.layerwise",
+    "Recovered": "polyprune_core.runs.recover",
     "Removal": "polyprune_core.evaluation.removal",
     "SelectionRule": "polyprune_core.pruning.budget",
     "assemble_model": "polyprune_core.models.sources",
@@ -76,8 +79,11 @@ _LAZY = {
     "load_results": "polyprune_core.api.calls",
     "padded": "polyprune_core.pruning.padding",
     "prune": "polyprune_core.api.calls",
+    "recover": "polyprune_core.api.calls",
     "register_models": "polyprune_core.models.remote_code",
     "removals": "polyprune_core.evaluation.removal",
+    "train": "polyprune_core.evaluation.training",
+    "trainable": "polyprune_core.evaluation.training",
     "write_masks": "polyprune_core.pruning.mask_file",
     "write_model": "polyprune_core.pruning.writable",
     "write_settings": "polyprune_core.pruning.writable",
@@ -115,6 +121,7 @@ __all__ = [
     "PrunedModel",
     "PruningResult",
     "Reader",
+    "Recovered",
     "Removal",
     "Repair",
     "Runtime",
@@ -137,8 +144,11 @@ __all__ = [
     "load_results",
     "padded",
     "prune",
+    "recover",
     "register_models",
     "removals",
+    "train",
+    "trainable",
     "write_masks",
     "write_model",
     "write_settings",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from polyprune_core.config.requests import EvaluateConfig
+from polyprune_core.config.requests import EvaluateConfig, Recover
 from polyprune_core.config.settings import Comparison, Pruning, parse
 from polyprune_core.errors import ConfigError
 from polyprune_core.utils.updating_line import UpdatingLine, warn_caller
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from polyprune_core.results.row import Row
     from polyprune_core.runs.evaluation_report import Findings
     from polyprune_core.runs.prune import PruningResult
+    from polyprune_core.runs.recover import Recovered
 
 F = TypeVar("F", bound=Callable[..., Any])
 LOADING = "loading torch and transformers"
@@ -140,6 +141,37 @@ def evaluate(target: str | Path, *, quiet: bool = False, **options: Any) -> Find
         from polyprune_core.runs.evaluate import examine
 
         return examine(request, line)
+
+
+@_keywords_of(Recover)
+def recover(
+    source: str | Path,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Recovered:
+    """Trains a pruned model further and the dense model alike beside it, as `polyprune recover` does.
+
+    Args:
+        source: a folder of masks, a results store with `cell`, a cell's file, or a pruned model's folder.
+        output: new folder for what `exporter` writes. Without one nothing is written, nor kept while it trains.
+        overwrite: replace a folder that polyprune wrote.
+        quiet: show no progress.
+        options: those of `polyprune recover`, with underscores.
+
+    Raises:
+        PolypruneError: anything asked for cannot be had.
+    """
+    request = _parsed(Recover, options | {"source": source})
+    with UpdatingLine(quiet) as line:
+        registry = _usable()
+        line.status(LOADING)
+
+        from polyprune_core.runs.recover import recover as run
+
+        return run(request, registry, Path(output).expanduser() if output else None, overwrite, line)
 
 
 def load_results(*paths: str | Path, comparison: int | None = None) -> ComparisonResults:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from polyprune_core.cli.options import EXECUTION, MODEL, OUTPUT, SEARCH, TASKS, TEXT, TRACKING, given, options
-from polyprune_core.cli.params import CommaList, UserPath, plugin_names, setting, words
+from polyprune_core.cli.params import CommaList, UserPath, WidthsList, plugin_names, setting, words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,6 +79,21 @@ GRID = [
         metavar="LIST",
         shell_complete=words("auto", "raw", "zscore", "per-parameter"),
         help="Scores compared across layers: auto (by loss on text held back), raw, zscore or per-parameter.",
+    ),
+    setting(
+        "--multiple-of",
+        type=WidthsList(),
+        metavar="LIST",
+        help="Widths of layers: channel=32, or channel=32,head=2; / between several, none for free ones.",
+        unless="none",
+    ),
+    setting(
+        "--target",
+        type=CommaList(),
+        metavar="LIST",
+        shell_complete=plugin_names("exporter"),
+        help="Widths that an exporter or its runtime holds: gguf:q8_0, vllm:tp=2, …; none for free ones.",
+        unless="none",
     ),
 ]
 

@@ -62,6 +62,16 @@ class TextList(CommaList):
         return (value,) if is_file else super().convert(value, param, ctx)
 
 
+class WidthsList(CommaList):
+    """Several KIND=N,… with / between them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Returns the texts as a tuple."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in value.split("/") if part.strip())
+
+
 class NameOf(click.Choice):  # type: ignore[type-arg]
     """One of `names()`, which are looked up where they are needed: in a value, a help text or a completion."""
 

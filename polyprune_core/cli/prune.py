@@ -7,7 +7,7 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import MODEL, OUTPUT, SEARCH, TEXT, given, options
+from polyprune_core.cli.options import MODEL, OUTPUT, PLACEMENT, SEARCH, TEXT, given, options
 from polyprune_core.cli.params import UserPath, plugin_names, setting, words
 
 ONE = [
@@ -57,6 +57,19 @@ ONE = [
         help="Scores compared across layers: auto (by loss on text held back), raw, zscore or per-parameter.",
     ),
     setting(
+        "--multiple-of",
+        metavar="WIDTHS",
+        help="Widths of layers, as channel=32 or channel=32,head=2.",
+        unless="none",
+    ),
+    setting(
+        "--target",
+        metavar="NAME",
+        shell_complete=plugin_names("exporter"),
+        help="Widths that an exporter or its runtime holds: gguf:q8_0, vllm:tp=2, …",
+        unless="those of --exporter",
+    ),
+    setting(
         "--exporter",
         metavar="NAME",
         shell_complete=plugin_names("exporter"),
@@ -72,7 +85,7 @@ ONE = [
 
 
 @click.command()
-@options(("Pruning", "Comparison"), ONE, MODEL, TEXT, SEARCH, OUTPUT)
+@options(("Pruning", "Comparison"), ONE, MODEL, TEXT, SEARCH, PLACEMENT, OUTPUT)
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbose: bool, **values: Any) -> None:

@@ -62,7 +62,7 @@ def _groups() -> Iterable[str]:
     multiple=True,
     metavar="KEY=VALUE[,VALUE]",
     help="Rows to show: kind, granularity, initializer, estimator, sparsity, budget (as budget=bytes=0.9), repair, "
-    "seed, scope, scale or status.",
+    "seed, scope, scale, shapes or status.",
 )
 @click.option(
     "--columns", type=CommaList(), metavar="LIST", help="Columns of the results, such as perplexity,n,q. [what fits]"

@@ -31,7 +31,7 @@ class Cell(BaseModel):
     """What tells one row from another; a coordinate that a kind of cell does not have is None.
 
     `target` is the budget. In JSON it is two columns: `sparsity`, where it is a fraction of the prunable parameters,
-    or else `budget`.
+    or else `budget`. `shapes` is a `ShapesSpec`: what widths are multiples of, and what they are for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +45,7 @@ class Cell(BaseModel):
     seed: int | None = None
     scope: AskedScope | None = None
     scale: AskedScale | None = None
+    shapes: str | None = None
 
     @property
     def sparsity(self) -> float | None:

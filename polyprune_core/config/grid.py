@@ -64,8 +64,8 @@ def cells(config: Comparison) -> list[AnyCell]:
     A repair that trains is there for the dense model too: what training does by itself is not its doing for the pruned.
     """
     grid: list[AnyCell] = [Dense(), *itertools.starmap(_trained, itertools.product(config.trained, config.seeds))]
-    for granularity, target in itertools.product(config.granularity, config.targets):
-        shared: dict[str, Any] = {"granularity": granularity, "target": target}
+    for granularity, target, shapes in itertools.product(config.granularity, config.targets, config.shapes):
+        shared: dict[str, Any] = {"granularity": granularity, "target": target, "shapes": shapes}
         metrics = itertools.product(config.baselines, config.metric_scopes, config.scale, config.repair, config.seeds)
         grid += [
             Metric(initializer=metric, scope=scope, scale=scale, repair=repair, seed=seed, **shared)

@@ -1,13 +1,15 @@
-"""What `evaluate` and `export` are asked to do, checked before anything heavy loads."""
+"""What `evaluate`, `export` and `recover` are asked to do, checked before anything heavy loads."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from polyprune_core.config.settings import (
     Bos,
+    Comparison,
     Distinct,
     Dtype,
     EvaluationLengths,
@@ -15,9 +17,13 @@ from polyprune_core.config.settings import (
     ManyOrOne,
     Place,
     Positive,
+    Seed,
+    Spec,
     TaskSettings,
     Word,
 )
+from polyprune_core.errors import ConfigError
+from polyprune_core.utils.files import user_path
 
 
 class EvaluateConfig(TaskSettings):
@@ -59,3 +65,56 @@ class Export(BaseModel):
     dtype: Dtype = "auto"
     device: str = "auto"
     verify: bool = False
+    by_shard: bool = False
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Export:
+        if self.by_shard and self.verify:
+            raise ConfigError("--verify has both models in memory, which --by-shard is there to avoid; leave one out.")
+        return self
+
+
+class Recover(BaseModel):
+    """A pruned model to train further: `source` is a folder of masks, a store, a cell's file, or a model's folder.
+
+    `repair` trains; `tokens` are those that it trains on, its own default unless told.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    source: Word
+    cell: Word | None = None
+    model: Word | None = None
+    trust_remote_code: bool = False
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    repair: Spec = "recover"
+    tokens: Positive | None = None
+    seed: Seed = 0
+    calibration: str = "builtin:pydocs"
+    evaluation: EvaluationTexts = ("builtin:pydocs", "builtin:prose")
+    text_column: str | None = None
+    bos: Bos = "auto"
+    seq_len: Annotated[int, Field(ge=2)] = 128
+    eval_seq_len: EvaluationLengths = (128,)
+    limit: Positive | None = None
+    exporter: str = "huggingface"
+    verify: bool = False
+
+    @property
+    def place(self) -> Path:
+        """Where the source is, if it is on this machine."""
+        return user_path(self.source)
+
+    @property
+    def trainer(self) -> str:
+        """The repair that trains, with the number of tokens."""
+        return self.repair if self.tokens is None else f"{self.repair}:tokens={self.tokens}"
+
+    def as_comparison(self, model: str) -> Comparison:
+        """Returns what a harness of one of the two models is asked for."""
+        names = ("trust_remote_code", "dtype", "device", "calibration", "evaluation", "text_column", "bos", "seq_len")
+        shared: dict[str, Any] = {name: getattr(self, name) for name in (*names, "eval_seq_len", "limit")}
+        if self.tokens is not None:
+            shared["repair_samples"] = -(-self.tokens // self.seq_len)
+        return Comparison(model=model, repair=(self.trainer,), seeds=(self.seed,), **shared)

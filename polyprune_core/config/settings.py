@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,9 +22,10 @@ from pydantic import (
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, NO_REPAIR, AskedScale, AskedScope, Scope
-from polyprune_core.config.execution import Execution
+from polyprune_core.config.execution import Execution, Machine
 from polyprune_core.config.presets import PRESETS, Preset
 from polyprune_core.config.protect import Protect
+from polyprune_core.config.shapes_spec import ShapesSpec, normal_multiples
 from polyprune_core.errors import BudgetError, ConfigError, plain, unknown_name
 from polyprune_core.utils.files import user_path
 
@@ -126,6 +128,7 @@ class Settings(BaseModel):
 
 
 Budget = Annotated[str, AfterValidator(lambda text: str(BudgetSpec.parse(text)))]
+Multiples = Annotated[str, AfterValidator(normal_multiples)]
 
 
 class TaskSettings(BaseModel):
@@ -167,6 +170,8 @@ class Comparison(Settings, TaskSettings, Execution):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct, ManyOrOne] = (0,)
     scope: Annotated[tuple[AskedScope, ...], Distinct, ManyOrOne] = ()
     scale: Annotated[tuple[AskedScale, ...], Field(min_length=1), Distinct, ManyOrOne] = (AUTO,)
+    multiple_of: Annotated[tuple[Multiples, ...], Distinct, ManyOrOne] = ()
+    target: Annotated[tuple[Spec, ...], Distinct, ManyOrOne] = ()
     # Decides no number: neither results nor the commands that make them again hold it.
     report_to: Annotated[Loggers, Field(exclude=True)] = ()
     _search_scope: Scope = PrivateAttr("global")
@@ -207,6 +212,12 @@ class Comparison(Settings, TaskSettings, Execution):
         sparsities = map(BudgetSpec.of_sparsity, self.sparsity)
         return tuple(dict.fromkeys((*sparsities, *map(BudgetSpec.parse, self.budget))))
 
+    @property
+    def shapes(self) -> tuple[str | None, ...]:
+        """The widths that layers may have, as cells name them; None where they are free."""
+        asked = product(self.multiple_of or (None,), self.target or (None,))
+        return tuple(dict.fromkeys(str(ShapesSpec.of(multiples, target)) or None for multiples, target in asked))
+
     @model_validator(mode="before")
     @classmethod
     def _budget_instead(cls, values: Any) -> Any:
@@ -221,7 +232,7 @@ class Comparison(Settings, TaskSettings, Execution):
         return self
 
 
-class Pruning(Settings):
+class Pruning(Settings, Machine):
     """One model to cut for good."""
 
     # A model that is kept has to do more than what it was calibrated on.
@@ -235,6 +246,8 @@ class Pruning(Settings):
     seed: Seed = 0
     scope: AskedScope | None = None
     scale: AskedScale = AUTO
+    multiple_of: Multiples | None = None
+    target: Spec | None = None
     exporter: str = "huggingface"
     from_masks: Place | None = None
 
@@ -242,6 +255,7 @@ class Pruning(Settings):
         """Returns the grid of one cell that this is."""
         shared: dict[str, Any] = self.model_dump(include=set(Settings.model_fields))
         lists: dict[str, Any] = {name: (getattr(self, name),) for name in ("granularity", "scale", "repair")}
+        shared |= {name: getattr(self, name) for name in Machine.model_fields if name in self.model_fields_set}
         lists |= {"seeds": (self.seed,), "scope": (self.scope,) if self.scope else (), **self._asked()}
         searches: dict[str, Any] = {
             "initializers": (self.initializer,),
@@ -258,7 +272,7 @@ class Pruning(Settings):
         return self
 
     def _asked(self) -> dict[str, Any]:
-        given = {"sparsity": self.sparsity, "budget": self.budget}
+        given = {name: getattr(self, name) for name in ("sparsity", "budget", "multiple_of", "target")}
         return {name: (value,) for name, value in given.items() if value is not None}
 
 

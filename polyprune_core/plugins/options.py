@@ -1,4 +1,7 @@
-"""Plugin options: NAME:option=value:option=value on the command line, typed by the factory's own signature."""
+"""Plugin options: NAME:option=value:option=value on the command line, typed by the factory's own signature.
+
+A value alone, NAME:value, is that of the plugin's first option.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,18 @@ from typing import Any, cast
 from polyprune_core.errors import PluginError, unknown_name
 from polyprune_core.plugins.contracts import Provider
 
+FIRST = ":"
+
 
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
-    """Splits "llm-pruner:taylor=vector" into the normalised name and its options as text."""
+    """Splits "llm-pruner:taylor=vector" into the normalised name and its options as text.
+
+    A value that stands alone, and first, has the name FIRST.
+    """
     name, *pairs = spec.strip().split(":")
     options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
+    for place, pair in enumerate(pairs):
+        key, equals, value = pair.partition("=") if "=" in pair or place else (FIRST, "=", pair)
         if not (equals and key and value):
             raise PluginError(f"{spec!r}: {pair!r} is not option=value; write {name}:option=value.")
         options[key.strip().replace("-", "_")] = value.strip()
@@ -37,6 +45,7 @@ def _type(annotation: Any) -> str:
 def build(kind: str, provider: Provider[Any], options: Mapping[str, Any]) -> Any:
     """Returns `provider.factory(**options)` with each value read as its declared type."""
     known = inspect.signature(provider.factory).parameters
+    options = {next(iter(known), name) if name == FIRST else name: value for name, value in options.items()}
     for name in options:
         if name not in known:
             raise PluginError(f"{kind} {provider.name!r}: " + unknown_name("option", name, known))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polyprune_core.config.protect import NOTHING, Protect
 from polyprune_core.errors import BudgetError
-from polyprune_core.pruning.shapes import ANY_SHAPE, least_counts, legal_counts, refilled
+from polyprune_core.pruning.shapes import ANY_SHAPE, least_counts, legal_counts, legal_masks, refilled
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import EPS, LegalShapes, Selection
 
@@ -61,6 +61,10 @@ class SelectionRule:
     def least(self, space: MaskSpace) -> list[int]:
         """Returns for every group how many of its units stay at least."""
         return _least(space, self.min_keep, self.protect)
+
+    def legal(self, masks: Tensor, ranking: Tensor, space: MaskSpace) -> Tensor:
+        """Returns masks (K, U) with the nearest allowed number of units in every group, best-ranked (U,) first."""
+        return masks if self.shapes == ANY_SHAPE else legal_masks(masks, ranking, space, self.shapes)
 
     def at(self, sparsity: float) -> SelectionRule:
         """Returns the rule at another sparsity."""
@@ -212,12 +216,12 @@ def select(
     for label in _distinct(labels):
         budget = (1 - sparsity) * prices[label] * (1 + 1e-12)
         if held[label] > budget:
-            raise BudgetError(_floor_message(space, sparsity, min_keep, protect, _held(space, floor, labels)))
+            raise BudgetError(_floor_message(space, sparsity, min_keep, shapes, protect, _held(space, floor, labels)))
         own = waiting[labels[waiting] == label]
         if scope == "layer":
             own = _layers_first(own, floor, space, _keep_rates(space, sparsity, scope, protect))
         keep[_fitting(own, space.price, budget - held[label])] = True
-    if shapes is not ANY_SHAPE:
+    if shapes != ANY_SHAPE:
         counts = [int(keep[units].sum()) for units in space.slices()]
         counts = legal_counts(counts, space, shapes, _least(space, 0, protect))
         spent = torch.bincount(labels, space.price * _best(order, space, counts))
@@ -291,10 +295,12 @@ def _fitting(waiting: Tensor, cost: Tensor, budget: float) -> Tensor:
     return torch.cat(taken) if taken else waiting
 
 
-def reachable(space: MaskSpace, scope: str, min_keep: int, protect: Protect = NOTHING) -> float:
+def reachable(
+    space: MaskSpace, scope: str, min_keep: int, protect: Protect = NOTHING, shapes: LegalShapes = ANY_SHAPE
+) -> float:
     """Returns the largest sparsity that leaves every group its floor; 0 where no unit has a price."""
     labels = SCOPES["kind" if scope == "layer" else scope](space)
-    return 1 - _held(space, _floor(torch.arange(len(space)), space, min_keep, ANY_SHAPE, protect), labels)
+    return 1 - _held(space, _floor(torch.arange(len(space)), space, min_keep, shapes, protect), labels)
 
 
 def _held(space: MaskSpace, floor: Tensor, labels: Tensor) -> float:
@@ -303,17 +309,28 @@ def _held(space: MaskSpace, floor: Tensor, labels: Tensor) -> float:
     return max((float(price[kept].sum() / price.sum()) for price, kept in parts if price.any()), default=1.0)
 
 
-def _floor_message(space: MaskSpace, sparsity: float, min_keep: int, protect: Protect, held: float) -> str:
+def _floor_message(
+    space: MaskSpace, sparsity: float, min_keep: int, shapes: LegalShapes, protect: Protect, held: float
+) -> str:
     limit = math.floor((1 - held) * 1000) / 1000
-    lower = "a lower --min-keep" + (" or a smaller --protect" if protect else "")
-    way_out = f"Use sparsity {limit:g} or less, or {lower}." if limit > 0 else f"Use {lower}."
+    other = lower(protect, shapes)
+    way_out = f"Use sparsity {limit:g} or less, or {other}." if limit > 0 else f"Use {other}."
     return (
-        f"sparsity {sparsity:g} cannot be met: {floors(space, min_keep, protect)} already hold {held:.1%} of a pool. "
-        f"{way_out}"
+        f"sparsity {sparsity:g} cannot be met: {floors(space, min_keep, protect, shapes)} already hold {held:.1%} of a "
+        f"pool. {way_out}"
     )
 
 
-def floors(space: MaskSpace, min_keep: int, protect: Protect) -> str:
+def lower(protect: Protect, shapes: LegalShapes) -> str:
+    """Returns what leaves less to stay, for an error to advise."""
+    told = ["a lower --min-keep", *["a smaller --protect"] * bool(protect)]
+    return " or ".join([*told, *["other widths (--exporter, --target, --multiple-of)"] * (shapes != ANY_SHAPE)])
+
+
+def floors(space: MaskSpace, min_keep: int, protect: Protect, shapes: LegalShapes = ANY_SHAPE) -> str:
     """Returns what has to stay, for an error to tell."""
     told = f"{min_keep} unit(s) kept in every group of {space.name or 'this space'}"
+    steps = [f"{shapes.multiple_of[kind]} of {kind}" for kind in space.kinds if shapes.multiple_of.get(kind, 1) > 1]
+    told += f", rounded up to multiples of {' and '.join(steps)}," if steps else ""
+    told += "" if shapes.empty_sublayers else ", none of them emptied,"
     return told + (f" and the layers that --protect {protect} leaves whole" if protect else "")

@@ -101,11 +101,12 @@ class MaskFile:
         sparsity: float | None = None,
         terms: PricedBudget | None = None,
         shapes: LegalShapes = ANY_SHAPE,
+        asked_shapes: str | None = None,
     ) -> PrunedModel:
         """Returns the pruned model: as stored, or selected from the stored scores at another sparsity or budget.
 
         What a repair made of the stored selection fits no other one: then the weights stay as they are. `shapes`: what
-        another selection has to fit.
+        another selection has to fit, `asked_shapes` how that was asked for.
 
         Raises:
             ModelError: `base` is not the model that the masks are for.
@@ -118,6 +119,7 @@ class MaskFile:
         priced, share = (terms.space, terms.sparsity) if terms else (space, check_sparsity(sparsity or 0.0))
         selection = replace(self.rule(), sparsity=share, shapes=shapes).select(self.scores.values, priced)
         asked = {"sparsity": sparsity, "budget": str(terms.target) if terms else None, "repair": NO_REPAIR}
+        asked |= {"shapes": asked_shapes}
         return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe | asked)
 
     def rule(self) -> SelectionRule:

@@ -15,7 +15,7 @@ from polyprune_core.errors import ModelError
 from polyprune_core.pruning.types import Span, UnitGroup
 
 # What is read of a recipe; scope and min_keep are checked where they decide something.
-TEXTS = ("kind", "granularity", "initializer", "estimator", "budget", "scale", "revision", "protect")
+TEXTS = ("kind", "granularity", "initializer", "estimator", "budget", "scale", "revision", "protect", "shapes")
 
 
 class Base(BaseModel):

@@ -17,9 +17,10 @@ from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.protect import NOTHING, Protect
 from polyprune_core.errors import BudgetError
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.pruning.budget import floors, reachable, select
+from polyprune_core.pruning.budget import floors, lower, reachable, select
+from polyprune_core.pruning.shapes import ANY_SHAPE
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import Selection
+from polyprune_core.pruning.types import LegalShapes, Selection
 
 LATENCY_STEP = 0.01
 
@@ -94,9 +95,17 @@ ADDITIVE = {
 
 
 def price_budget(
-    target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge, protect: Protect = NOTHING
+    target: BudgetSpec,
+    space: MaskSpace,
+    scope: str,
+    min_keep: int,
+    gauge: Gauge,
+    protect: Protect = NOTHING,
+    shapes: LegalShapes = ANY_SHAPE,
 ) -> PricedBudget:
     """Returns what `target` means for `space`, every group of units keeping `min_keep`, protected layers all.
+
+    `shapes`: what widths every selection has to have.
 
     Raises:
         BudgetError: the model already meets it, or nothing that may be removed can.
@@ -104,8 +113,8 @@ def price_budget(
     if target.currency in ADDITIVE:
         currency = ADDITIVE[target.currency]
         itemsize = gauge.stored_itemsize if currency.stored else gauge.itemsize
-        return _priced(target, currency, space, scope, min_keep, itemsize, protect)
-    return _timed(target, space, scope, min_keep, gauge, protect)
+        return _priced(target, currency, space, scope, min_keep, itemsize, protect, shapes)
+    return _timed(target, space, scope, min_keep, gauge, protect, shapes)
 
 
 def _priced(
@@ -116,6 +125,7 @@ def _priced(
     min_keep: int,
     itemsize: int,
     protect: Protect,
+    shapes: LegalShapes,
 ) -> PricedBudget:
     price = currency.price(space, itemsize).double()
     priced, prunable, whole = space.priced(price), float(price.sum()), float(currency.whole(space.layout, itemsize))
@@ -127,14 +137,14 @@ def _priced(
 
     if target.amount >= left(0.0):
         raise BudgetError(f"budget {target} removes nothing: the dense model has {target.words(left(0.0))}. Give less.")
-    most = reachable(priced, scope, min_keep, protect)
+    most = reachable(priced, scope, min_keep, protect, shapes)
     if target.sparsity is not None:
         sparsity = target.sparsity
     elif target.amount < left(most) * (1 - 1e-12):
-        raise _out_of_reach(target, left(most), space, min_keep, protect)
+        raise _out_of_reach(target, left(most), space, min_keep, protect, shapes)
     else:
         sparsity = min(most, (base - target.amount * unit) / prunable)
-    select(torch.zeros(len(space)), priced, sparsity, scope, min_keep, protect=protect)
+    select(torch.zeros(len(space)), priced, sparsity, scope, min_keep, shapes, protect)
 
     def selected(selection: Selection) -> float:
         return (base - float(price[~selection.keep].sum())) / unit
@@ -143,7 +153,13 @@ def _priced(
 
 
 def _timed(
-    target: BudgetSpec, space: MaskSpace, scope: str, min_keep: int, gauge: Gauge, protect: Protect
+    target: BudgetSpec,
+    space: MaskSpace,
+    scope: str,
+    min_keep: int,
+    gauge: Gauge,
+    protect: Protect,
+    shapes: LegalShapes,
 ) -> PricedBudget:
     """Finds the least sparsity, in steps of one percent, at which a model cut evenly in every layer is fast enough.
 
@@ -151,13 +167,14 @@ def _timed(
     """
 
     def fraction(steps: int) -> float:
-        evenly = select(torch.zeros(len(space)), space, steps * LATENCY_STEP, "layer", min_keep, protect=protect)
+        evenly = select(torch.zeros(len(space)), space, steps * LATENCY_STEP, "layer", min_keep, shapes, protect)
         return gauge.latency(space, evenly)
 
-    enough = int(min(reachable(space, each, min_keep, protect) for each in (scope, "layer")) / LATENCY_STEP)
+    most = min(reachable(space, each, min_keep, protect, shapes) for each in (scope, "layer"))
+    enough = int(most / LATENCY_STEP)
     fastest = fraction(enough) if enough else 1.0
     if fastest > target.amount:
-        raise _out_of_reach(target, fastest, space, min_keep, protect)
+        raise _out_of_reach(target, fastest, space, min_keep, protect, shapes)
     too_slow = 0
     while enough - too_slow > 1:
         middle = (too_slow + enough) // 2
@@ -168,9 +185,11 @@ def _timed(
     return PricedBudget(target, space, enough * LATENCY_STEP, lambda selection: gauge.latency(space, selection))
 
 
-def _out_of_reach(target: BudgetSpec, least: float, space: MaskSpace, min_keep: int, protect: Protect) -> BudgetError:
+def _out_of_reach(
+    target: BudgetSpec, least: float, space: MaskSpace, min_keep: int, protect: Protect, shapes: LegalShapes
+) -> BudgetError:
     advice = "" if target.relative and least > 0.999 else f"{target.at_least(least)} or more, "
     return BudgetError(
-        f"budget {target} cannot be met: with {floors(space, min_keep, protect)}, {target.words(least)} is left at "
-        f"least. Use {advice}another --granularity or a lower --min-keep{' or a smaller --protect' * bool(protect)}."
+        f"budget {target} cannot be met: with {floors(space, min_keep, protect, shapes)}, {target.words(least)} is "
+        f"left at least. Use {advice}another --granularity or {lower(protect, shapes)}."
     )

@@ -23,11 +23,12 @@ def least_counts(counts: Sequence[int], space: MaskSpace, shapes: LegalShapes) -
     found = []
     for count, group in zip(counts, space.groups, strict=True):
         step = shapes.multiple_of.get(group.kind, 1)
-        least = -(-max(count, 0 if shapes.empty_sublayers else 1) // step) * step
+        must = 0 if shapes.empty_sublayers or _is_layer(group) else 1
+        least = -(-max(count, must) // step) * step
         if least > group.count:
             raise BudgetError(
-                f"layer {group.layer} has {group.count} units of kind {group.kind}, and the format to write needs a "
-                f"multiple of {step}; choose another --exporter, or another --granularity."
+                f"layer {group.layer} has {group.count} units of kind {group.kind}, where at least {least}, a multiple "
+                f"of {step}, have to stay; choose another --exporter, --target, --multiple-of or --granularity."
             )
         found.append(least)
     return found
@@ -48,8 +49,8 @@ def legal_counts(
     if shapes.equal_widths:
         if _differ(least, space):
             raise BudgetError(
-                "the format to write needs layers of equal widths, and --protect leaves some of them whole; choose "
-                "another --exporter, or protect nothing."
+                "layers have to be of equal widths, and --protect leaves some of them whole; choose another --exporter "
+                "or --target, or protect nothing."
             )
         by_kind: dict[str, list[int]] = {}
         for count, group in zip(counts, space.groups, strict=True):
@@ -101,6 +102,26 @@ def refilled(
         taken[name] += 1
         for index in together[name]:
             counts[index] += steps[index]
+
+
+def legal_masks(masks: Tensor, ranking: Tensor, space: MaskSpace, shapes: LegalShapes) -> Tensor:
+    """Returns (K, U) bool: masks with the nearest allowed number of units in every group.
+
+    Units that come in are those with the highest `ranking` (U,) of those that were out, and the other way round.
+    """
+    legal, floors = masks.clone(), least_counts([0] * len(space.groups), space, shapes)
+    counts = torch.stack([masks[:, units].sum(1) for units in space.slices()]).double()
+    if shapes.equal_widths:
+        for kind in space.kinds:
+            alike = [i for i, group in enumerate(space.groups) if group.kind == kind and not _is_layer(group)]
+            counts[alike] = counts[alike].mean(0)
+    parts = zip(space.slices(), space.groups, counts, _steps(space, shapes), floors, strict=True)
+    for units, group, count, step, floor in parts:
+        wanted = ((count / step + 0.5).floor() * step).clamp(floor, group.count // step * step)
+        place = ranking[units].argsort(stable=True).argsort()
+        order = (masks[:, units] * group.count + place).argsort(dim=1, descending=True)
+        legal[:, units] = order.argsort(dim=1) < wanted[:, None]
+    return legal
 
 
 def _steps(space: MaskSpace, shapes: LegalShapes) -> list[int]:

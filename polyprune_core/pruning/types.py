@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -168,6 +169,15 @@ class LegalShapes:
     multiple_of: Mapping[str, int] = field(default_factory=dict, hash=False)
     equal_widths: bool = False
     empty_sublayers: bool = True
+
+    def both(self, other: LegalShapes) -> LegalShapes:
+        """Returns what both hold."""
+        kinds = {**self.multiple_of, **other.multiple_of}
+        return LegalShapes(
+            {kind: math.lcm(self.multiple_of.get(kind, 1), other.multiple_of.get(kind, 1)) for kind in kinds},
+            self.equal_widths or other.equal_widths,
+            self.empty_sublayers and other.empty_sublayers,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyprune_core.config.cell import AUTO, Cell
+from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row
@@ -18,7 +19,7 @@ from polyprune_core.results.summaries import Summary
 
 MARKS = {"better": "✓", "worse": "✗", "better before correction": "(✓)", "worse before correction": "(✗)"}
 ALIKE = "(=)"
-TELL_APART = ("granularity", "scope", "scale")
+TELL_APART = ("granularity", "scope", "scale", "shapes")
 POOLING = ("scope", "scale")
 
 
@@ -246,6 +247,8 @@ def varied(results: Results) -> frozenset[str]:
 def told_apart(cells: Sequence[Cell]) -> frozenset[str]:
     """Returns the settings that the cells of one table differ in; "auto scope" where a metric's was given too."""
     found = {key for key in TELL_APART if len({getattr(cell, key) for cell in cells} - {None}) > 1}
+    if len({cell.shapes for cell in cells if cell.kind != "dense"}) > 1:
+        found.add("shapes")
     for key in POOLING:
         asked = {getattr(cell, key) for cell in cells if cell.kind == "baseline"}
         found |= {f"{AUTO} {key}"} if AUTO in asked and len(asked) > 1 else set()
@@ -268,8 +271,15 @@ def conditions(results: Results) -> str:
         f"{model['dtype']} on {model['device']}. "
         f"Perplexity on {'; on '.join(map(_cut_up, results.texts.get('evaluations') or [evaluation]))}; "
         f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."
-        f"{_cut(evaluation)}"
+        f"{_cut(evaluation)}{_widths(results)}"
     )
+
+
+def _widths(results: Results) -> str:
+    """The widths that all rows of the table were asked to have, where there are such."""
+    asked = {row.cell.shapes for row in results.rows if row.cell.kind != "dense"}
+    told = asked.pop() if len(asked) == 1 else None
+    return f" Widths of layers: {ShapesSpec.parse(told).words()}." if told else ""
 
 
 def _cut_up(text: Mapping[str, Any]) -> str:

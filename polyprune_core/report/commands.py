@@ -8,6 +8,7 @@ from typing import Any
 
 from polyprune_core.config.cell import NO_REPAIR
 from polyprune_core.config.settings import Comparison
+from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
 
@@ -22,7 +23,7 @@ def command(config: Mapping[str, Any]) -> str:
         if _plain(value) == _plain(field.default):
             continue
         option = f"--{name.replace('_', '-')}"
-        words += [option] if value is True else [option, _text(value)]
+        words += [option] if value is True else [option, _text(value, "/" if name == "multiple_of" else ",")]
     return shlex.join(words)
 
 
@@ -36,6 +37,8 @@ def command_of(summary: Summary, config: Mapping[str, Any]) -> str:
     else:
         lists["seeds"] = summary.seeds or config.get("seeds", (0,))
     if row.cell.kind != "dense":
+        shapes = ShapesSpec.parse(row.cell.shapes)
+        lists |= {"multiple_of": shapes.multiples or (), "target": shapes.target or ()}
         lists |= {"sparsity": (), "budget": (), **_asked(row)}
         lists |= _plugins(row, config)
     return command({**config, **lists})
@@ -60,7 +63,7 @@ def _plain(value: Any) -> Any:
     return value[0] if len(value) == 1 else list(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, between: str) -> str:
     if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value)) or "none"
+        return between.join(map(str, value)) or "none"
     return str(value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from polyprune_core.config.cell import Cell, Search, Start
 from polyprune_core.config.settings import Comparison
+from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.models.checkpoint import settings_sha256
 from polyprune_core.version import __version__
 
@@ -55,4 +56,6 @@ def used_plugins(cell: Cell, sources: Sources) -> dict[str, str]:
         used["estimator"] = sources["estimator"][cell.estimator]
     if cell.repair:
         used["repair"] = sources["repair"][cell.repair]
+    if target := ShapesSpec.parse(cell.shapes).target:
+        used["target"] = sources["exporter"][target]
     return used

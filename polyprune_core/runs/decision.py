@@ -21,10 +21,9 @@ from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pricing import PricedBudget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.scaling import scale
-from polyprune_core.pruning.shapes import ANY_SHAPE
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.starting import PolicyStart
-from polyprune_core.pruning.types import LegalShapes, Scores, Selection
+from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.plausible import check_decision
 from polyprune_core.runs.pooling import scales, selection_losses
@@ -68,7 +67,6 @@ class Cost:
 class Decision:
     """What a cell decided, under which budget (the dense model has none), at what cost.
 
-
     `cell` has the scope and the scale that were chosen, where the one asked left them open; `losses` are those of the
     poolings that were tried, by "scope, scale", in nats per token.
     """
@@ -89,13 +87,12 @@ class Decision:
 class Decider:
     """Decides about cells; scores, and decisions that only a repair tells apart, are made once."""
 
-    def __init__(self, harness: Harness, shapes: LegalShapes = ANY_SHAPE) -> None:
-        """`shapes`: what the selections have to fit."""
-        self.shapes = shapes
+    def __init__(self, harness: Harness, warned: set[str] | None = None) -> None:
+        """`warned`: what has been warned of before, so that it is not again."""
         self.harness, self.settings, self.registry = harness, harness.settings, harness.registry
         self._scores: dict[tuple[str, str, int, SelectionRule | None], tuple[Scores, Cost]] = {}
         self._chosen: dict[Pruned, Decision] = {}
-        self._warned: set[str] = set()
+        self._warned = set[str]() if warned is None else warned
 
     def decide(self, cell: Pruned, checkpoint: Checkpoint | None = None) -> Decision:
         """Scores, for a search learns, selects, and repairs.
@@ -131,7 +128,8 @@ class Decider:
         return self.settings.steps_for(extra_passes(self.registry.build("estimator", cell.estimator)))
 
     def _rule(self, cell: Pruned, terms: PricedBudget) -> SelectionRule:
-        return SelectionRule(terms.sparsity, cell.scope, self.settings.min_keep, self.shapes, self.settings.protected)
+        shapes, asked = self.harness.shapes(cell.shapes), self.settings
+        return SelectionRule(terms.sparsity, cell.scope, asked.min_keep, shapes, asked.protected)
 
     def repaired(
         self,
@@ -280,10 +278,12 @@ class Decider:
     ) -> tuple[Tensor, Trace, Cost]:
         estimator = self.registry.build("estimator", cell.estimator)
         harness, settings = self.harness, self.settings
+        rule = self._rule(cell, terms)
         options = SearchOptions(
             steps=self._steps(cell),
             sparsity=terms.sparsity,
-            whole=self._rule(cell, terms).whole(terms.space),
+            whole=rule.whole(terms.space),
+            legal=lambda masks, ranking: rule.legal(masks, ranking, terms.space),
             **settings.model_dump(include=STEPPING),
         )
         harness.memory.restart()

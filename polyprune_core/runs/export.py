@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,15 +17,15 @@ from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.evaluation.perplexity import not_finite
 from polyprune_core.evaluation.text import load_text
 from polyprune_core.evaluation.windows import Cutter
-from polyprune_core.models.sources import LoadedModel
+from polyprune_core.models.sources import LoadedModel, load_unread
 from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry
-from polyprune_core.pruning.mask_file import HEADER, MaskFile
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
+from polyprune_core.runs.decisions import dense_of, open_decision
 from polyprune_core.runs.inputs import decision_place, model_place
 from polyprune_core.runs.model_sources import load_asked
-from polyprune_core.runs.stored_cell import FinishedCell, find_cell
+from polyprune_core.runs.stored_cell import FinishedCell
 from polyprune_core.runs.verification import RuntimeCheck, check_in_runtime, require_runtime, runtime_of
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
@@ -82,12 +84,14 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
         PolypruneError: there is no such decision or model, the folder cannot be written, or what is read back from it
             is not the model that was written.
     """
-    source = _source(request)
+    source = open_decision(request.source, request.cell)
     exporter = registry.build("exporter", request.exporter)
-    name, revision = _of_dense(request, source)
+    if request.by_shard and not exporter.by_shard:
+        raise ConfigError(f"--exporter {request.exporter} needs all weights in memory; leave --by-shard out.")
+    name, revision = dense_of(source, request.model)
     read = {"what is exported,": decision_place(request.source)} | model_place(name, revision)
     with new_folder(output, overwrite, read) as place:
-        base = load_asked(name, request, reporter, revision)
+        base = _base(name, request, reporter, revision)
         check_exportable(exporter, base)
         if request.verify:
             require_runtime(exporter)
@@ -97,10 +101,23 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
         return write_out(pruned, exporter, place, request.verify, request.trust_remote_code)
 
 
+def _base(name: str, request: Export, reporter: Reporter, revision: str | None) -> LoadedModel:
+    if not request.by_shard:
+        return load_asked(name, request, reporter, revision)
+    return load_unread(name, revision=revision, trust_remote_code=request.trust_remote_code, status=reporter.status)
+
+
 def write_out(
-    pruned: PrunedModel, exporter: Exporter, place: NewFolder, verified: bool, trust_remote_code: bool = False
+    pruned: PrunedModel,
+    exporter: Exporter,
+    place: NewFolder,
+    verified: bool,
+    trust_remote_code: bool = False,
+    record: Mapping[str, Any] = MappingProxyType({}),
 ) -> Exported:
     """Writes a pruned model to a place that is held; with `verified` it is read back and compared.
+
+    `record` is what the folder's record says besides.
 
     Raises:
         PolypruneError: the folder cannot be written, or what is read back from it is not the model that was written.
@@ -110,7 +127,7 @@ def write_out(
         exported = Exported(dataclasses.replace(report, path=place.path), None)
         if verified:
             exported = dataclasses.replace(exported, **_verified(pruned, exporter, folder, trust_remote_code))
-        write_record(folder, exported.to_json())
+        write_record(folder, dict(record) | exported.to_json())
     return exported
 
 
@@ -158,21 +175,3 @@ def verify(pruned: PrunedModel, again: LoadedModel, windows: Tensor, rounding: f
             "the exporter's author."
         )
     return found
-
-
-def _source(request: Export) -> MaskFile | FinishedCell:
-    place = decision_place(request.source)
-    if not (place / HEADER).is_file():
-        return find_cell(request.source, request.cell)
-    if request.cell is not None:
-        raise ConfigError(f"--cell {request.cell} is about a results store, and {place} holds masks; leave it out.")
-    return MaskFile.read(place)
-
-
-def _of_dense(request: Export, source: MaskFile | FinishedCell) -> tuple[str, str | None]:
-    """Returns name and revision of the dense model."""
-    if request.model:
-        return request.model, None
-    if isinstance(source, FinishedCell):
-        return source.model, source.revision
-    return source.base_name, source.recipe.get("revision")

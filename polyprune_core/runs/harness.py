@@ -26,13 +26,15 @@ from polyprune_core.evaluation.text import Text, Texts
 from polyprune_core.evaluation.windows import Cutter, held_back_windows, limits, sample_windows, shared_runs
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
+from polyprune_core.plugins.contracts import Exporter
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor
-from polyprune_core.pruning.types import Scores, Selection, UnitGroup
+from polyprune_core.pruning.types import LegalShapes, Scores, Selection, UnitGroup
+from polyprune_core.runs.asked_shapes import held_by, legal_shapes
 from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES
 from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
@@ -70,11 +72,14 @@ class Harness:
         registry: Registry,
         reporter: Reporter,
         tasks: Tasks | None = None,
+        exporter: Exporter | None = None,
     ) -> None:
+        """`exporter`: what is written afterwards; every selection fits its format."""
         self.tasks = tasks
         self.loaded, self.settings, self.registry = loaded, settings, registry
         self.reporter = reporter
         self.layout = describe(loaded.model)
+        self._format = held_by(exporter, self.layout) if exporter else LegalShapes()
         self.compactor = Compactor(loaded.model, self.layout)
         self.texts = texts
         self.cutter = Cutter.of(loaded.tokenizer, loaded.model, settings.bos)
@@ -93,7 +98,7 @@ class Harness:
         self.spaces: dict[str, MaskSpace] = {}
         self.moments = MomentStore()
         self.spread: Spread | None = None
-        self._terms: dict[tuple[str, str, BudgetSpec], PricedBudget] = {}
+        self._terms: dict[tuple[str, str, BudgetSpec, str | None], PricedBudget] = {}
 
     @property
     def weights_bytes(self) -> int:
@@ -233,14 +238,19 @@ class Harness:
         Raises:
             BudgetError: it cannot be met.
         """
-        key = (cell.granularity, cell.scope, cell.target)
+        key = (cell.granularity, cell.scope, cell.target, cell.shapes)
         if key not in self._terms:
             space = self.space(cell.granularity)
             with self.reporter.task(f"what {cell.asked} means for {space.name}", 1):
+                shapes, asked = self.shapes(cell.shapes), self.settings
                 self._terms[key] = price_budget(
-                    cell.target, space, cell.scope, self.settings.min_keep, self, self.settings.protected
+                    cell.target, space, cell.scope, asked.min_keep, self, asked.protected, shapes
                 )
         return self._terms[key]
+
+    def shapes(self, asked: str | None) -> LegalShapes:
+        """Returns the widths that layers may have: those asked for that the format to write holds too."""
+        return self._format.both(legal_shapes(asked, self.layout, self.registry))
 
     def in_scopes(self, cell: Pruned) -> list[tuple[Pruned, PricedBudget]]:
         """Returns the cell in each scope that it may take, with what its budget means there.

@@ -6,14 +6,20 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from polyprune_core.config.requests import EvaluateConfig, Export
+from polyprune_core.config.requests import EvaluateConfig, Export, Recover
 from polyprune_core.errors import ConfigError, ModelError
-from polyprune_core.models.checkpoint import read_config, weight_files
+from polyprune_core.models.checkpoint import WEIGHTS, WEIGHTS_INDEX, json_object, read_config, weight_files
 from polyprune_core.models.sources import LoadedModel, catalogue, load_model
+from polyprune_core.plugins.contracts import Exporter
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.mask_file import HEADER, TENSORS, MaskFile
+from polyprune_core.utils.outputs import RECORD
 from polyprune_core.utils.progress import Reporter
+
+# Endings of files in which other formats hold weights.
+HELD_IN = (".gguf", ".onnx", ".data")
 
 
 @dataclass(frozen=True)
@@ -104,12 +110,23 @@ def _origin(origin: dict[str, Any], request: EvaluateConfig, reporter: Reporter)
     return found
 
 
-def load_asked(name: str, request: EvaluateConfig | Export, reporter: Reporter, revision: str | None) -> LoadedModel:
+def load_asked(
+    name: str, request: EvaluateConfig | Export | Recover, reporter: Reporter, revision: str | None
+) -> LoadedModel:
     """Loads a model as a request says: number format, device, trust.
+
+    What an exporter of another format wrote, given as its folder or its file, is read by that exporter.
 
     Raises:
         ModelError: it cannot be found or read.
+        PluginError: the exporter is not installed.
     """
+    exported = _exported(name)
+    if exported:
+        exporter: Exporter = load_registry().build("exporter", exported.format)
+        return exporter.load(
+            exported.folder, dtype=request.dtype, device=request.device, trust_remote_code=request.trust_remote_code
+        )
     return load_model(
         name,
         dtype=request.dtype,
@@ -120,5 +137,26 @@ def load_asked(name: str, request: EvaluateConfig | Export, reporter: Reporter, 
     )
 
 
+class _Exported(NamedTuple):
+    folder: Path
+    format: str
+
+
+def _exported(name: str) -> _Exported | None:
+    """Returns where a model lies that polyprune wrote in another format than safetensors, and that format."""
+    path = Path(os.path.expanduser(name))
+    folder = path.parent if path.is_file() else path
+    if name in catalogue() or (folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file():
+        return None
+    written = (json_object(folder / RECORD) or {}).get("report")
+    found = written.get("format") if isinstance(written, dict) and "files" in written else None
+    return _Exported(folder, found) if isinstance(found, str) else None
+
+
 def _files(loaded: LoadedModel) -> list[Path]:
-    return weight_files(loaded.path) if loaded.path else []
+    folder = loaded.path
+    if folder is None:
+        return []
+    if _exported(str(folder)) is None:
+        return weight_files(folder)
+    return [path for path in folder.iterdir() if path.suffix in HELD_IN]

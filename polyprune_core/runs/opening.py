@@ -13,7 +13,9 @@ from polyprune_core.evaluation.tasks import Tasks
 from polyprune_core.evaluation.text import Text, load_texts
 from polyprune_core.evaluation.windows import RUN, TELLING_OVERLAP
 from polyprune_core.models.sources import load_model
+from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.runs.asked_shapes import check_shapes
 from polyprune_core.runs.cell_identity import identity
 from polyprune_core.runs.harness import Harness
 from polyprune_core.utils.environment import environment
@@ -21,8 +23,16 @@ from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__
 
 
-def open_harness(config: Comparison, registry: Registry, reporter: Reporter, budgets: bool = True) -> Harness:
+def open_harness(
+    config: Comparison,
+    registry: Registry,
+    reporter: Reporter,
+    budgets: bool = True,
+    exporter: Exporter | None = None,
+) -> Harness:
     """Loads the texts and the model of a comparison, and with `budgets` checks that every budget can be met.
+
+    `exporter`: what is written afterwards, which has to hold a smaller form of the model.
 
     Raises:
         PolypruneError: anything asked for cannot be had; nothing has been run yet.
@@ -40,8 +50,12 @@ def open_harness(config: Comparison, registry: Registry, reporter: Reporter, bud
             trust_remote_code=config.trust_remote_code,
             status=reporter.status,
         )
+    if exporter:
+        check_exportable(exporter, loaded)
     with reporter.task("cutting the texts into tokens", 0):
-        harness = Harness(loaded, texts, config, registry, reporter, tasks)
+        harness = Harness(loaded, texts, config, registry, reporter, tasks, exporter)
+    spaces = [harness.space(name) for name in config.granularity] if any(config.shapes) and budgets else []
+    check_shapes(config.shapes if budgets else (), spaces, loaded, registry)
     overlaps: dict[str, float] = {}
     for cut in harness.evaluated:
         overlaps[cut.text.name] = max(cut.overlap, overlaps.get(cut.text.name, 0.0))

@@ -8,6 +8,7 @@ from typing import cast
 from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.config.cell import AUTO, Scope
 from polyprune_core.config.settings import Comparison
+from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.plugins.contracts import extra_passes
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.plugins.validation import check_defaults, check_estimator
@@ -47,8 +48,10 @@ def applicable(config: Comparison, registry: Registry) -> tuple[list[str], list[
     parts = {part for name in config.granularity for part in name.split("+")}
     found: tuple[list[str], list[str]] = ([], [])
     for item in registry.all("initializer"):
-        can = registry.build("initializer", item.provider.name).granularities
-        found[can is not None and not parts <= set(can)].append(item.provider.name)
+        metric = registry.build("initializer", item.provider.name)
+        refused = metric.granularities is not None and not parts <= set(metric.granularities)
+        idle = metric.made_for is not None and metric.made_for not in parts
+        found[refused or idle].append(item.provider.name)
     return found
 
 
@@ -66,6 +69,7 @@ def check_plugins(config: Comparison, registry: Registry) -> dict[str, dict[str,
         "policy": dict.fromkeys((config.policy,)),
         "estimator": dict.fromkeys(config.estimators),
         "repair": dict.fromkeys(config.repair),
+        "exporter": dict.fromkeys(filter(None, (ShapesSpec.parse(asked).target for asked in config.shapes))),
     }
     for sparsity in config.sparsity:
         check_sparsity(sparsity)

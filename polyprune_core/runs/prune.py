@@ -9,12 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
+from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.errors import ConfigError, counted
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
+from polyprune_core.models.placement import placed
 from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
@@ -22,12 +26,15 @@ from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.provenance import last_name
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
+from polyprune_core.runs.asked_shapes import check_shapes
 from polyprune_core.runs.decision import REPAIRED_FROM, Cost, Decider
+from polyprune_core.runs.engines import placement_of
 from polyprune_core.runs.export import write_out
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.inputs import inputs
 from polyprune_core.runs.opening import open_harness
 from polyprune_core.runs.preflight import check_plugins, settled
+from polyprune_core.runs.workplace import spread_over
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
@@ -53,6 +60,7 @@ class Outcome:
     sparsity: float
     budget: str | None
     budget_achieved: float | None
+    shapes: str | None
     dense: tuple[Evaluation, ...]
     in_memory: tuple[Evaluation, ...]
     reloaded: tuple[Evaluation, ...]
@@ -70,6 +78,7 @@ class Outcome:
         rows = [
             *self._budget_line(),
             ("sparsity", f"{self.sparsity:.4f} of the prunable parameters removed"),
+            *([("widths", f"{ShapesSpec.parse(self.shapes).words()}, as asked")] if self.shapes else []),
             ("parameters", f"{report.parameters:,} of {self.dense_parameters:,}"),
             *self._active_line(),
             ("on disk", f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB"),
@@ -182,6 +191,7 @@ class PruningResult:
 
         Args:
             exporter: NAME or NAME:option=value, as `--exporter`.
+            output: the folder; nothing is there before, unless `overwrite`.
             overwrite: replace a folder that polyprune wrote.
             verify: read it back and compare its logits with those of the model in memory.
 
@@ -213,9 +223,18 @@ def prune(
     Raises:
         PolypruneError: anything asked for cannot be had, or the output folder may not be written.
     """
+    with placed(placement_of(request)):
+        return _prune(request, registry, output, overwrite, reporter)
+
+
+def _prune(
+    request: Pruning, registry: Registry, output: Path | None, overwrite: bool, reporter: Reporter
+) -> PruningResult:
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
     if masks:
         request = _as_the_masks_say(request, masks)
+    if request.threads:
+        torch.set_num_threads(request.threads)
     asked = request.model_copy(update={"repair": _repair(request, masks)}) if masks else request
     config = settled(asked.as_comparison(), registry)
     check_plugins(config, registry)
@@ -225,15 +244,14 @@ def prune(
         return _measured(request, config, masks, Decider(harness))
     read = inputs(config) | ({"the masks": masks.folder} if masks else {})
     with new_folder(output, overwrite, read) as place:
-        harness = open_harness(config, registry, reporter, budgets=masks is None)
-        check_exportable(exporter, harness.loaded)
-        result = _measured(request, config, masks, Decider(harness, exporter.legal_shapes(harness.layout)))
+        harness = open_harness(config, registry, reporter, masks is None, exporter)
+        result = _measured(request, config, masks, Decider(harness))
         return dataclasses.replace(result, written=_written(result, request, exporter, place, harness))
 
 
 def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, decider: Decider) -> PruningResult:
     harness = decider.harness
-    with harness.compactor:
+    with harness.compactor, spread_over(harness, request):
         pruned, cost, terms = _apply(masks, request, decider) if masks else _decide(config, decider)
         budget = str(terms.target) if terms and terms.target.sparsity is None else None
         achieved = terms.spent(pruned.selection, pruned.added_parameters) if terms and budget else None
@@ -264,6 +282,7 @@ def _written(
             sparsity=result.sparsity,
             budget=result.budget,
             budget_achieved=result.budget_achieved,
+            shapes=pruned.recipe.get("shapes"),
             dense=harness.dense,
             in_memory=result.evaluations,
             reloaded=in_turn(evaluators, Evaluator.dense, reloaded.model, "the model read back", reporter),
@@ -285,8 +304,16 @@ def _as_the_masks_say(request: Pruning, masks: MaskFile) -> Pruning:
         raise ConfigError(
             f"the masks in {masks.folder} have decided {names}; leave it out, or prune without --from-masks."
         )
+    widths = request.model_fields_set & {"multiple_of", "target"}
+    if widths and request.sparsity is None and request.budget is None:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(widths))
+        raise ConfigError(
+            f"{names} is about a selection, and the masks in {masks.folder} are taken as they are; give --sparsity or "
+            "--budget to select from their scores anew."
+        )
+    shapes = ShapesSpec.parse(masks.recipe.get("shapes"))
     told = {name: masks.recipe[name] for name in REPAIRED_FROM if isinstance(masks.recipe.get(name), int)}
-    told = {"model": masks.base_name, **told}
+    told = {"model": masks.base_name, "multiple_of": shapes.multiples, "target": shapes.target, **told}
     return request.model_copy(
         update={name: value for name, value in told.items() if name not in request.model_fields_set}
     )
@@ -304,17 +331,20 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
     As before is with the repair's own options, seed and number of windows, on the calibration text of this request.
     """
     harness, terms = decider.harness, None
+    asked = str(ShapesSpec.of(request.multiple_of, request.target)) or None
+    check_shapes((asked,), [masks.space(harness.loaded)] if asked else (), harness.loaded, harness.registry)
+    shapes = harness.shapes(asked)
     if request.budget is not None:
         rule = masks.rule()
         target, space = BudgetSpec.parse(request.budget), masks.space(harness.loaded)
-        terms = price_budget(target, space, rule.scope, rule.min_keep, harness, rule.protect)
-    pruned = masks.apply(harness.loaded, request.sparsity, terms, decider.shapes)
-    asked = "repair" in request.model_fields_set
-    if not asked and request.sparsity is None and terms is None:
+        terms = price_budget(target, space, rule.scope, rule.min_keep, harness, rule.protect, shapes)
+    pruned = masks.apply(harness.loaded, request.sparsity, terms, shapes, asked)
+    anew = "repair" in request.model_fields_set
+    if not anew and request.sparsity is None and terms is None:
         return pruned, Cost(), None
     spec = _repair(request, masks)
     text = masks.recipe.get("texts", {}).get("calibration")
-    if not asked and spec != NO_REPAIR and text not in (None, harness.texts.calibration.sha256):
+    if not anew and spec != NO_REPAIR and text not in (None, harness.texts.calibration.sha256):
         harness.reporter.warn(
             f"the masks in {masks.folder} were repaired on another calibration text; give that one as --calibration to "
             "repair as before."

@@ -30,7 +30,8 @@ class SearchOptions:
     (`none`), 1/2 (`half-natural`, what the paper's released code does) or 1 (`natural`). The learning rate falls to 0
     along a cosine. `warmup`: fraction of the steps in which the sparsity rises to its goal. `averaging`: fraction of
     the steps, the last ones, whose parameters are averaged for the result. `whole` (U,) bool: units that stay in every
-    mask.
+    mask. `legal` takes masks (K, U) and what units are preferred by (U,) and returns what may be run instead of them:
+    the search then learns from the losses of those.
     """
 
     steps: int
@@ -42,6 +43,7 @@ class SearchOptions:
     warmup: float = 0.0
     averaging: float = 0.0
     whole: Tensor | None = None
+    legal: Callable[[Tensor, Tensor], Tensor] = lambda masks, ranking: masks
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ class Stepper:
         batch = estimator.sample(drawn_from, options.masks_per_step, state.rng)
         _check_masks(batch, options.masks_per_step, drawn_from, estimator)
         batch = _with(options.whole, batch)
-        batch, losses = _run(batch, self.objective, ids)
+        ran, losses = _run(_legal(batch, options.legal, drawn_from.keep_prob), self.objective, ids)
+        batch = replace(batch, gate_gradients=ran.gate_gradients, reference_loss=ran.reference_loss)
         finite = losses.isfinite()
         worst = max([state.worst, *losses[finite].tolist()])
         losses = torch.where(finite, losses, torch.tensor(worst))
@@ -201,6 +204,15 @@ def _with(whole: Tensor | None, batch: MaskBatch) -> MaskBatch:
     gates = None if batch.gates is None else batch.gates.masked_fill(whole, 1.0)
     reference = None if batch.reference is None else batch.reference | whole
     return replace(batch, masks=batch.masks | whole, gates=gates, reference=reference)
+
+
+def _legal(batch: MaskBatch, legal: Callable[[Tensor, Tensor], Tensor], ranking: Tensor) -> MaskBatch:
+    """Returns the batch with what may be run instead of its masks."""
+    masks = legal(batch.masks, ranking)
+    gates, reference = batch.gates, batch.reference
+    gates = None if gates is None else torch.where(masks == batch.masks, gates, masks.to(gates.dtype))
+    reference = None if reference is None else legal(reference[None], ranking)[0]
+    return replace(batch, masks=masks, gates=gates, reference=reference)
 
 
 def _run(batch: MaskBatch, objective: Objective, ids: Tensor) -> tuple[MaskBatch, Tensor]:

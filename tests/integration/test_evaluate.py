@@ -54,11 +54,13 @@ def refused(run: Run, *parts: str) -> None:
         assert part in complaint
 
 
-@pytest.mark.parametrize("exporter", ["huggingface", "masks"])
-def test_what_prune_wrote_is_evaluated_beside_the_dense_model_it_names(written, exporter) -> None:
+@pytest.mark.parametrize(
+    ("exporter", "file"), [("huggingface", ""), ("masks", ""), ("gguf", ""), ("gguf", "model.gguf")]
+)
+def test_what_prune_wrote_is_evaluated_beside_the_dense_model_it_names(written, exporter, file) -> None:
     folder = written(exporter)
     record = json.loads((folder / "polyprune.json").read_text("utf-8"))
-    found = evaluate(folder, "--eval-seq-len", 64)
+    found = evaluate(folder / file, "--eval-seq-len", 64)
     ours, theirs = found["model"], found["reference"]
     assert theirs["name"].endswith("tiny")
     assert theirs["sha256"] == load_model("tiny").sha256
@@ -69,7 +71,7 @@ def test_what_prune_wrote_is_evaluated_beside_the_dense_model_it_names(written, 
     assert theirs["evaluations"][0]["kl_to_dense"] is None
     assert ours["footprint"]["parameters"] == record["report"]["parameters"]
     assert ours["footprint"]["macs"] < theirs["footprint"]["macs"]
-    on_disk = [name for name in record["report"]["files"] if name.endswith((".safetensors", "masks.json"))]
+    on_disk = [name for name in record["report"]["files"] if name.endswith((".safetensors", ".gguf", "masks.json"))]
     assert ours["footprint"]["bytes_on_disk"] == sum((folder / name).stat().st_size for name in on_disk)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from polyprune_core import Provider, hookimpl
 from polyprune_core.errors import BudgetError, PluginError
-from polyprune_core.plugins.options import describe_options, parse_spec
+from polyprune_core.plugins.options import FIRST, describe_options, parse_spec
 from polyprune_core.plugins.registry import KINDS, Registered, Registry, Source, load_registry
 
 
@@ -277,13 +277,14 @@ def test_of_no_plugins_none_is_available() -> None:
         ("toy:power=3", "toy", {"power": "3"}),
         ("toy: top-k = 4 :mean=true", "toy", {"top_k": "4", "mean": "true"}),
         ("toy:path=a=b", "toy", {"path": "a=b"}),
+        ("toy:3:mean=true", "toy", {FIRST: "3", "mean": "true"}),
     ],
 )
 def test_a_spec_is_a_name_and_its_options(spec: str, name: str, options: dict[str, str]) -> None:
     assert parse_spec(spec) == (name, options)
 
 
-@pytest.mark.parametrize("spec", ["toy:power", "toy:power=", "toy:=3", "toy:", "toy:power=3:", "toy::power=3"])
+@pytest.mark.parametrize("spec", ["toy:power=3:4", "toy:power=", "toy:=3", "toy:", "toy:power=3:", "toy::power=3"])
 def test_a_spec_whose_options_are_no_pairs_is_refused(spec: str) -> None:
     with pytest.raises(PluginError, match="option=value"):
         parse_spec(spec)

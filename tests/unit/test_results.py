@@ -173,7 +173,7 @@ def test_the_summary_in_json_has_the_fields_that_are_promised() -> None:
     rows = [row("dense"), *(row(kind, seed=seed, nll=3 + seed / 7) for kind in ("start", "search") for seed in (0, 1))]
     dense, start, search = results(*rows).to_json()["summary"]
     fields = ["kind", "granularity", "initializer", "estimator", "sparsity", "budget", "repair"]
-    fields += ["scope", "scale", "n", "failed"]
+    fields += ["scope", "scale", "shapes", "n", "failed"]
     measured = ["perplexity_mean", "perplexity_sd", "ci95", "tasks", "evaluations", "versus", "best", "pareto"]
     assert list(search) == [*fields, *measured]
     assert (dense["n"], start["n"], search["n"]) == (1, 2, 2)

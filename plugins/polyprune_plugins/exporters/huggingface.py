@@ -8,6 +8,7 @@ trust. Weights are written in the number format that the dense model is stored i
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class HuggingFace:
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
     shape: Literal["free", "uniform"] = "free"
     pad: Literal["none", "widest"] | int = "none"
+    by_shard = True
 
     def check(self, base: LoadedModel) -> None:
         """Refuses a model whose code would not be written with it."""
@@ -107,10 +109,12 @@ class HuggingFace:
         return export_report(out_dir, "huggingface", reload, parameters, trust_remote_code=has_code)
 
     def _padded(self, pruned: PrunedModel) -> PrunedModel:
-        from polyprune_core import ModelError, padded
+        from polyprune_core import ConfigError, ModelError, padded
 
         if self.pad == "none" or not pruned.needs_code:
             return pruned
+        if pruned.base.model.device.type == "meta":
+            raise ConfigError("pad needs all weights in memory; leave --by-shard out, or pad.")
         kept, keep = set(pruned.kept_layers), pruned.axis_keep()
         axes = [axis for axis in pruned.layout.axes if axis.layer in kept]
         left = {axis.name: int(keep[axis.name].sum()) if axis.name in keep else axis.size for axis in axes}
@@ -145,6 +149,30 @@ class HuggingFace:
         from polyprune_core import load_model
 
         return load_model(str(path), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Vllm(HuggingFace):
+    """The folder of `huggingface` in widths that vLLM's Transformers backend takes.
+
+    No layer is without attention or MLP. `tp`: its tensor parallelism, which divides the heads and channels of every
+    layer; vLLM 0.33 looks at the widest layer only. The other options are those of `huggingface`.
+    """
+
+    tp: int = 1
+
+    def __post_init__(self) -> None:
+        from polyprune_core import ConfigError
+
+        if self.tp < 1:
+            raise ConfigError(f"vllm: option tp={self.tp} is no number of devices; give 1 or more.")
+
+    def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
+        held = super().legal_shapes(layout).both(LegalShapes({"channel": self.tp}, empty_sublayers=False))
+        groups = min(axis.size for axis in layout.of_kind("attention"))
+        if groups < self.tp:  # vLLM gives every device the same key-value heads then
+            return held
+        return held.both(LegalShapes({"head": self.tp, "query-head": self.tp // math.gcd(groups, self.tp)}))
 
 
 def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: str) -> str:
@@ -197,3 +225,4 @@ def _text(value: Any) -> str:
 @hookimpl
 def polyprune_exporters() -> Iterator[Provider[Exporter]]:
     yield Provider("huggingface", "a smaller model that transformers loads", HuggingFace)
+    yield Provider("vllm", "the same folder in widths that vLLM takes", Vllm)

@@ -9,7 +9,6 @@ alike shows how much.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -19,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from polyprune_core import PluginError, Provider, Repair, hookimpl
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from polyprune_core import Calibration, PrunedModel
 
-BATCH = 4
 # Tokens whose logits exist at a time.
 TOKENS_AT_A_TIME = 1024
 
@@ -49,42 +47,26 @@ class Distil:
         return self.tokens
 
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
-        import torch
+        from polyprune_core import train, trainable
 
-        windows = calibration.windows
-        steps = max(1, min(self.tokens, windows.numel()) // (BATCH * windows.shape[1]))
-        order = torch.randperm(len(windows), generator=calibration.rng).split(BATCH)
-        saved = calibration.saved() or {"step": 0, "weights": calibration.repair(self.start, pruned), "averages": {}}
-        weights: dict[str, Tensor] = dict(saved["weights"])
-        student, trained = self._student(dataclasses.replace(pruned, updates=weights))
-        weights |= {name: value.detach() for name, value in trained.items()}  # which the optimizer writes into
-        optimizer = torch.optim.AdamW(trained.values(), lr=self.lr, weight_decay=0.0)
-        for name, averages in saved["averages"].items():
-            optimizer.state[trained[name]] = {key: value.to(student.device) for key, value in averages.items()}
-        for step in range(saved["step"], steps):
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr * (1 + math.cos(math.pi * step / steps)) / 2
-            optimizer.zero_grad()
-            _back_propagate(student, windows[order[step]], calibration)
-            optimizer.step()
-            calibration.progress(step + 1, steps)
-            averages = {name: dict(optimizer.state[value]) for name, value in trained.items()}
-            calibration.save({"step": step + 1, "weights": weights, "averages": averages})
-        return weights
-
-    def _student(self, pruned: PrunedModel) -> tuple[Any, dict[str, nn.Parameter]]:
-        """Returns the smaller model in float32, and what is trained of it by name in the dense model."""
-        student: Any = copy.deepcopy(pruned.build()).float()  # what nothing was cut from may be the dense model's own
-        fixed = {id(module.weight) for module in (student.get_input_embeddings(), student.get_output_embeddings())}
+        saved = calibration.saved()
+        known: dict[str, Tensor] = dict(saved["weights"] if saved else calibration.repair(self.start, pruned))
+        student, found = trainable(dataclasses.replace(pruned, updates=known))
         readers = tuple(f"{axis.reader}." for axis in pruned.layout.axes if axis.reader is not None)
-        names, trained = pruned.names(), {}
-        for own, parameter in student.named_parameters():
-            name = names[own]
-            if id(parameter) in fixed or (self.train == "readers" and not name.startswith(readers)):
-                continue
-            parameter.data = pruned.updates.get(name, parameter.data).to(parameter.device).float().clone()
-            trained[name] = parameter.requires_grad_(True)
-        return student, trained
+        names = [name for name in found if self.train == "all" or name.startswith(readers)]
+        trained = {name: found[name] for name in names}
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
+        train(
+            trained,
+            lambda ids: _back_propagate(student, ids, calibration),
+            calibration,
+            tokens=self.tokens,
+            lr=self.lr,
+            known=known,
+            saved=saved,
+        )
+        return known | {name: value.detach() for name, value in trained.items()}
 
 
 def _back_propagate(student: Any, ids: Tensor, calibration: Calibration) -> None:

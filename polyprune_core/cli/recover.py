@@ -1,0 +1,75 @@
+"""`polyprune recover`: a pruned model trained for a stated number of tokens, the dense model beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from polyprune_core.cli.options import CUTTING, EVALUATED, EVALUATION, LOADING_LOCAL, OUTPUT, given, options
+from polyprune_core.cli.params import UserPath, complete_text, plugin_names, setting
+
+WHAT = [
+    setting(
+        "--repair",
+        metavar="NAME",
+        shell_complete=plugin_names("repair"),
+        help="What trains: recover (all weights), recover:lora (pip install 'polyprune[recover]'), distil or another.",
+    ),
+    setting("--tokens", type=int, metavar="N", help="Tokens to train on, each once.", unless="those of --repair"),
+    setting("--seed", type=int, metavar="N", help="Order of the windows, and where adapters start."),
+    setting("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do."),
+    setting("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the source names"),
+    setting("--exporter", metavar="NAME", shell_complete=plugin_names("exporter"), help="What to write."),
+    setting("--verify", is_flag=True, help="Read it back and run it where it is meant to run, as export --verify."),
+]
+TEXT = [
+    setting("--calibration", metavar="TEXT", shell_complete=complete_text, help="Text to train on."),
+    EVALUATION,
+    *CUTTING,
+    setting("--seq-len", type=int, metavar="T", help="Tokens of a window that is trained on."),
+    *EVALUATED,
+]
+
+
+@click.command()
+@click.argument("source")
+@options(("Recover",), WHAT, TEXT, LOADING_LOCAL, OUTPUT)
+@click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the trained model.")
+@click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Stdout."
+)
+def recover(
+    source: str,
+    config: Path | None,
+    output: Path,
+    overwrite: bool,
+    form: str,
+    quiet: bool,
+    verbose: bool,
+    **values: Any,
+) -> None:
+    """Train SOURCE further: a folder of masks, a results store with --cell, a cell's file, or a pruned model's folder.
+
+    The dense model is trained alike beside it. The same command goes on where it was interrupted.
+    """
+    from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
+    from polyprune_core.config.requests import Recover
+    from polyprune_core.config.settings import parse
+    from polyprune_core.plugins.registry import load_registry
+
+    check_loudness(quiet, verbose)
+    console = stderr()
+    request = parse(Recover, given(values | {"source": source}, config))
+    registry = load_registry()
+    show_problems(registry, console, verbose)
+    reporter = TerminalReporter(console, quiet, verbose)
+    reporter.status("loading torch and transformers")
+
+    from polyprune_core.runs.recover import recover as run
+
+    found = run(request, registry, output, overwrite, reporter)
+    click.echo(json.dumps(found.to_json(), indent=1) if form == "json" else "\n".join(found.lines()))
