@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -28,6 +29,7 @@ from polyprune_core.testing.family import FAMILY_CHECKS
 from polyprune_core.testing.tiny import tiny_config
 
 NAMES = Path(__file__).resolve().parent.parent / "docs" / "reference" / "api.md"
+CHECKED = NAMES.parents[2] / "benchmarks" / "results" / "families.json"
 DIRECTIVE = re.compile(r"^\.\. auto(?:class|function|module):: (polyprune_core[\w.]*)$", re.M)
 
 
@@ -68,16 +70,18 @@ def checks() -> str:
 
 def families() -> str:
     """What each granularity finds in a tiny model of every model type that is tested: entries a layer, or whole."""
-    registry = load_registry()
+    registry, record = load_registry(), json.loads(CHECKED.read_text("utf-8"))["types"]
     names = [item.provider.name for item in registry.all("granularity") if item.provider.name != "auto"]
     rows = []
     for model_type, family in described().items():
         if family.source == OWN:
-            layout = _layout(model_type)
+            layout = layout_of(model_type)
             found = [_units(registry.build("granularity", name), layout) for name in names]
             stock = all(axis.config_counts for axis in layout.axes if not axis.whole)
-            rows.append((f"`{model_type}`", f"`{family.name}`", *found, "" if stock else "resized"))
-    return _table(("model type", "family", *(f"`{name}`" for name in names), "layers"), rows)
+            checks = list(record.get(model_type, {}).get("checks", {}).values())
+            told = f"{checks.count('passed')} of {len(checks)}"
+            rows.append((f"`{model_type}`", f"`{family.name}`", *found, "" if stock else "resized", told))
+    return _table(("model type", "family", *(f"`{name}`" for name in names), "layers", "checks passed"), rows)
 
 
 def family_checks() -> str:
@@ -86,7 +90,7 @@ def family_checks() -> str:
     return _table(("check", "what it holds"), rows)
 
 
-def _layout(model_type: str) -> ModelLayout:
+def layout_of(model_type: str) -> ModelLayout:
     with torch.device("meta"), quiet():
         return describe(AutoModelForCausalLM.from_config(tiny_config(model_type)))
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ModelError, PolypruneError, brief
-from polyprune_core.models.checkpoint import check_folder, json_object, read_config
+from polyprune_core.models.checkpoint import check_folder, json_object, read_config, stored_dtype
+from polyprune_core.models.families import family_of
 from polyprune_core.models.fitting import check_sizes, require_fit
+from polyprune_core.models.placing import place
+from polyprune_core.models.quiet import quiet
 from polyprune_core.models.remote_code import (
     OWN_PREFIX,
     is_own,
@@ -65,12 +68,42 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device, trust_rem
             output_loading_info=True,
         )
         require_fit(folder, model, report)
-        model = model.to(device)
+        model = place(model, device, stored_dtype(folder))
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
-    for parameter in loaded.parameters():  # in memory of its own: no longer a view of the file
-        parameter.data = parameter.data.clone()
     loaded.config.use_cache = False
     return loaded
+
+
+def model_without_weights(folder: Path, trust_remote_code: bool, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model that config.json describes on the meta device, in eval mode; its weights are not read.
+
+    `dtype` is the configuration's own unless told.
+
+    Raises:
+        ModelError: it cannot be set up, or no family describes it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    read = read_config(folder)
+    if is_own(read):
+        register_models()
+    else:
+        family_of(str(read.get("model_type", "")))
+    told: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **told)
+            if json_object(folder / "generation_config.json") is not None:
+                model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # Not a list of types: what a configuration leads to inside transformers is nowhere stated.
+        raise ModelError(f"the model in {folder} cannot be set up from its configuration: {brief(error)}") from error
+    model.tie_weights()
+    model.config.use_cache = False
+    found: PreTrainedModel = model.eval().requires_grad_(False)
+    return found
 
 
 def model_of(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

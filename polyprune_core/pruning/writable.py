@@ -16,6 +16,7 @@ from polyprune_core.models.remote_code import CODE, is_stock
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning.build import class_for, compact_config
 from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.shards import is_unread, write_by_shard
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection, UnitGroup
 
@@ -61,17 +62,21 @@ def write_model(
 ) -> PreTrainedModel:
     """Writes weights, configuration and tokenizer, and the code of layers that differ; returns the model written.
 
+    Where the dense model's weights were not read, they are read a shard at a time from its files.
     `origin` is what config.json says of where the model comes from, under `polyprune`.
 
     Raises:
         ModelError: as `check_writable`, or the dense model's files have changed since they were read.
     """
     check_writable(pruned.base)
-    model: Any = pruned.stored_as(dtype).build()
-    if model.dtype != dtype:
-        model = model.to(dtype)
-    with quiet():
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    if is_unread(pruned.base):
+        model: Any = write_by_shard(pruned, folder, dtype, max_shard_size)
+    else:
+        model = pruned.stored_as(dtype).build()
+        if model.dtype != dtype:
+            model = model.to(dtype)
+        with quiet():
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
     write_settings(model, pruned.base.tokenizer, folder, origin)
     written: PreTrainedModel = model
     return written
