@@ -69,9 +69,9 @@ class Granularity(Protocol):
 class Initializer(Protocol):
     """How much each unit matters, before any search.
 
-    A metric that needs "budget" is asked anew for every sparsity and scope, which `calibration.budget` holds, and is
-    taken at its word: its scores are compared across layers as they are, whatever scale the run asks for, so that what
-    `calibration.budget.select` gave it while it measured is what the run selects.
+    A metric that needs "budget" is asked anew for every sparsity and scope, which `calibration.budget` holds. Its
+    scores are compared across layers as they are, whatever scale the run asks for. So the run selects the very units
+    that `calibration.budget.select` gave the metric while it measured.
 
     Three more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
     are compared across layers as they are too. `granularities`: names of those that it can score, where it refuses
