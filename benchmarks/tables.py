@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import headline
 import reference
 import repaired
 from curves import beside, criteria, in_its_best_pooling, table
@@ -34,11 +35,12 @@ HEADLINE = {
     "wanda → probabilities, reinforce, released",
 }
 REFERENCE = [
-    ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "families", "plugins")
+    ROOT / "docs" / "reference" / f"{name}.md"
+    for name in ("api", "cli", "conformance", "families", "gallery", "plugins")
 ]
 EXPLAINED = [
     ROOT / "docs" / "explanation" / f"{name}.md"
-    for name in ("baselines", "repair", "sample-efficiency", "scale", "which-criterion")
+    for name in ("baselines", "experts", "found", "repair", "sample-efficiency", "scale", "which-criterion")
 ]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "howto" / "load-elsewhere.md", *EXPLAINED, *REFERENCE]
 
@@ -57,6 +59,13 @@ def repair_seconds() -> str:
         seconds = " | ".join(f"{value:.0f} s" for value in each["seconds"].values())
         lines.append(f"| {each['model']} | {each['tokens']:,} | {seconds} |")
     return "\n".join(lines)
+
+
+def experts() -> str:
+    """What removes experts, with and without a repair, on a small mixture."""
+    results = Results.from_json(_read("moe"))
+    wanted = ("perplexity", "n", "parameters", "active", "KL to dense", "forward tokens")
+    return markdown(results, ("sparsity asked → got", *wanted))
 
 
 def originals() -> str:
@@ -294,6 +303,7 @@ def _read(name: str) -> dict[str, Any]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "estimators": estimators,
+    "headline": lambda: headline.table(_read("repair")),
     "headline 0.2": lambda: efficiency(0.2, HEADLINE.__contains__),
     "headline 0.3": lambda: efficiency(0.3, HEADLINE.__contains__),
     "efficiency 0.2": lambda: efficiency(0.2),
@@ -322,12 +332,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "excess stories": lambda: repaired.excesses(_read("repair"), "tinystories.txt"),
     "orders": lambda: repaired.orders(_read("repair")),
     "exports": exports,
+    "experts": experts,
     "cluster plan": cluster_plan,
     "cluster simulation": cluster_simulation,
     "checks": reference.checks,
     "families": reference.families,
     "family checks": reference.family_checks,
     "commands": reference.commands,
+    "gallery": reference.others,
+    "gallery commands": reference.tries,
 }
 # Tables that are made for what their name ends with.
 KINDS: dict[str, Callable[[str], str]] = {"plugins": reference.plugins, "names": reference.names}

@@ -15,6 +15,7 @@ WHAT = [
     setting("--exporter", metavar="NAME", help="What to write: an exporter of plugins list."),
     setting("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do."),
     setting("--verify", is_flag=True, help="Read it back and compare its logits with the model in memory."),
+    setting("--by-shard", is_flag=True, help="Read the dense weights a shard at a time, for models beyond memory."),
     setting("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the masks or the store name"),
 ]
 

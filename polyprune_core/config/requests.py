@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from polyprune_core.config.settings import (
     Bos,
@@ -22,6 +22,7 @@ from polyprune_core.config.settings import (
     TaskSettings,
     Word,
 )
+from polyprune_core.errors import ConfigError
 from polyprune_core.utils.files import user_path
 
 
@@ -64,6 +65,13 @@ class Export(BaseModel):
     dtype: Dtype = "auto"
     device: str = "auto"
     verify: bool = False
+    by_shard: bool = False
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Export:
+        if self.by_shard and self.verify:
+            raise ConfigError("--verify has both models in memory, which --by-shard is there to avoid; leave one out.")
+        return self
 
 
 class Recover(BaseModel):

@@ -254,7 +254,7 @@ class Calibration(Metered):
         with ExitStack() as stack:
             compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
             models = SideBySide(compactor, self.layout, pruned.axis_keep())
-            updates = models.refitted(batches, pruned.left_readers(), refit, self.progress)
+            updates = models.refitted(batches, pruned.left_readers(routed=True), refit, self.progress)
         self.count(self.windows.numel(), passes=models.passes)
         return updates
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ModelError, PolypruneError, brief
 from polyprune_core.models.checkpoint import check_folder, json_object, read_config, stored_dtype
+from polyprune_core.models.families import family_of
 from polyprune_core.models.fitting import check_sizes, require_fit
 from polyprune_core.models.placing import place
+from polyprune_core.models.quiet import quiet
 from polyprune_core.models.remote_code import (
     OWN_PREFIX,
     is_own,
@@ -70,6 +72,38 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device, trust_rem
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     loaded.config.use_cache = False
     return loaded
+
+
+def model_without_weights(folder: Path, trust_remote_code: bool, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model that config.json describes on the meta device, in eval mode; its weights are not read.
+
+    `dtype` is the configuration's own unless told.
+
+    Raises:
+        ModelError: it cannot be set up, or no family describes it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    read = read_config(folder)
+    if is_own(read):
+        register_models()
+    else:
+        family_of(str(read.get("model_type", "")))
+    told: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **told)
+            if json_object(folder / "generation_config.json") is not None:
+                model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # Not a list of types: what a configuration leads to inside transformers is nowhere stated.
+        raise ModelError(f"the model in {folder} cannot be set up from its configuration: {brief(error)}") from error
+    model.tie_weights()
+    model.config.use_cache = False
+    found: PreTrainedModel = model.eval().requires_grad_(False)
+    return found
 
 
 def model_of(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -149,6 +149,35 @@ def load_model(
     return LoadedModel(name=name, model=model, tokenizer=tokenizer, sha256=sha256, path=folder, stored=stored)
 
 
+def load_unread(
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    status: Callable[[str], None] = silent,
+) -> LoadedModel:
+    """Finds the model called `name` and sets it up on the meta device, in the number format of its files.
+
+    Its weights stay on disk, for what reads them a shard at a time.
+
+    Raises:
+        ConfigError, ModelError: as `load_model`.
+    """
+    import torch
+
+    from polyprune_core.models.quiet import quiet
+    from polyprune_core.models.reading import model_without_weights, read_tokenizer
+
+    folder = resolve(name, revision=revision, trust_remote_code=trust_remote_code, status=status)
+    check_folder(folder)
+    stored, sha256 = stored_dtype(folder), weights_sha256(folder)
+    require_unchanged(folder, sha256)
+    with quiet():
+        model = model_without_weights(folder, False, getattr(torch, stored))
+        tokenizer = read_tokenizer(folder, model, trust_remote_code)
+    return LoadedModel(name=name, model=model, tokenizer=tokenizer, sha256=sha256, path=folder, stored=stored)
+
+
 def assemble_model(
     folder: Path,
     tensors: Mapping[str, Tensor],

@@ -73,9 +73,10 @@ class Initializer(Protocol):
     taken at its word: its scores are compared across layers as they are, whatever scale the run asks for, so that what
     `calibration.budget.select` gave it while it measured is what the run selects.
 
-    Two more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
+    Three more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
     are compared across layers as they are too. `granularities`: names of those that it can score, where it refuses
-    others; `--baselines all` leaves it out elsewhere.
+    others. `made_for`: the granularity that it is about, where it asks another metric for the rest. `--baselines all`
+    leaves it out where it scores nothing itself.
     """
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
@@ -129,10 +130,16 @@ class GradientEstimator(Protocol):
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
     "granularity": {"if_none": ""},
-    "initializer": {"comparable": False, "granularities": None},
+    "initializer": {"comparable": False, "granularities": None, "made_for": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
     "repair": {"trained_tokens": 0},
-    "exporter": {"legal_shapes": lambda layout: LegalShapes(), "check": None, "rounding": 0.0, "runtime": None},
+    "exporter": {
+        "legal_shapes": lambda layout: LegalShapes(),
+        "check": None,
+        "rounding": 0.0,
+        "runtime": None,
+        "by_shard": False,
+    },
 }
 
 
@@ -239,13 +246,14 @@ class Runtime:
         requires: modules that the program imports, with what pip installs to have them.
         program: the file.
         tolerance: how far a log-probability may be from what transformers computes of the same weights, in nats; their
-            mean over a text may be off by a tenth of it.
+            mean over a text may be off by a tenth of it. None: three times as far as those of the dense model, written
+            alike, are there: what a runtime that rounds what it computes with makes of any model.
     """
 
     name: str
     requires: Mapping[str, str]
     program: Path
-    tolerance: float = 1e-3
+    tolerance: float | None = 1e-3
 
 
 class Exporter(Protocol):
@@ -255,6 +263,8 @@ class Exporter(Protocol):
     anything. `check(base: LoadedModel)`, called before anything is scored or searched, raises ModelError where no
     smaller form of `base` can be written. `rounding` is what the format loses of a weight, relative to it, beside the
     rounding of the number format that `load` says it is stored in. `runtime() -> Runtime` says where it runs.
+    `by_shard = True`: it writes a model whose weights were not read (`base.model` is on the meta device), as
+    `write_model` does, which reads them from the base's files a shard at a time.
     """
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:

@@ -148,4 +148,4 @@ def same_sums(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> 
     """Whether two tensors had the same bits."""
     import torch
 
-    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    return all(a.is_meta or torch.equal(a, b) for a, b in zip(found, expected, strict=True))  # meta: nothing to change

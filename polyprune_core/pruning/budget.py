@@ -324,7 +324,7 @@ def _floor_message(
 def lower(protect: Protect, shapes: LegalShapes) -> str:
     """Returns what leaves less to stay, for an error to advise."""
     told = ["a lower --min-keep", *["a smaller --protect"] * bool(protect)]
-    return " or ".join([*told, *["smaller multiples of units"] * bool(shapes.multiple_of)])
+    return " or ".join([*told, *["other widths (--exporter, --target, --multiple-of)"] * (shapes != ANY_SHAPE)])
 
 
 def floors(space: MaskSpace, min_keep: int, protect: Protect, shapes: LegalShapes = ANY_SHAPE) -> str:
@@ -332,4 +332,5 @@ def floors(space: MaskSpace, min_keep: int, protect: Protect, shapes: LegalShape
     told = f"{min_keep} unit(s) kept in every group of {space.name or 'this space'}"
     steps = [f"{shapes.multiple_of[kind]} of {kind}" for kind in space.kinds if shapes.multiple_of.get(kind, 1) > 1]
     told += f", rounded up to multiples of {' and '.join(steps)}," if steps else ""
+    told += "" if shapes.empty_sublayers else ", none of them emptied,"
     return told + (f" and the layers that --protect {protect} leaves whole" if protect else "")

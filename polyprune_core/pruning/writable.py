@@ -8,27 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from polyprune_core.config.execution import bytes_of
 from polyprune_core.errors import ModelError
 from polyprune_core.models.describe import describe
-from polyprune_core.models.placing import is_in_file
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.remote_code import CODE, is_stock
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.pruning.build import class_for, compact_config
 from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.shards import is_unread, write_by_shard
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores, Selection, UnitGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-# Bytes; what of a model that is larger than memory is held at a time while it is written.
-MOST_IN_A_SHARD = 256_000_000
 
 
 def check_writable(base: LoadedModel) -> None:
@@ -69,17 +62,17 @@ def write_model(
 ) -> PreTrainedModel:
     """Writes weights, configuration and tokenizer, and the code of layers that differ; returns the model written.
 
+    Where the dense model's weights were not read, they are read a shard at a time from its files.
     `origin` is what config.json says of where the model comes from, under `polyprune`.
 
     Raises:
         ModelError: as `check_writable`, or the dense model's files have changed since they were read.
     """
     check_writable(pruned.base)
-    pruned = pruned.stored_as(dtype)
-    if any(map(is_in_file, pruned.base.model.parameters())):
-        model: Any = _written_by_shard(pruned, folder, dtype, max_shard_size)
+    if is_unread(pruned.base):
+        model: Any = write_by_shard(pruned, folder, dtype, max_shard_size)
     else:
-        model = pruned.build()
+        model = pruned.stored_as(dtype).build()
         if model.dtype != dtype:
             model = model.to(dtype)
         with quiet():
@@ -87,44 +80,6 @@ def write_model(
     write_settings(model, pruned.base.tokenizer, folder, origin)
     written: PreTrainedModel = model
     return written
-
-
-def _written_by_shard(pruned: PrunedModel, folder: Path, dtype: torch.dtype, max_shard_size: str) -> PreTrainedModel:
-    """Writes the weights of a model that may be larger than memory, a shard at a time; returns it without weights."""
-    config = compact_config(pruned)
-    config.dtype = dtype
-    with torch.device("meta"), quiet():
-        made: PreTrainedModel = class_for(config, pruned.layout)._from_config(config)
-    made.tie_weights()
-    tied = {name for name, _ in made.named_parameters(remove_duplicate=False)} - dict(made.named_parameters()).keys()
-    wanted = made.state_dict().keys() - tied
-    most, shard, size = min(bytes_of(max_shard_size), MOST_IN_A_SHARD), dict[str, Tensor](), 0
-    shards: list[list[str]] = []
-    total = 0
-
-    def write() -> None:
-        shards.append(list(shard))
-        save_file(shard, folder / f"{len(shards)}.part", {"format": "pt"})
-        shard.clear()
-
-    for name, tensor in pruned.state_dict():
-        if name not in wanted:
-            continue
-        if shard and size + tensor.nbytes > most:
-            write()
-            size = 0
-        shard[name] = tensor.to(dtype)
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-    write()
-    if missing := wanted - {name for names in shards for name in names}:
-        raise ModelError(f"{pruned.base.name} cannot be written by shards: {sorted(missing)[0]} is missing.")
-    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for number, file in enumerate(files, 1):
-        (folder / f"{number}.part").rename(folder / file)
-    placed = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    return made
 
 
 def write_settings(

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from polyprune_core.config.requests import Export
-from polyprune_core.errors import ModelError
+from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.evaluation.perplexity import not_finite
 from polyprune_core.evaluation.text import load_text
 from polyprune_core.evaluation.windows import Cutter
-from polyprune_core.models.sources import LoadedModel
+from polyprune_core.models.sources import LoadedModel, load_unread
 from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.pruned_model import PrunedModel
@@ -86,10 +86,12 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
     """
     source = open_decision(request.source, request.cell)
     exporter = registry.build("exporter", request.exporter)
+    if request.by_shard and not exporter.by_shard:
+        raise ConfigError(f"--exporter {request.exporter} needs all weights in memory; leave --by-shard out.")
     name, revision = dense_of(source, request.model)
     read = {"what is exported,": decision_place(request.source)} | model_place(name, revision)
     with new_folder(output, overwrite, read) as place:
-        base = load_asked(name, request, reporter, revision)
+        base = _base(name, request, reporter, revision)
         check_exportable(exporter, base)
         if request.verify:
             require_runtime(exporter)
@@ -97,6 +99,12 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
         if request.model:
             pruned = dataclasses.replace(pruned, recipe=pruned.recipe | {"revision": None})
         return write_out(pruned, exporter, place, request.verify, request.trust_remote_code)
+
+
+def _base(name: str, request: Export, reporter: Reporter, revision: str | None) -> LoadedModel:
+    if not request.by_shard:
+        return load_asked(name, request, reporter, revision)
+    return load_unread(name, revision=revision, trust_remote_code=request.trust_remote_code, status=reporter.status)
 
 
 def write_out(

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from polyprune_core.errors import ConfigError, ModelError, PluginError, brief
-from polyprune_core.models.checkpoint import read_config
+from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.families import family_of
 from polyprune_core.models.layout import ModelLayout
-from polyprune_core.models.quiet import quiet
-from polyprune_core.models.remote_code import is_own, register_models
+from polyprune_core.models.reading import model_without_weights
 from polyprune_core.models.sources import resolve
 from polyprune_core.plugins.registry import load_registry
 
@@ -54,7 +50,7 @@ def report_on(
             says what is missing.
     """
     folder = resolve(name, trust_remote_code=trust_remote_code, status=status)
-    model = _without_weights(folder, trust_remote_code)
+    model = model_without_weights(folder, trust_remote_code)
     layout = describe(model)
     family = family_of(layout.family)
     return ModelReport(
@@ -68,26 +64,6 @@ def report_on(
     )
 
 
-def _without_weights(folder: Path, trust_remote_code: bool) -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    read = read_config(folder)
-    if is_own(read):
-        register_models()
-    else:
-        family_of(str(read.get("model_type", "")))
-    try:
-        with quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        # Not a list of types: what a configuration leads to inside transformers is nowhere stated.
-        raise ModelError(f"the model in {folder} cannot be set up from its configuration: {brief(error)}") from error
-    model.tie_weights()
-    return model
-
-
 def _notes(layout: ModelLayout) -> Iterator[str]:
     for mixer in layout.mixers:
         yield f"{mixer} cannot be cut"
@@ -99,7 +75,7 @@ def _notes(layout: ModelLayout) -> Iterator[str]:
         yield f"layers with less {kind} cannot be told by a configuration; written folders bring a file of code"
     for kind in dict.fromkeys(axis.kind for axis in layout.axes if axis.at_least):
         least = max(axis.at_least for axis in layout.axes if axis.kind == kind)
-        yield f"a layer keeps at least {least} of its {kind}s, as many as are chosen for a token"
+        yield f"a layer keeps at least {least} of its {kind}s, so that its router finds as many as it chooses"
 
 
 def _found(layout: ModelLayout) -> Iterator[Prunable]:

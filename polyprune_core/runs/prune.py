@@ -191,6 +191,7 @@ class PruningResult:
 
         Args:
             exporter: NAME or NAME:option=value, as `--exporter`.
+            output: the folder; nothing is there before, unless `overwrite`.
             overwrite: replace a folder that polyprune wrote.
             verify: read it back and compare its logits with those of the model in memory.
 

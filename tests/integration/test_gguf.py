@@ -12,12 +12,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from polyprune_core import LoadedModel, ModelError, PrunedModel, load_model
+from polyprune_core import ConfigError, LoadedModel, ModelError, PrunedModel, load_model
 from polyprune_core.models.quiet import quiet
 from polyprune_core.runs.verification import ask_runtime
 from polyprune_core.testing.tiny import VOCABULARY, tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.exporters.gguf import Gguf
+from polyprune_plugins.exporters.gguf.quantise import format_of, quantised
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,77 @@ def test_uniform_shapes_and_blocks_are_chosen_before_the_selection(tmp_path: Pat
     assert Gguf(multiple=8).legal_shapes(layout).multiple_of == {"channel": 8}
     assert Gguf(shape="uniform").legal_shapes(layout).equal_widths
     assert Gguf().legal_shapes(layout).multiple_of == {}
+
+
+def test_k_quants_are_llama_cpps_own_and_lose_less_than_a_step_of_their_block() -> None:
+    pytest.importorskip("xllamacpp")
+    gguf = pytest.importorskip("gguf")
+    rows = torch.randn(6, 512, generator=generator(0, "rows")).numpy()
+    for name, bits in (("Q4_K", 4), ("Q5_K", 5), ("Q6_K", 6)):
+        kind = gguf.GGMLQuantizationType[name]
+        stored = quantised(rows, kind)
+        assert stored.shape == gguf.quants.quant_shape_to_byte_shape(rows.shape, kind)
+        back = gguf.quants.dequantize(stored, kind)
+        assert abs(back - rows).max() < 2 * abs(rows).max() / (2**bits - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind", "tied", "wanted"),
+    [
+        ("blk.0.ffn_down.weight", (8, 256), "q4_k", False, "Q6_K"),  # of eight layers 0, 3, 6 and 7 keep more
+        ("blk.1.ffn_down.weight", (8, 256), "q4_k", False, "Q4_K"),
+        ("blk.3.attn_v.weight", (8, 256), "q5_k", False, "Q6_K"),
+        ("blk.4.attn_v.weight", (8, 256), "q5_k", False, "Q5_K"),
+        ("blk.0.attn_q.weight", (8, 256), "q4_k", False, "Q4_K"),
+        ("blk.1.attn_q.weight", (8, 96), "q4_k", False, "Q5_0"),
+        ("blk.1.attn_q.weight", (8, 96), "q6_k", False, "Q8_0"),
+        ("blk.1.attn_q.weight", (8, 33), "q4_k", False, "F16"),
+        ("blk.1.attn_q.weight", (8, 33), "q8_0", False, "F16"),
+        ("blk.1.attn_norm.weight", (256,), "q4_k", False, "F32"),
+        ("token_embd.weight", (8, 256), "q4_k", True, "Q6_K"),
+        ("token_embd.weight", (8, 256), "q4_k", False, "Q4_K"),
+        ("output.weight", (8, 256), "q4_k", False, "Q6_K"),
+    ],
+)
+def test_a_mixture_keeps_what_llama_cpps_tool_keeps(name, shape, kind, tied, wanted) -> None:
+    assert format_of(name, shape, kind, 8, tied).name == wanted
+
+
+def test_llama_cpp_reads_k_quants_as_they_are_read_back(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    case = Case(
+        "llama",
+        "deci",
+        {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 4},
+    )
+    base, exporter, windows = dense(tmp_path, case), Gguf("q4_k"), tiny_windows()[:2]
+    space = tiny_space(base.model, "channel")
+    assert exporter.legal_shapes(space.layout).multiple_of == {"channel": 256}
+    keep = torch.cat([torch.arange(768) < 256 * (1 + layer % 2) for layer in range(3)])
+    (tmp_path / "out").mkdir()
+    report = exporter.export(tiny_pruned(base, space, keep), tmp_path / "out")
+    assert "filled up" not in report.details
+    answer = ask_runtime(exporter.runtime(), tmp_path / "out", windows, "w5 w67 w30")
+    back = exporter.load(tmp_path / "out", dtype="float32", device="cpu").model
+    with torch.no_grad():
+        expected, unpruned = (
+            model(windows).logits[:, :-1].log_softmax(-1).gather(2, windows[:, 1:, None])[..., 0]
+            for model in (back, base.model)
+        )
+    told = torch.tensor([[found for found, _ in rows] for rows in answer["log_probs"]])
+    assert (told - expected).abs().max() < 0.3 * (unpruned - expected).abs().max()
+
+
+def test_a_decision_made_without_the_widths_is_filled_up_and_says_so(tmp_path: Path) -> None:
+    case = Case("llama", "deci")
+    base = dense(tmp_path, case)
+    (tmp_path / "out").mkdir()
+    model = pruned(base, case)
+    report = Gguf("f32", multiple=4).export(model, tmp_path / "out")
+    assert f"{report.parameters - model.parameters:,} zeros" in report.details["filled up"]
+
+
+def test_k_quants_without_llama_cpp_are_refused_with_what_to_install(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("polyprune_plugins.exporters.gguf.missing", lambda: True)
+    with pytest.raises(ConfigError, match=r"pip install 'polyprune\[gguf\]'"):
+        Gguf("q4_k").check(dense(tmp_path, Case("llama", "deci")))

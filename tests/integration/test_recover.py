@@ -67,7 +67,7 @@ def test_what_is_written_is_the_trained_model_and_says_how_it_came_to_be(recover
     found, output = recovered
     record = json.loads((output / "polyprune.json").read_text("utf-8"))
     assert record["recovery"]["rows"][3]["evaluations"][0]["nll"] == found.rows[3].evaluations[0].nll
-    again = polyprune_core.evaluate(output, evaluation=[str(places["test"])], limit=4, reference="none", quiet=True)
+    again = polyprune_core.evaluate(output, evaluation=[str(places["test"])], limit=2, reference="none", quiet=True)
     assert again.model.evaluations[0].nll == pytest.approx(found.rows[3].evaluations[0].nll, rel=2e-3)
     assert load_model(str(output)).model.num_parameters() == found.rows[3].parameters
     assert not list(output.parent.glob(".*"))

@@ -172,5 +172,5 @@ def test_what_the_model_or_the_units_have_no_place_for_is_refused_before_anythin
         open_harness(asked(multiple_of="head=2"), registry, Reporter())
     with pytest.raises(BudgetError, match=r"layer 0 has 344 units of kind channel.*--multiple-of"):
         open_harness(asked(multiple_of="channel=345"), registry, Reporter())
-    with pytest.raises(BudgetError, match="smaller multiples"):
+    with pytest.raises(BudgetError, match=r"other widths .*--multiple-of"):
         open_harness(asked(multiple_of="channel=172", sparsity=0.6), registry, Reporter())

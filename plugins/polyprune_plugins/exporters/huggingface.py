@@ -71,13 +71,15 @@ class HuggingFace:
 
     `dtype`: the number format of the weights; `stored` is that of the dense model's files.
     `shape=uniform`: all layers keep as many units. `pad=widest`: rows of zeros make each layer as wide as the widest,
-    which changes no result and makes an ordinary checkpoint; a number rounds channels up to a multiple of it.
+    which changes no result and makes an ordinary checkpoint; a number rounds channels up to a multiple of it. Layers of
+    a mixture of experts keep as many units with `pad=widest`, as rows of zeros cannot stand for experts.
     """
 
     max_shard_size: str = "5GB"
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
     shape: Literal["free", "uniform"] = "free"
     pad: Literal["none", "widest"] | int = "none"
+    by_shard = True
 
     def check(self, base: LoadedModel) -> None:
         """Refuses a model whose code would not be written with it."""
@@ -87,7 +89,8 @@ class HuggingFace:
 
     def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
         step = self.pad if isinstance(self.pad, int) else 1
-        uniform = self.shape == "uniform"
+        # An expert of zeros would still be chosen, so that where there are experts layers keep as many.
+        uniform = self.shape == "uniform" or (self.pad == "widest" and any(axis.router for axis in layout.axes))
         return LegalShapes({"channel": step} if step > 1 else {}, equal_widths=uniform, empty_sublayers=not uniform)
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
@@ -106,10 +109,12 @@ class HuggingFace:
         return export_report(out_dir, "huggingface", reload, parameters, trust_remote_code=has_code)
 
     def _padded(self, pruned: PrunedModel) -> PrunedModel:
-        from polyprune_core import ModelError, padded
+        from polyprune_core import ConfigError, ModelError, padded
 
         if self.pad == "none" or not pruned.needs_code:
             return pruned
+        if pruned.base.model.device.type == "meta":
+            raise ConfigError("pad needs all weights in memory; leave --by-shard out, or pad.")
         kept, keep = set(pruned.kept_layers), pruned.axis_keep()
         axes = [axis for axis in pruned.layout.axes if axis.layer in kept]
         left = {axis.name: int(keep[axis.name].sum()) if axis.name in keep else axis.size for axis in axes}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
 from polyprune_plugins.exporters.gguf.architecture import Form, check_form
 from polyprune_plugins.exporters.gguf.fields import write_fields
+from polyprune_plugins.exporters.gguf.quantise import MIXTURES, ROUNDING, STEP, missing
 from polyprune_plugins.exporters.gguf.tensors import read_tensors, write_file
 from polyprune_plugins.exporters.gguf.vocabulary import has_form, vocabulary
 
@@ -38,39 +39,45 @@ model = Gguf().load(Path(DIR)).model
 """
 FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 # How far log-probabilities may be from those of the same weights in float32: llama.cpp rounds activations to the number
-# format of the weights that they meet.
-TOLERANCE = {"f32": 1e-3, "f16": 0.05, "bf16": 0.25, "q8_0": 2.5}
+# format of the weights that they meet. In blocks of 8 bits it depends on the model, and is measured on the dense one.
+TOLERANCE = {"f32": 1e-3, "f16": 0.05, "bf16": 0.25}
 
 
 @dataclass(frozen=True)
 class Gguf:
     """`type`: the number format of matrices; `stored` is that of the dense model's files. Vectors are float32.
 
-    `multiple`: channels are kept in multiples of it, 32 for q8_0 unless told. A file that llama.cpp's own quantiser is
-    to turn into blocks needs 32, into K-quants 256. `shape=uniform`: all layers keep as many units, and the file is of
-    the family's own architecture. `ids_only`: write a file without tokenizer where llama.cpp has no form for it, for
-    programs that feed its library token ids.
+    q4_k, q5_k and q6_k are the mixtures that llama.cpp's own tool calls Q4_K_M, Q5_K_M and Q6_K. `multiple`: channels
+    are kept in multiples of it, 32 for q8_0 and 256 for K-quants unless told; a decision that was made without is
+    filled up with zeros. `shape=uniform`: all layers keep as many units, and the file is of the family's own
+    architecture. `ids_only`: write a file without tokenizer where llama.cpp has no form for it, for programs that feed
+    its library token ids.
     """
 
-    type: Literal["stored", "f32", "f16", "bf16", "q8_0"] = "stored"
+    type: Literal["stored", "f32", "f16", "bf16", "q8_0", "q4_k", "q5_k", "q6_k"] = "stored"
     multiple: int = 0
     shape: Literal["free", "uniform"] = "free"
     ids_only: bool = False
 
     @property
     def rounding(self) -> float:
-        """What is lost of a weight: of q8_0, half a step of the largest in a block of 32."""
-        return 0.5 / 127 if self.type == "q8_0" else 0.0
+        """What is lost of a weight: half a step of the largest in its block."""
+        return ROUNDING.get(self.type, 0.0)
 
     @property
     def step(self) -> int:
         """The number that channels come in multiples of."""
-        return self.multiple or (32 if self.type == "q8_0" else 1)
+        return self.multiple or STEP.get(self.type, 1)
 
     def check(self, base: LoadedModel) -> None:
         """Refuses what llama.cpp would compute otherwise than transformers."""
-        from polyprune_core import ModelError, check_writable
+        from polyprune_core import ConfigError, ModelError, check_writable
 
+        if self.type in MIXTURES and missing():
+            raise ConfigError(
+                f"gguf:{self.type} is made by llama.cpp's own quantiser, which is not installed: pip install "
+                "'polyprune[gguf]'."
+            )
         check_writable(base)
         check_form(base, varying=self.shape == "free")
         if not self.ids_only and not has_form(base.tokenizer):
@@ -99,6 +106,8 @@ class Gguf:
         write_file(out_dir / FILE, form, model, kind, lambda writer: write_fields(writer, form, model, words, origin))
         told = words.get("tokenizer.ggml.pre", "none: token ids alone; tokenizer.json lies beside the file")
         details = {"architecture": form.architecture, "type": kind, "tokenizer": told}
+        if zeros := model.num_parameters() - pruned.parameters:
+            details["filled up"] = f"with {zeros:,} zeros, to what the format holds; --target says it before selecting"
         return export_report(out_dir, "gguf", RELOAD, model.num_parameters(), **details)
 
     def load(
@@ -116,7 +125,7 @@ class Gguf:
 
     def runtime(self) -> Runtime:
         """llama.cpp, as xllamacpp packs it, with a cache of the weights' own precision."""
-        tolerance = TOLERANCE["bf16" if self.type == "stored" else self.type]
+        tolerance = TOLERANCE.get("bf16" if self.type == "stored" else self.type)
         return Runtime("llama.cpp", {"xllamacpp": "polyprune[gguf]"}, PROGRAM, tolerance)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyprune_plugins.exporters.gguf.architecture import TURNS_NEIGHBOURS
+from polyprune_plugins.exporters.gguf.quantise import FILE_TYPES, format_of, quantised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,6 @@ IN_A_LAYER = {
 }
 FUSED = ("attn_q", "attn_k", "attn_v")
 FACTORS = "rope_freqs.weight"
-FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
 
 def write_file(path: Path, form: Form, model: Any, kind: str, write_fields: Callable[[Any], None]) -> None:
@@ -42,9 +42,9 @@ def write_file(path: Path, form: Form, model: Any, kind: str, write_fields: Call
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(FILE_TYPES[kind])
     write_fields(writer)
-    kinds = {}
+    kinds, layers, tied = {}, model.config.num_hidden_layers, model.config.tie_word_embeddings
     for name, shape in ((name, tuple(tensor.shape)) for name, tensor in _items(form, model)):
-        kinds[name] = _kind(shape, kind)
+        kinds[name] = format_of(name, shape, kind, layers, tied)
         size = gguf.quants.quant_shape_to_byte_shape(shape, kinds[name])
         floats = {gguf.GGMLQuantizationType.F32: numpy.float32, gguf.GGMLQuantizationType.F16: numpy.float16}
         if kinds[name] in floats:
@@ -57,7 +57,7 @@ def write_file(path: Path, form: Form, model: Any, kind: str, write_fields: Call
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, tensor in _items(form, model):
-        writer.write_tensor_data(gguf.quants.quantize(tensor.float().cpu().numpy(), kinds[name]))
+        writer.write_tensor_data(quantised(tensor.float().cpu().numpy(), kinds[name]))
     writer.close()
 
 
@@ -100,14 +100,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
                 rows = rows.reshape(-1, width // 2, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
             found[f"model.layers.{layer}.{IN_A_LAYER[part]}.{what}"] = rows
     return found, kind
-
-
-def _kind(shape: tuple[int, ...], kind: str) -> Any:
-    """Returns the number format of one tensor: float32 for vectors, float16 where rows are no whole blocks."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    wanted = GGMLQuantizationType["F32" if len(shape) == 1 else kind.upper()]
-    return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else GGMLQuantizationType.F16
 
 
 def _items(form: Form, model: Any) -> Iterator[tuple[str, Tensor]]:
