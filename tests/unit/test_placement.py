@@ -55,12 +55,12 @@ def test_weights_that_are_computed_in_another_format_cannot_stay_in_their_files(
         load_model("tiny", dtype="float32", device="cpu")
 
 
-def test_a_model_left_in_its_files_is_written_by_shard_as_the_one_in_memory_is(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("polyprune_core.pruning.writable.MOST_IN_A_SHARD", 400_000)
+def test_a_model_left_in_its_files_is_written_by_shard_as_the_one_in_memory_is(tmp_path) -> None:
     asked = {"model": "tiny", "initializer": "magnitude", "sparsity": 0.3, "limit": 2, "scope": "kind", "scale": "raw"}
     asked |= {"calibration_samples": 2, "seq_len": 32, "eval_seq_len": 32, "dtype": "bfloat16", "quiet": True}
     whole = prune(output=tmp_path / "whole", **asked)
-    parts = prune(output=tmp_path / "parts", max_memory="cpu=1MB", **asked)
+    exporter = "huggingface:max_shard_size=400KB"
+    parts = prune(output=tmp_path / "parts", max_memory="cpu=1MB", exporter=exporter, **asked)
     assert torch.equal(parts.pruned.selection.keep, whole.pruned.selection.keep)
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2 > len(list((tmp_path / "whole").glob("model-*")))
     ours, theirs = (load_model(str(tmp_path / name)).model.state_dict() for name in ("parts", "whole"))
