@@ -36,13 +36,13 @@ from polyprune_core.utils.processes import Processes
 from polyprune_core.utils.ray_workers import RayWorkers, Share
 
 GRID = ["compare", "-m", "tiny", "--estimators", "rloo,reinforce,antithetic", "--baselines", "random,magnitude,wanda"]
-GRID += ["--steps", "100", "--limit", "16", "--format", "json", "--threads", "1", "--quiet"]
+GRID += ["--steps", "40", "--limit", "16", "--format", "json", "--threads", "1", "--quiet"]
 WAYS: dict[str, list[str]] = {
     "one process": [],
     "2 processes": ["--workers", "2"],
     "2 workers of Ray": ["--executor", "ray", "--workers", "2"],
 }
-MEASURED = ("seconds", "peak_memory")
+MEASURED = ("seconds", "peak_memory", "commit")
 ENGINES: dict[str, Callable[[], Engine]] = {"processes": Processes, "Ray": lambda: RayWorkers(share=Share(cpus=0.5))}
 NAMES = {"processes": "polyprune_core.utils.worker", "Ray": "ray::Member"}
 
@@ -63,7 +63,7 @@ class Build:
 
 
 def unmeasured(value: Any) -> Any:
-    """Returns a record without times and memory."""
+    """Returns a record without times, memory, and the state of the sources, which other work may change."""
     if isinstance(value, dict):
         return {key: unmeasured(each) for key, each in value.items() if not any(part in key for part in MEASURED)}
     return [unmeasured(each) for each in value] if isinstance(value, list) else value
@@ -150,14 +150,22 @@ def main() -> None:
     parser.add_argument("--large", default="smollm2-135m")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    record: dict[str, Any] = {"environment": environment(), "calls": overhead()}
-    record["search"] = search("tiny", 8, 10, kill=False)
-    record["killed"] = search("tiny", 8, 10, kill=True)
-    record["large"] = search(asked.large, 4, 1, kill=False)
-    record["overhead_of_a_mask"] = {
-        name: seconds / record["large"]["seconds_a_mask"] for name, seconds in record["calls"].items()
+    record: dict[str, Any] = {"environment": environment()}
+    if asked.output.exists():  # what was measured before is kept
+        record = json.loads(asked.output.read_text("utf-8"))
+    parts: dict[str, Callable[[], Any]] = {
+        "calls": overhead,
+        "search": lambda: search("tiny", 8, 10, kill=False),
+        "killed": lambda: search("tiny", 8, 10, kill=True),
+        "large": lambda: search(asked.large, 4, 1, kill=False),
+        "grid": grids,
     }
-    record["grid"] = grids()
+    for name, measure in parts.items():
+        if name not in record:
+            record[name] = measure()
+            asked.output.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    mask = record["large"]["seconds_a_mask"]
+    record["overhead_of_a_mask"] = {name: seconds / mask for name, seconds in record["calls"].items()}
     asked.output.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 

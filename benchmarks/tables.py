@@ -40,7 +40,7 @@ REFERENCE = [
 ]
 EXPLAINED = [
     ROOT / "docs" / "explanation" / f"{name}.md"
-    for name in ("baselines", "experts", "found", "repair", "sample-efficiency", "which-criterion")
+    for name in ("baselines", "experts", "found", "repair", "sample-efficiency", "scale", "which-criterion")
 ]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "howto" / "load-elsewhere.md", *EXPLAINED, *REFERENCE]
 
@@ -269,7 +269,7 @@ def cluster_plan() -> str:
     for row in _read("cluster")["plan"]:
         lines.append(
             f"| {row['search']} | {row['workers']:,} | {row['seconds_a_mask']:.2f} | {row['seconds_a_step']:.2f} | "
-            f"{row['masks_a_second']:.1f} | {row['bytes_a_step'] / 1e6:.1f} | {row['hours']:.2f} | {row['usd']:,.0f} | "
+            f"{row['masks_a_second']:.1f} | {row['bytes_a_step'] / 1e6:.1f} | {row['hours']:.2f} | {row['usd']:,.2f} | "
             f"{row['bound_by']} |"
         )
     record = _read("cluster")
@@ -277,14 +277,16 @@ def cluster_plan() -> str:
     told = (
         f"A call takes {1000 * call:.1f} ms at the driver, which can keep {workers:.0f} workers busy at our defaults."
     )
+    fixed, each = (1000 * record["measured"][f"arithmetic_a_{part}"] for part in ("step", "mask"))
+    told += f" The search's own arithmetic takes {fixed:.0f} ms a step and {each:.1f} ms a mask on one processor."
     return "\n".join([*lines, "", told])
 
 
 def cluster_simulation() -> str:
     """The same searches, run by the supervisor in made-up time."""
     record = _read("cluster")
-    plan = {(row["search"], row["workers"]): row["seconds_a_step"] for row in record["plan"]}
-    lines = ["| search | workers | planned s a step | simulated, mean | median | longest | workers lost |"]
+    plan = {(row["search"], row["workers"]): row["seconds_of_masks"] for row in record["plan"]}
+    lines = ["| search | workers | planned s of masks a step | simulated, mean | median | longest | workers lost |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     lines += [
         f"| {row['search']} | {row['workers']:,} | {plan[row['search'], row['workers']]:.2f} | "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from polyprune_core import prune
 from polyprune_core.config.execution import bytes_of, limits_of
 from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError, ModelError
@@ -52,6 +53,19 @@ def test_nothing_is_laid_out_anew_of_what_stays_in_its_file() -> None:
 def test_weights_that_are_computed_in_another_format_cannot_stay_in_their_files() -> None:
     with placed(Placement(limits={"cpu": 0})), pytest.raises(ModelError, match="give --dtype bfloat16, or more"):
         load_model("tiny", dtype="float32", device="cpu")
+
+
+def test_a_model_left_in_its_files_is_written_by_shard_as_the_one_in_memory_is(tmp_path) -> None:
+    asked = {"model": "tiny", "initializer": "magnitude", "sparsity": 0.3, "limit": 2, "scope": "kind", "scale": "raw"}
+    asked |= {"calibration_samples": 2, "seq_len": 32, "eval_seq_len": 32, "dtype": "bfloat16", "quiet": True}
+    whole = prune(output=tmp_path / "whole", **asked)
+    exporter = "huggingface:max_shard_size=400KB"
+    parts = prune(output=tmp_path / "parts", max_memory="cpu=1MB", exporter=exporter, **asked)
+    assert torch.equal(parts.pruned.selection.keep, whole.pruned.selection.keep)
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2 > len(list((tmp_path / "whole").glob("model-*")))
+    ours, theirs = (load_model(str(tmp_path / name)).model.state_dict() for name in ("parts", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_parts_that_are_connected_by_accelerate_compute_the_same_under_masks() -> None:
