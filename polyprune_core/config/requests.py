@@ -91,7 +91,7 @@ class Recover(BaseModel):
     repair: Spec = "recover"
     tokens: Positive | None = None
     seed: Seed = 0
-    calibration: str = "builtin:pydocs"
+    calibration: str = "builtin:mix"
     evaluation: EvaluationTexts = ("builtin:pydocs", "builtin:prose")
     text_column: str | None = None
     bos: Bos = "auto"

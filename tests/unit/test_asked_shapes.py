@@ -25,6 +25,7 @@ from polyprune_core.search.loop import SearchOptions, SearchState, Stepper
 from polyprune_core.testing.tiny import tiny_model
 from polyprune_core.utils.progress import Reporter
 
+TEXTS = {"calibration": "builtin:pydocs", "evaluation": "builtin:pydocs"}
 SMALL = {"calibration_samples": 2, "seq_len": 16, "eval_seq_len": 16, "limit": 2, "masks_per_step": 4, "steps": 3}
 
 
@@ -166,7 +167,7 @@ def test_what_the_model_or_the_units_have_no_place_for_is_refused_before_anythin
     registry = load_registry()
 
     def asked(**more: Any) -> Comparison:
-        return Comparison(model="tiny", baselines="wanda", granularity="channel", **SMALL, **more)
+        return Comparison(model="tiny", baselines="wanda", granularity="channel", **SMALL, **TEXTS, **more)
 
     with pytest.raises(ConfigError, match=r"--multiple-of head=2: no unit of this kind .* channel"):
         open_harness(asked(multiple_of="head=2"), registry, Reporter())
