@@ -34,8 +34,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|transformers|pandas|pluggy|collections|pathlib|types|typing)\..*|Axes"),
     (r"py:class", r"tuple\[(~polyprune_core\.results\.row\.)?TextScores|Dense|Metric|Start|Search"),
-    (r"py:class", r"polyprune_core\.config\.cell\.\w+|polyprune_core\.runs\.(evaluation_report\.Side|export\.Exported)|Paired"),
-    (r"py:class", r"nn\.(Module|Parameter)|Tensor|Generator|Path|Sequence|Mapping|Callable|Iterable|Iterator|Any|ModuleType"),
+    (r"py:class", r"polyprune_core\.(config\.cell\.\w+|runs\.(evaluation_report\.Side|export\.Exported))|Paired"),
+    (r"py:class", r"nn\.(Module|Parameter)|Tensor|Generator|Path|Sequence|Mapping|Callable|Iterable|Iterator|Any"),
+    (r"py:class", r"ModuleType"),
     (r"py:.*", r"PreTrained\w+|(dict|Mapping)\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
     (
         r"py:class",
