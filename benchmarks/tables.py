@@ -63,8 +63,6 @@ def repair_seconds() -> str:
 
 def experts() -> str:
     """What removes experts, with and without a repair, on a small mixture."""
-    if not (RESULTS / "moe.json").exists():
-        return "*not measured*"
     results = Results.from_json(_read("moe"))
     wanted = ("perplexity", "n", "parameters", "active", "KL to dense", "forward tokens")
     return markdown(results, ("sparsity asked → got", *wanted))
