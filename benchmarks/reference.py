@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -20,6 +21,7 @@ from polyprune_core.models.families import OWN
 from polyprune_core.models.families import families as described
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.quiet import quiet
+from polyprune_core.plugins.gallery import gallery
 from polyprune_core.plugins.options import describe_options
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.testing.checks import CHECKS
@@ -27,6 +29,7 @@ from polyprune_core.testing.family import FAMILY_CHECKS
 from polyprune_core.testing.tiny import tiny_config
 
 NAMES = Path(__file__).resolve().parent.parent / "docs" / "reference" / "api.md"
+CHECKED = NAMES.parents[2] / "benchmarks" / "results" / "families.json"
 DIRECTIVE = re.compile(r"^\.\. auto(?:class|function|module):: (polyprune_core[\w.]*)$", re.M)
 
 
@@ -42,6 +45,20 @@ def plugins(kind: str) -> str:
     return _table(("name", "what it does", "options", "source"), rows)
 
 
+def others() -> str:
+    """The plugins of other distributions that are known of."""
+    return _table(
+        ("plugin", "kind", "distribution", "what it does", "source"),
+        [(f"`{p.name}`", p.kind, f"`{p.distribution}`", p.summary, p.source) for p in gallery()],
+    )
+
+
+def tries() -> str:
+    """How each of those is installed and shown, and what the command printed of it."""
+    rows = [(f"`{p.name}`", f"`{p.install}`", f"`{p.command}`", p.row) for p in gallery()]
+    return _table(("plugin", "install", "command", "its row"), rows)
+
+
 def checks() -> str:
     """The checks of the conformance kit, those for all kinds first."""
     rows = [
@@ -53,16 +70,18 @@ def checks() -> str:
 
 def families() -> str:
     """What each granularity finds in a tiny model of every model type that is tested: entries a layer, or whole."""
-    registry = load_registry()
+    registry, record = load_registry(), json.loads(CHECKED.read_text("utf-8"))["types"]
     names = [item.provider.name for item in registry.all("granularity") if item.provider.name != "auto"]
     rows = []
     for model_type, family in described().items():
         if family.source == OWN:
-            layout = _layout(model_type)
+            layout = layout_of(model_type)
             found = [_units(registry.build("granularity", name), layout) for name in names]
             stock = all(axis.config_counts for axis in layout.axes if not axis.whole)
-            rows.append((f"`{model_type}`", f"`{family.name}`", *found, "" if stock else "resized"))
-    return _table(("model type", "family", *(f"`{name}`" for name in names), "layers"), rows)
+            checks = list(record.get(model_type, {}).get("checks", {}).values())
+            told = f"{checks.count('passed')} of {len(checks)}"
+            rows.append((f"`{model_type}`", f"`{family.name}`", *found, "" if stock else "resized", told))
+    return _table(("model type", "family", *(f"`{name}`" for name in names), "layers", "checks passed"), rows)
 
 
 def family_checks() -> str:
@@ -71,7 +90,7 @@ def family_checks() -> str:
     return _table(("check", "what it holds"), rows)
 
 
-def _layout(model_type: str) -> ModelLayout:
+def layout_of(model_type: str) -> ModelLayout:
     with torch.device("meta"), quiet():
         return describe(AutoModelForCausalLM.from_config(tiny_config(model_type)))
 

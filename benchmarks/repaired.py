@@ -57,18 +57,18 @@ def mixed(record: dict[str, Any]) -> list[str]:
 def lines(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGTH) -> list[Line]:
     """Returns the criteria of a record at one sparsity, each with its repairs."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    budgets = _budgets(record)
+    given = budgets(record)
     for row in record["rows"]:
         measured = any(each["seq_len"] == seq_len for each in row["evaluations"])
         if row["status"] != "ok" or row["sparsity"] != sparsity or row["kind"] == "start" or not measured:
             continue
-        name = (_name(row, budgets.get(row["id"])), row["repair"])
+        name = (_name(row, given.get(row["id"])), row["repair"])
         found.setdefault(name, {})[row["seed"]] = row
     dense = _dense_windows(record, seq_len)
     return [_line(record, name, repair, list(rows.values()), dense) for (name, repair), rows in found.items()]
 
 
-def _budgets(record: dict[str, Any]) -> dict[str, int]:
+def budgets(record: dict[str, Any]) -> dict[str, int]:
     """Returns the forward tokens that the search of each row was given."""
     return {
         row: comparison["config"]["forward_tokens"]

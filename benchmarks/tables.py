@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import headline
 import reference
 import repaired
 from curves import beside, criteria, in_its_best_pooling, table
@@ -34,11 +35,12 @@ HEADLINE = {
     "wanda → probabilities, reinforce, released",
 }
 REFERENCE = [
-    ROOT / "docs" / "reference" / f"{name}.md" for name in ("api", "cli", "conformance", "families", "plugins")
+    ROOT / "docs" / "reference" / f"{name}.md"
+    for name in ("api", "cli", "conformance", "families", "gallery", "plugins")
 ]
 EXPLAINED = [
     ROOT / "docs" / "explanation" / f"{name}.md"
-    for name in ("baselines", "repair", "sample-efficiency", "which-criterion")
+    for name in ("baselines", "experts", "found", "repair", "sample-efficiency", "scale", "which-criterion")
 ]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "howto" / "load-elsewhere.md", *EXPLAINED, *REFERENCE]
 
@@ -57,6 +59,15 @@ def repair_seconds() -> str:
         seconds = " | ".join(f"{value:.0f} s" for value in each["seconds"].values())
         lines.append(f"| {each['model']} | {each['tokens']:,} | {seconds} |")
     return "\n".join(lines)
+
+
+def experts() -> str:
+    """What removes experts, with and without a repair, on a small mixture."""
+    if not (RESULTS / "moe.json").exists():
+        return "*not measured*"
+    results = Results.from_json(_read("moe"))
+    wanted = ("perplexity", "n", "parameters", "active", "KL to dense", "forward tokens")
+    return markdown(results, ("sparsity asked → got", *wanted))
 
 
 def originals() -> str:
@@ -251,6 +262,42 @@ def _ratio(way: dict[str, Any]) -> str:
     return f"{way['of_dense']:.2f} ({low:.2f} to {high:.2f})"
 
 
+def cluster_plan() -> str:
+    """What a search of a large model takes on a cluster."""
+    lines = ["| search | workers | s a mask | s a step | masks/s | MB a step | hours | USD | bound by |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---|"]
+    for row in _read("cluster")["plan"]:
+        lines.append(
+            f"| {row['search']} | {row['workers']:,} | {row['seconds_a_mask']:.2f} | {row['seconds_a_step']:.2f} | "
+            f"{row['masks_a_second']:.1f} | {row['bytes_a_step'] / 1e6:.1f} | {row['hours']:.2f} | {row['usd']:,.2f} | "
+            f"{row['bound_by']} |"
+        )
+    record = _read("cluster")
+    call, workers = record["measured"]["seconds_a_call"], record["driver_bound_at_workers"]
+    told = (
+        f"A call takes {1000 * call:.1f} ms at the driver, which can keep {workers:.0f} workers busy at our defaults."
+    )
+    fixed, each = (1000 * record["measured"][f"arithmetic_a_{part}"] for part in ("step", "mask"))
+    told += f" The search's own arithmetic takes {fixed:.0f} ms a step and {each:.1f} ms a mask on one processor."
+    return "\n".join([*lines, "", told])
+
+
+def cluster_simulation() -> str:
+    """The same searches, run by the supervisor in made-up time."""
+    record = _read("cluster")
+    plan = {(row["search"], row["workers"]): row["seconds_of_masks"] for row in record["plan"]}
+    lines = ["| search | workers | planned s of masks a step | simulated, mean | median | longest | workers lost |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    lines += [
+        f"| {row['search']} | {row['workers']:,} | {plan[row['search'], row['workers']]:.2f} | "
+        f"{row['seconds_a_step']:.2f} | {row['median_seconds_a_step']:.2f} | {row['longest_step']:.1f} | "
+        f"{row['lost']} in {row['hours_simulated']:.1f} h |"
+        for row in record["simulation"]
+    ]
+    own = max(row["supervisor_seconds_a_call"] for row in record["simulation"])
+    return "\n".join([*lines, "", f"The supervisor itself takes at most {1000 * own:.2f} ms a call, at 1,000 workers."])
+
+
 def _read(name: str) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
     return record
@@ -258,6 +305,7 @@ def _read(name: str) -> dict[str, Any]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "estimators": estimators,
+    "headline": lambda: headline.table(_read("repair")),
     "headline 0.2": lambda: efficiency(0.2, HEADLINE.__contains__),
     "headline 0.3": lambda: efficiency(0.3, HEADLINE.__contains__),
     "efficiency 0.2": lambda: efficiency(0.2),
@@ -286,10 +334,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "excess stories": lambda: repaired.excesses(_read("repair"), "tinystories.txt"),
     "orders": lambda: repaired.orders(_read("repair")),
     "exports": exports,
+    "experts": experts,
+    "cluster plan": cluster_plan,
+    "cluster simulation": cluster_simulation,
     "checks": reference.checks,
     "families": reference.families,
     "family checks": reference.family_checks,
     "commands": reference.commands,
+    "gallery": reference.others,
+    "gallery commands": reference.tries,
 }
 # Tables that are made for what their name ends with.
 KINDS: dict[str, Callable[[str], str]] = {"plugins": reference.plugins, "names": reference.names}

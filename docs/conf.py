@@ -33,7 +33,7 @@ nitpicky = True
 # Types that are documented elsewhere, or are no part of the interface.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|transformers|pandas|pluggy|collections|pathlib|types|typing)\..*|Axes"),
-    (r"py:class", r"tuple\[~polyprune_core\.results\.row\.TextScores"),
+    (r"py:class", r"tuple\[(~polyprune_core\.results\.row\.)?TextScores|Dense|Metric|Start|Search"),
     (r"py:class", r"polyprune_core\.config\.cell\.\w+|polyprune_core\.runs\.evaluation_report\.Side|Paired"),
     (r"py:class", r"nn\.Module|Tensor|Generator|Path|Sequence|Mapping|Callable|Iterable|Iterator|Any|ModuleType"),
     (r"py:.*", r"PreTrained\w+|(dict|Mapping)\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
@@ -83,6 +83,15 @@ def _without_arguments_of_protocols(app: Sphinx, what: str, name: str, obj: Any,
     return ("", None) if what == "class" and is_protocol(obj) else None
 
 
+def _without_paths(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """Sphinx shows a signature as it stands where a default is no expression; there types are named without modules."""
+    if not signature or "<" not in signature:
+        return None
+    return re.sub(r"~?(?:[a-zA-Z_]\w*\.)+(?=[a-zA-Z_])", "", signature), returns
+
+
 def _from_markdown(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings indent examples after a blank line, put letters behind `code`, and colons into a property's text."""
     found = ["", *(re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", line) for line in lines)]
@@ -98,4 +107,5 @@ def setup(app: Sphinx) -> None:
     """Formulas become MathML, which browsers draw themselves: no script and nothing fetched by a reader."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("autodoc-process-signature", _without_arguments_of_protocols)
+    app.connect("autodoc-process-signature", _without_paths, priority=600)
     app.connect("autodoc-process-docstring", _from_markdown, priority=400)  # before napoleon

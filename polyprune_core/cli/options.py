@@ -157,7 +157,24 @@ SEARCH = [
     setting("--protect", metavar="LAYERS", help="Layers left whole, as first=4,last=2.", unless="none"),
     setting("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps."),
 ]
+PLACEMENT = [
+    setting(
+        "--device-map",
+        metavar="NAME",
+        shell_complete=words("none", "auto"),
+        help="auto: layers over all GPUs, then memory, then left in their files.",
+    ),
+    setting(
+        "--max-memory",
+        metavar="LIST",
+        help="What weights take at most, as cpu=8GB,cuda:0=20GB; others stay in their files.",
+        unless="no limit",
+    ),
+    setting("--threads", type=int, metavar="N", help="Threads of each process.", unless="a fair part of the cores"),
+    setting("--mask-workers", type=int, metavar="N", help="Copies of the model that a search spreads its masks over."),
+]
 EXECUTION = [
+    *PLACEMENT,
     setting(
         "--executor",
         metavar="NAME",
@@ -165,8 +182,6 @@ EXECUTION = [
         help="Who runs the cells: local, this machine, or ray, a cluster.",
     ),
     setting("--workers", type=int, metavar="N", help="Processes that run cells.", unless="1; with ray as many as fit"),
-    setting("--mask-workers", type=int, metavar="N", help="Copies of the model that a search spreads its masks over."),
-    setting("--threads", type=int, metavar="N", help="Threads of each process.", unless="a fair part of the cores"),
     setting("--address", metavar="A", shell_complete=words("local", "auto"), help="Of Ray: local, auto or HOST:PORT."),
     setting("--cpus-per-cell", type=float, metavar="X", help="Processors that a worker of Ray takes."),
     setting(

@@ -51,6 +51,33 @@ def list_() -> None:
 
 
 @plugins.command()
+@click.argument("words", nargs=-1, metavar="[WORD]...")
+def search(words: tuple[str, ...]) -> None:
+    """List plugins of other packages that are known of, with every WORD in what is said of them."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from polyprune_core.cli.console import stderr
+    from polyprune_core.plugins.gallery import gallery
+    from polyprune_core.plugins.registry import load_registry
+
+    there = {(item.kind, item.provider.name) for item in load_registry().all()}
+    found = [listed for listed in gallery() if all(map(listed.has, words))]
+    console = Console(highlight=False, soft_wrap=True)
+    for listed in found:
+        console.print(f"[bold]{escape(listed.name)}[/] ({listed.kind}, {escape(listed.distribution)})")
+        console.print(f"{escape(listed.summary)}; {escape(listed.source)}")
+        console.print("installed" if (listed.kind, listed.name) in there else escape(listed.install))
+        console.print(escape(listed.command))
+    if not found:
+        stderr().print(
+            f"no plugin of another package is known for {escape(' '.join(words))}; `polyprune plugins list` shows "
+            "those that are installed, `polyprune plugins new` begins one.",
+            soft_wrap=True,
+        )
+
+
+@plugins.command()
 @click.argument("name", shell_complete=plugin_names())
 def show(name: str) -> None:
     """Show what the plugin NAME does, its options with types and defaults, what it needs and where it comes from."""

@@ -1,0 +1,1 @@
+"""What is asked: settings, budgets, presets, and the cells that they make."""

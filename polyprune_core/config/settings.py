@@ -22,7 +22,7 @@ from pydantic import (
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, NO_REPAIR, AskedScale, AskedScope, Scope
-from polyprune_core.config.execution import Execution
+from polyprune_core.config.execution import Execution, Machine
 from polyprune_core.config.presets import PRESETS, Preset
 from polyprune_core.config.protect import Protect
 from polyprune_core.config.shapes_spec import ShapesSpec, normal_multiples
@@ -232,7 +232,7 @@ class Comparison(Settings, TaskSettings, Execution):
         return self
 
 
-class Pruning(Settings):
+class Pruning(Settings, Machine):
     """One model to cut for good."""
 
     # A model that is kept has to do more than what it was calibrated on.
@@ -255,6 +255,7 @@ class Pruning(Settings):
         """Returns the grid of one cell that this is."""
         shared: dict[str, Any] = self.model_dump(include=set(Settings.model_fields))
         lists: dict[str, Any] = {name: (getattr(self, name),) for name in ("granularity", "scale", "repair")}
+        shared |= {name: getattr(self, name) for name in Machine.model_fields if name in self.model_fields_set}
         lists |= {"seeds": (self.seed,), "scope": (self.scope,) if self.scope else (), **self._asked()}
         searches: dict[str, Any] = {
             "initializers": (self.initializer,),

@@ -1,0 +1,1 @@
+"""Text in; losses, statistics of inputs, perplexity, tasks and latency out."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import ModelError, PluginError
+from polyprune_core.evaluation.carried import NotCarried, moments_by_layer
 from polyprune_core.evaluation.layerwise import Refit, SideBySide
 from polyprune_core.evaluation.losses import Metered, Objective, counts, token_losses
 from polyprune_core.evaluation.moments import (
@@ -27,7 +28,8 @@ from polyprune_core.evaluation.moments import (
     text_hash,
 )
 from polyprune_core.evaluation.observing import Watch, features_of, observe
-from polyprune_core.models.layout import ModelLayout
+from polyprune_core.models.layout import Axis, ModelLayout
+from polyprune_core.models.remote_code import is_stock
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.scaling import scale
@@ -252,7 +254,7 @@ class Calibration(Metered):
         with ExitStack() as stack:
             compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
             models = SideBySide(compactor, self.layout, pruned.axis_keep())
-            updates = models.refitted(batches, pruned.left_readers(), refit, self.progress)
+            updates = models.refitted(batches, pruned.left_readers(routed=True), refit, self.progress)
         self.count(self.windows.numel(), passes=models.passes)
         return updates
 
@@ -274,7 +276,8 @@ class Calibration(Metered):
     def moments(self, axis: str) -> Moments:
         """Returns mean (F,) and second moments (F, F) of what the axis' reader takes in, in the unpruned model.
 
-        The first call collects them for all readers of the model, in as few passes as memory allows. Whoever asks for
+        The first call collects them for all readers of the model, in one pass, or where neither memory holds them all
+        nor layers can be run one by one, in as few as memory allows. Whoever asks for
         them on the same windows gets the same ones, and bears their cost as if they had been collected for it alone.
 
         Raises:
@@ -287,10 +290,18 @@ class Calibration(Metered):
                 f"the second moments of what {reader} takes in would need {size / 1e9:,.0f} GB; use a metric "
                 "that needs none, such as wanda, flap, frequency or reap."
             )
-        readers = next(readers for readers in passes_over(self.model, self.layout) if reader in readers)
-        reading = Reading(self._text, readers)
-        if reading not in self._store.seconds:
-            self._store.collect(reading, lambda: collect_moments(self.model, readers, self.batches()))
+        passes = self._passes_for(self.layout.axis[axis])
+        carried = len(passes) > 1 and self._store.carried and is_stock(self.model)
+        passes = [tuple(name for readers in passes for name in readers)] if carried else passes
+        reading = Reading(self._text, next(readers for readers in passes if reader in readers))
+        if reading not in self._store.seconds and carried:
+            try:
+                self._carry(reading)
+            except NotCarried:
+                self._store.carried = False
+                return self.moments(axis)
+        elif reading not in self._store.seconds:
+            self._store.collect(reading, collect_moments(self.model, reading.readers, self.batches()))
         elif reading not in self.readings:
             for ids in self.windows.split(self.batch_size):
                 self.count(ids.numel())
@@ -299,6 +310,25 @@ class Calibration(Metered):
         moments = self._store.read(reading.text, reader)
         device = next(self.model.get_submodule(reader).parameters()).device
         return Moments(moments.mean.to(device), moments.second.to(device))
+
+    def _passes_for(self, axis: Axis) -> list[tuple[str, ...]]:
+        """Returns the passes that read axes like one: those of stacks of maps, or all others."""
+        alike = {
+            each.reader_module
+            for each in self.layout.axes
+            if each.is_read and (each.stack is None) is (axis.stack is None)
+            if size_of_moments(self.model, each) <= AT_MOST
+        }
+        passes = (tuple(filter(alike.__contains__, each)) for each in passes_over(self.model, self.layout))
+        return [each for each in passes if each]
+
+    def _carry(self, reading: Reading) -> None:
+        """Collects all moments of a large model in one pass, layer by layer."""
+        batches = [ids.to(self.model.device) for ids in self.windows.split(self.batch_size)]
+        found = moments_by_layer(self.model, self.layout, reading.readers, batches, self.progress)
+        self._store.collect(reading, found)
+        for ids in batches:
+            self.count(ids.numel())
 
     @cached_property
     def _text(self) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import ModelError
+from polyprune_core.evaluation.observing import features_of
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.pruning.readers import Reader
 from polyprune_core.pruning.surgery import Compactor
@@ -124,7 +125,7 @@ class SideBySide:
             taken, given = self._until(index, state.pruned, reader.module, before)
             lacking = state.dense.float() - state.pruned.float()
             lacking = lacking + sum(added[name].float() - given[name].float() for name in before)
-            inputs = taken.flatten(0, -2)[:, :kept].float()
+            inputs = taken[:, :kept]
             wanted = (added[reader.module].float() + lacking).flatten(0, -2)
             new = [inputs.sum(dim=0), inputs.T @ inputs, wanted.sum(dim=0), wanted.T @ inputs]
             sums = [total + each for total, each in zip(sums, new, strict=True)] if sums else new
@@ -159,26 +160,26 @@ class SideBySide:
     def _watched(self, index: int, hidden: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the hidden states after a layer, and what its readers gave, in the order in which they ran."""
         given: dict[str, Tensor] = {}
-        axes = [axis for axis in self.layout.axes if axis.layer == index and axis.reader is not None]
+        axes = [axis for axis in self.layout.axes if axis.layer == index and axis.is_read]
         with ExitStack() as undo:
             for name in {axis.reader_module for axis in axes}:
-                undo.enter_context(self._heard(name, given.__setitem__))
+                undo.enter_context(self._heard(name, given.__setitem__, hidden))
             return _hidden(self._run(index, hidden)), given
 
     def _until(
         self, index: int, hidden: Tensor, module: str, before: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns what a reader takes in, and what the readers before it gave; a removed one gives nothing."""
+        """Returns what a reader takes in (tokens, k), and what readers before it gave; a removed one gives nothing."""
         given = {name: torch.zeros_like(hidden) for name in before}
         taken: list[Tensor] = []
 
         def stop(inputs: tuple[Tensor, ...]) -> None:
-            taken.append(inputs[0])
+            taken.append(features_of(self.model.get_submodule(module), inputs))
             raise _Enough
 
         with ExitStack() as undo:
             for name in before:
-                undo.enter_context(self._heard(name, given.__setitem__))
+                undo.enter_context(self._heard(name, given.__setitem__, hidden))
             hook = self.model.get_submodule(module).register_forward_pre_hook(lambda _module, inputs: stop(inputs))
             undo.callback(hook.remove)
             with suppress(_Enough):
@@ -186,11 +187,11 @@ class SideBySide:
         return taken[0], given
 
     @contextmanager
-    def _heard(self, module: str, tell: Callable[[str, Tensor], None]) -> Iterator[None]:
-        """Tells the name and the output of a module whenever it runs in the block."""
+    def _heard(self, module: str, tell: Callable[[str, Tensor], None], like: Tensor) -> Iterator[None]:
+        """Tells the name and the output of a module, shaped `like` hidden states, whenever it runs in the block."""
 
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            tell(module, output)
+            tell(module, output.view(like.shape))
 
         handle = self.model.get_submodule(module).register_forward_hook(hook)
         try:

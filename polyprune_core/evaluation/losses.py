@@ -45,7 +45,8 @@ def predictions(head: Any, hidden: Tensor, ids: Tensor) -> Iterator[tuple[Tensor
     positions = hidden[:, :-1].flatten(0, 1).split(LOGIT_ROWS)
     targets = ids[:, 1:].reshape(-1, 1).split(LOGIT_ROWS)
     for rows, target in zip(positions, targets, strict=True):
-        yield head(rows), target
+        logits = head(rows)
+        yield logits, target.to(logits.device)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

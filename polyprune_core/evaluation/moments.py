@@ -50,15 +50,16 @@ class MomentStore:
     def __init__(self, in_memory: float = IN_MEMORY) -> None:
         self.in_memory = in_memory
         self.seconds: dict[Reading, float] = {}
+        self.carried = True  # until a model turns out not to be one whose layers can be run one by one
         self._held: dict[tuple[str, str], Moments | Path] = {}
         self._folder: Any = None
 
-    def collect(self, reading: Reading, collect: Callable[[], dict[str, Moments]]) -> None:
-        """Keeps what `collect` returns by reader."""
+    def collect(self, reading: Reading, found: Iterable[tuple[str, Moments]]) -> None:
+        """Keeps the moments that are found, by reader."""
         start = time.perf_counter()
-        for reader, moments in collect().items():
+        for reader, moments in found:
             self._held[reading.text, reader] = moments
-        self._spill()
+            self._spill()
         self.seconds[reading] = time.perf_counter() - start
 
     def read(self, text: str, reader: str) -> Moments:
@@ -110,22 +111,33 @@ def size_of_moments(model: nn.Module, axis: Axis) -> float:
     return 4.0 * model.get_parameter(axis.reader_cut.parameter).shape[axis.reader_cut.dim] ** 2
 
 
-def collect_moments(model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
-    """Returns the moments by reader, on the CPU, over the tokens of `batches` of windows (B, T)."""
+def collect_moments(
+    model: nn.Module, readers: Iterable[str], batches: Iterable[Tensor]
+) -> Iterator[tuple[str, Moments]]:
+    """Yields readers with their moments, on the CPU, over the tokens of `batches` of windows (B, T)."""
     sums = input_sums(model, readers, lambda x: [x.sum(dim=0), x.T @ x], batches)
     # Taken out one by one: sums and means of all readers together would take twice the memory.
-    return {name: _mean(*sums.pop(name)) for name in list(sums)}
+    for name in list(sums):
+        yield name, mean_of(*sums.pop(name))
 
 
-def _mean(tokens: int, totals: list[Tensor]) -> Moments:
+def mean_of(tokens: int, totals: list[Tensor]) -> Moments:
+    """Returns the moments of a reader from its sums over tokens."""
     mean, second = ((total / tokens).cpu() for total in totals)
     return Moments(mean, second)
 
 
 def input_sums(
-    model: nn.Module, modules: Iterable[str], measure: Callable[[Tensor], list[Tensor]], batches: Iterable[Tensor]
+    model: nn.Module,
+    modules: Iterable[str],
+    measure: Callable[[Tensor], list[Tensor]],
+    batches: Iterable[Tensor],
+    run: Callable[[Tensor], None] | None = None,
 ) -> dict[str, tuple[int, list[Tensor]]]:
-    """Returns, by module, the number of tokens and what is measured of its features (tokens, F) float32, added up."""
+    """Returns, by module, the number of tokens and what is measured of its features (tokens, F) float32, added up.
+
+    `run` has a batch pass by the modules; without it the whole model does, on a text.
+    """
     sums: dict[str, tuple[int, list[Tensor]]] = {}
 
     def watch(name: str) -> Watch:
@@ -139,5 +151,5 @@ def input_sums(
 
         return add
 
-    observe(model, {name: watch(name) for name in modules}, batches)
+    observe(model, {name: watch(name) for name in modules}, batches, run)
     return sums

@@ -17,16 +17,21 @@ from polyprune_core.evaluation.losses import last_hidden
 Watch = Callable[[tuple[Any, ...], Any], None]
 
 
-def observe(model: nn.Module, watched: Mapping[str, Watch], batches: Iterable[Tensor]) -> None:
+def observe(
+    model: nn.Module,
+    watched: Mapping[str, Watch],
+    batches: Iterable[Tensor],
+    run: Callable[[Tensor], None] | None = None,
+) -> None:
     """Passes batches of windows (B, T) through the model, and tells what is `watched`, by module, of every call.
 
-    Without gradients; the model runs as it now is.
+    Without gradients; the model runs as it now is. `run` has a batch pass by the modules in another way.
     """
     with torch.inference_mode(), ExitStack() as undo:
         for name, watch in watched.items():
             undo.enter_context(model.get_submodule(name).register_forward_hook(_telling(watch)))
         for ids in batches:
-            last_hidden(model, ids)
+            run(ids) if run else last_hidden(model, ids)
 
 
 def _telling(watch: Watch) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.models.describe import describe
+from polyprune_core.models.placement import USUAL, Placement, placed, placement
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
@@ -43,22 +44,24 @@ class Copy:
     revision: str | None
     trust_remote_code: bool
     threads: int
+    placement: Placement = USUAL
 
     @classmethod
     def of(cls, loaded: LoadedModel, revision: str | None, trust_remote_code: bool, device: str, threads: int) -> Copy:
         """Returns what makes copies of a loaded model, in the same number format."""
         dtype = str(loaded.model.dtype).removeprefix("torch.")
-        return cls(loaded.name, loaded.sha256, dtype, device, revision, trust_remote_code, threads)
+        return cls(loaded.name, loaded.sha256, dtype, device, revision, trust_remote_code, threads, placement())
 
     def __call__(self, tell: Tell) -> Bench:
         torch.set_num_threads(self.threads)
-        loaded = load_model(
-            self.name,
-            dtype=self.dtype,
-            device=self.device,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-        )
+        with placed(self.placement):
+            loaded = load_model(
+                self.name,
+                dtype=self.dtype,
+                device=self.device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
         if loaded.sha256 != self.sha256:
             raise ModelError(f"{self.name} has other weights where a worker reads it: sha256 {loaded.sha256[:12]}.")
         return Bench(loaded)

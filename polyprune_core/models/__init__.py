@@ -1,0 +1,1 @@
+"""A name to weights, and a model's layout from families as data."""

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from polyprune_core.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where weights lie: `spread` over all GPUs, and on each device no more than `limits` (bytes by its name) says."""
+
+    spread: bool = False
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def usual(self) -> bool:
+        """Whether all weights are on one device, in memory."""
+        return not self.spread and not self.limits
+
+
+USUAL = Placement()
+_ACTIVE: ContextVar[Placement | None] = ContextVar("placement", default=None)
+
+
+@contextmanager
+def placed(placement: Placement) -> Iterator[None]:
+    """Has every model that is loaded within the block, a written one that is read back too, placed so."""
+    token = _ACTIVE.set(placement)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def placement() -> Placement:
+    """Returns where the models that are loaded now are to lie."""
+    return _ACTIVE.get() or USUAL
+
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -23,6 +60,11 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = device.partition(":")
+    if kind == "mps":
+        raise ConfigError(
+            "device mps, the GPU of Apple's processors, is not supported: its results have not been held against those "
+            "of others. Use --device cpu."
+        )
     if kind not in ("cpu", "cuda") or device.endswith(":") or (index and not index.isdecimal()):
         raise ConfigError(unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0")))
     if kind == "cpu":

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyprune_core.errors import ModelError, PolypruneError, brief
-from polyprune_core.models.checkpoint import check_folder, json_object, read_config
+from polyprune_core.models.checkpoint import check_folder, json_object, read_config, stored_dtype
 from polyprune_core.models.families import family_of
 from polyprune_core.models.fitting import check_sizes, require_fit
+from polyprune_core.models.placing import place
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.remote_code import (
     OWN_PREFIX,
@@ -67,10 +68,8 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device, trust_rem
             output_loading_info=True,
         )
         require_fit(folder, model, report)
-        model = model.to(device)
+        model = place(model, device, stored_dtype(folder))
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
-    for parameter in loaded.parameters():  # in memory of its own: no longer a view of the file
-        parameter.data = parameter.data.clone()
     loaded.config.use_cache = False
     return loaded
 

@@ -1,0 +1,1 @@
+"""Contracts, hook specifications, isolated loading, guarding, and what may come back."""

@@ -69,13 +69,14 @@ class Granularity(Protocol):
 class Initializer(Protocol):
     """How much each unit matters, before any search.
 
-    A metric that needs "budget" is asked anew for every sparsity and scope, which `calibration.budget` holds, and is
-    taken at its word: its scores are compared across layers as they are, whatever scale the run asks for, so that what
-    `calibration.budget.select` gave it while it measured is what the run selects.
+    A metric that needs "budget" is asked anew for every sparsity and scope, which `calibration.budget` holds. Its
+    scores are compared across layers as they are, whatever scale the run asks for. So the run selects the very units
+    that `calibration.budget.select` gave the metric while it measured.
 
-    Two more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
+    Three more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
     are compared across layers as they are too. `granularities`: names of those that it can score, where it refuses
-    others; `--baselines all` leaves it out elsewhere.
+    others. `made_for`: the granularity that it is about, where it asks another metric for the rest. `--baselines all`
+    leaves it out where it scores nothing itself.
     """
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
@@ -129,7 +130,7 @@ class GradientEstimator(Protocol):
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
     "granularity": {"if_none": ""},
-    "initializer": {"comparable": False, "granularities": None},
+    "initializer": {"comparable": False, "granularities": None, "made_for": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
     "repair": {"trained_tokens": 0},
     "exporter": {

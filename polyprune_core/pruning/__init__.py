@@ -1,0 +1,1 @@
+"""Units, prices, selection, surgery, the pruned model and mask files."""

@@ -116,15 +116,19 @@ class PrunedModel:
                 found[name] = (weight.shape[1 - cut.dim],)
         return found
 
-    def left_readers(self) -> list[Reader]:
-        """The readers that are left some or all of their input features, in the order of the layout."""
+    def left_readers(self, *, routed: bool = False) -> list[Reader]:
+        """The readers that are left some or all of their input features, in the order of the layout.
+
+        With `routed` the experts of mixtures too, which take in something else than in the dense model.
+        """
         from polyprune_core.pruning.readers import left_readers
 
-        return left_readers(self.base.model, self.space, self.axis_keep())
+        found = left_readers(self.base.model, self.space, self.axis_keep())
+        return [reader for reader in found if routed or not reader.routed]
 
-    def cut_readers(self) -> list[Reader]:
+    def cut_readers(self, *, routed: bool = False) -> list[Reader]:
         """Those of `left_readers` that lost some of their input features."""
-        return [reader for reader in self.left_readers() if not reader.whole]
+        return [reader for reader in self.left_readers(routed=routed) if not reader.whole]
 
     def added(self) -> list[str]:
         """The parameters that `updates` adds to those of the dense model."""

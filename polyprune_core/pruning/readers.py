@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyprune_core.models.layout import Axis, Cut, ModelLayout
+from polyprune_core.errors import ModelError
+from polyprune_core.models.layout import Axis, Cut, ModelLayout, Stack
+from polyprune_core.pruning.entries import reader_columns
 from polyprune_core.pruning.space import MaskSpace
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A linear module of F input features of which some stay.
+    """A linear module of F input features of which some stay, or all experts of a mixture as one (a `stack`).
 
     Attributes:
         module: its name in the dense model.
         axis: an axis that it reads, which `Calibration.moments` takes.
+        routed: whether a router chooses what it takes in, so that without an expert the others take in something else
+            than in the dense model. It has no place for a bias.
         weight: (out, F) float32, that of the dense model.
         bias: (out,) float32, that of the dense model, or None.
         keep: (F,) bool, the features that stay.
@@ -32,7 +36,13 @@ class Reader:
     bias: Tensor | None
     keep: Tensor
     units: Tensor
-    cut: Cut
+    cut: Cut | None
+    stack: Stack | None = None
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router chooses what it takes in."""
+        return self.stack is not None
 
     @property
     def whole(self) -> bool:
@@ -40,17 +50,30 @@ class Reader:
         return bool(self.keep.all())
 
     def updates(self, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns a new weight (out, kept) and a new bias (out,) by name, as the model stores them."""
-        changed = {} if weight is None else {self.cut.parameter: weight.float().movedim(-1, self.cut.dim).contiguous()}
+        """Returns a new weight (out, kept) and a new bias (out,) by name, as the model stores them.
+
+        Raises:
+            ModelError: a bias for experts.
+        """
+        if self.stack is not None and bias is not None:
+            raise ModelError(f"{self.module} are experts, which have no bias.")
+        changed = {} if weight is None else self._stored(weight.float())
         return changed | ({} if bias is None else {f"{self.module}.bias": bias.float()})
+
+    def _stored(self, weight: Tensor) -> dict[str, Tensor]:
+        if self.stack is not None:
+            maps = int(self.keep.view(self.stack.maps, self.stack.width).any(dim=1).sum())
+            return {self.stack.parameter: weight.unflatten(1, (maps, -1)).transpose(0, 1).contiguous()}
+        assert self.cut is not None
+        return {self.cut.parameter: weight.movedim(-1, self.cut.dim).contiguous()}
 
 
 def left_readers(model: Any, space: MaskSpace, axis_keep: Mapping[str, Tensor]) -> list[Reader]:
     """Returns the readers that a selection leaves anything to read, in the order of the layout."""
     layout, units = space.layout, _units(space)
     by_reader: dict[str, list[Axis]] = {}
-    for axis in layout.axes:
-        if axis.reader is not None:
+    for axis in layout.axis.values():
+        if axis.is_read:
             by_reader.setdefault(axis.reader_module, []).append(axis)
     found = []
     for module, axes in by_reader.items():
@@ -61,15 +84,16 @@ def left_readers(model: Any, space: MaskSpace, axis_keep: Mapping[str, Tensor]) 
         owner = torch.full((weight.shape[1],), -1)
         for axis in axes:
             if axis.name in axis_keep:
-                own = slice(axis.reader_cut.start, axis.reader_cut.start + axis.size * axis.reader_width)
-                keep[own] = axis_keep[axis.name].repeat_interleave(axis.reader_width)
-                owner[own] = units[axis.name].repeat_interleave(axis.reader_width)
+                own = reader_columns(axis)
+                keep[own.flatten()] = axis_keep[axis.name].repeat_interleave(own.shape[1])
+                owner[own.flatten()] = units[axis.name].repeat_interleave(own.shape[1])
         if not keep.any():
             continue
-        bias = getattr(model.get_submodule(module), "bias", None)
+        bias = None if axes[0].stack else getattr(model.get_submodule(module), "bias", None)
         bias = bias.detach().float() if isinstance(bias, Tensor) else None
-        device, cut = weight.device, axes[0].reader_cut
-        found.append(Reader(module, axes[0].name, weight, bias, keep.to(device), owner.to(device), cut))
+        cut = None if axes[0].stack else axes[0].reader_cut
+        device = weight.device
+        found.append(Reader(module, axes[0].name, weight, bias, keep.to(device), owner.to(device), cut, axes[0].stack))
     return found
 
 

@@ -47,7 +47,7 @@ def legal_counts(
     """
     least = least or [0] * len(space.groups)
     if shapes.equal_widths:
-        if any(least):
+        if _differ(least, space):
             raise BudgetError(
                 "layers have to be of equal widths, and --protect leaves some of them whole; choose another --exporter "
                 "or --target, or protect nothing."
@@ -62,6 +62,12 @@ def legal_counts(
     steps = _steps(space, shapes)
     floors = least_counts(least, space, shapes)
     return [max(count // step * step, floor) for count, step, floor in zip(counts, steps, floors, strict=True)]
+
+
+def _differ(least: Sequence[int], space: MaskSpace) -> bool:
+    """Whether groups of one kind have to keep different numbers of units."""
+    pairs = {(group.kind, count) for group, count in zip(space.groups, least, strict=True) if not _is_layer(group)}
+    return len(pairs) > len({kind for kind, _ in pairs})
 
 
 def refilled(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyprune_core.errors import ModelError
 from polyprune_core.models.checkpoint import NUMBER_FORMATS, WEIGHTS, WEIGHTS_INDEX, weight_files
+from polyprune_core.models.placing import is_in_file
 from polyprune_core.models.quiet import quiet
 from polyprune_core.pruning.build import class_for, compact_config
 from polyprune_core.pruning.surgery import Remains
@@ -27,8 +28,8 @@ KINDS = {name: kind for kind, name in NUMBER_FORMATS.items()}
 
 
 def is_unread(base: LoadedModel) -> bool:
-    """Whether a model was set up without reading its weights."""
-    return base.model.device.type == "meta"
+    """Whether weights of a model are still in their files: none was read, or what is beyond a limit was not."""
+    return any(parameter.is_meta or is_in_file(parameter) for parameter in base.model.parameters())
 
 
 def write_by_shard(pruned: PrunedModel, folder: Path, dtype: torch.dtype, max_shard_size: str) -> PreTrainedModel:
@@ -88,15 +89,18 @@ def _place(name: str) -> list[tuple[bool, int, str]]:
 
 
 class _Source:
-    """What stays of each parameter, read from the dense model's files by the smaller model's names."""
+    """What stays of each parameter by the smaller model's names; what the dense model lacks is read from its files."""
 
     def __init__(self, pruned: PrunedModel) -> None:
         from safetensors import safe_open
 
-        assert pruned.base.path is not None
         self.names, self.updates, self.dtype = pruned.names(), pruned.updates, pruned.base.model.dtype
         self.remains = Remains.of(pruned.base.model, pruned.layout, pruned.axis_keep())
+        self.held = {name: value for name, value in pruned.base.model.state_dict().items() if not value.is_meta}
         self.files: dict[str, Path] = {}
+        if self.held:
+            return
+        assert pruned.base.path is not None
         for path in weight_files(pruned.base.path):
             with safe_open(path, "pt") as file:
                 self.files |= dict.fromkeys(file.keys(), path)
@@ -114,5 +118,7 @@ class _Source:
         name = self.names[own]
         if name in self.updates:
             return self.updates[name].to("cpu", self.dtype)
+        if name in self.held:
+            return self.remains.slice(name, self.held[name]).cpu()
         with safe_open(self.files[name], "pt") as file:
             return self.remains.slice(name, file.get_tensor(name))

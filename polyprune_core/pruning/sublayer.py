@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polyprune_core.errors import ModelError
 from polyprune_core.models.layout import Axis, Cut
 from polyprune_core.models.modeling_polyprune import OwnConfig
+from polyprune_core.models.placing import is_in_file
 from polyprune_core.pruning.entries import entry_rows
 
 KEPT_WIDTH_MULTIPLE = 64
@@ -38,7 +39,9 @@ class _Part:
             if any(cut.dim != own[0].dim for cut in own):
                 raise ModelError(f"{name} is cut along several dimensions by {axis}, which cannot be run.")
         dims = {own[0].dim for own in self.cuts.values()}
-        self.dim = dims.pop() if len(dims) == 1 else 0
+        # One that stays in its file is not laid out anew, which would be a copy in memory.
+        self.in_file = is_in_file(parameter)
+        self.dim = dims.pop() if len(dims) == 1 and not self.in_file else 0
 
     def attach(self) -> None:
         self.parameter.data = self.parameter.data.movedim(self.dim, 0).contiguous().movedim(0, self.dim)
@@ -101,6 +104,7 @@ class Sublayer:
                 cuts.setdefault(buffer, {}).setdefault(axis.name, []).append(Cut(buffer, 0, 0, 1))
         self.parts = [_Part(name, tensor_of(model, name), own) for name, own in cuts.items()]
         self.names = set(cuts)
+        self.in_file = any(part.in_file for part in self.parts)
         self.index: Tensor | None = None
         self.updates: Mapping[str, Tensor] = {}
 
@@ -160,8 +164,8 @@ class Sublayer:
         return part.fill(self.axis, self.buffer(f"{slot}", part.rows), index, self._padded(index), update)
 
     def _padded(self, index: Tensor) -> int:
-        """Returns how many entries run; those of a second division, or that nothing reads, are not padded."""
-        if self.axis.reader is None or self.axis.of:
+        """Returns how many entries run; not padded: a second division, what nothing reads, files."""
+        if self.axis.reader is None or self.axis.of or self.in_file:
             return len(index)
         step = KEPT_WIDTH_MULTIPLE // math.gcd(KEPT_WIDTH_MULTIPLE, self.axis.reader_width)
         return min(-(-len(index) // step) * step, self.axis.size)

@@ -64,6 +64,13 @@ class Remains:
         return tensor.contiguous()
 
 
+def as_of(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Returns a parameter's new value on the device of its module, in the number format of that."""
+    like = next(model.get_submodule(name.rpartition(".")[0]).parameters(), None)
+    like = next(model.parameters()) if like is None else like
+    return tensor.to(like.device, like.dtype)
+
+
 def compact_items(
     model: nn.Module,
     layout: ModelLayout,
@@ -76,11 +83,10 @@ def compact_items(
     repair has changed or added, in their kept shape; they take on the model's number format.
     """
     remains = Remains.of(model, layout, axis_keep)
-    like = next(model.parameters())
     state = model.state_dict()
     for name in [*state, *(name for name in updates if name not in state)]:
         if name in updates:
-            yield name, updates[name].to(like.device, like.dtype).contiguous()
+            yield name, as_of(model, name, updates[name]).contiguous()
         elif not name.startswith(remains.gone):
             yield name, remains.slice(name, state[name])
 
@@ -138,8 +144,7 @@ class Compactor:
 
         Inside another such block it holds alone, until it ends.
         """
-        like = next(self.model.parameters())
-        changed = {name: tensor.to(like.device, like.dtype) for name, tensor in updates.items()}
+        changed = {name: as_of(self.model, name, tensor) for name, tensor in updates.items()}
         before = [(sublayer.axis, sublayer.index, sublayer.updates) for sublayer in self._sublayers]
         replaced = self._replaced
         try:
@@ -171,7 +176,7 @@ class Compactor:
                 self.__enter__()
 
     def _buffer(self, slot: str, like: Tensor) -> Tensor:
-        key = (slot, like.shape[1:], like.dtype)
+        key = (slot, like.shape[1:], like.dtype, like.device)
         if key not in self._buffers or len(self._buffers[key]) < len(like):
             with torch.inference_mode(False):  # usable inside and outside of inference mode
                 self._buffers[key] = torch.empty(like.shape, dtype=like.dtype, device=like.device)

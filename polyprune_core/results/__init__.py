@@ -1,0 +1,1 @@
+"""Rows, cells on disk, their schema and statistics."""

@@ -67,7 +67,6 @@ class Cost:
 class Decision:
     """What a cell decided, under which budget (the dense model has none), at what cost.
 
-
     `cell` has the scope and the scale that were chosen, where the one asked left them open; `losses` are those of the
     poolings that were tried, by "scope, scale", in nats per token.
     """

@@ -75,7 +75,7 @@ def _notes(layout: ModelLayout) -> Iterator[str]:
         yield f"layers with less {kind} cannot be told by a configuration; written folders bring a file of code"
     for kind in dict.fromkeys(axis.kind for axis in layout.axes if axis.at_least):
         least = max(axis.at_least for axis in layout.axes if axis.kind == kind)
-        yield f"a layer keeps at least {least} of its {kind}s, as many as are chosen for a token"
+        yield f"a layer keeps at least {least} of its {kind}s, so that its router finds as many as it chooses"
 
 
 def _found(layout: ModelLayout) -> Iterator[Prunable]:

@@ -48,8 +48,10 @@ def applicable(config: Comparison, registry: Registry) -> tuple[list[str], list[
     parts = {part for name in config.granularity for part in name.split("+")}
     found: tuple[list[str], list[str]] = ([], [])
     for item in registry.all("initializer"):
-        can = registry.build("initializer", item.provider.name).granularities
-        found[can is not None and not parts <= set(can)].append(item.provider.name)
+        metric = registry.build("initializer", item.provider.name)
+        refused = metric.granularities is not None and not parts <= set(metric.granularities)
+        idle = metric.made_for is not None and metric.made_for not in parts
+        found[refused or idle].append(item.provider.name)
     return found
 
 

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
@@ -16,6 +18,7 @@ from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.errors import ConfigError, counted
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
+from polyprune_core.models.placement import placed
 from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
@@ -25,11 +28,13 @@ from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
 from polyprune_core.runs.asked_shapes import check_shapes
 from polyprune_core.runs.decision import REPAIRED_FROM, Cost, Decider
+from polyprune_core.runs.engines import placement_of
 from polyprune_core.runs.export import write_out
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.inputs import inputs
 from polyprune_core.runs.opening import open_harness
 from polyprune_core.runs.preflight import check_plugins, settled
+from polyprune_core.runs.workplace import spread_over
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
@@ -186,6 +191,7 @@ class PruningResult:
 
         Args:
             exporter: NAME or NAME:option=value, as `--exporter`.
+            output: the folder; nothing is there before, unless `overwrite`.
             overwrite: replace a folder that polyprune wrote.
             verify: read it back and compare its logits with those of the model in memory.
 
@@ -217,9 +223,18 @@ def prune(
     Raises:
         PolypruneError: anything asked for cannot be had, or the output folder may not be written.
     """
+    with placed(placement_of(request)):
+        return _prune(request, registry, output, overwrite, reporter)
+
+
+def _prune(
+    request: Pruning, registry: Registry, output: Path | None, overwrite: bool, reporter: Reporter
+) -> PruningResult:
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
     if masks:
         request = _as_the_masks_say(request, masks)
+    if request.threads:
+        torch.set_num_threads(request.threads)
     asked = request.model_copy(update={"repair": _repair(request, masks)}) if masks else request
     config = settled(asked.as_comparison(), registry)
     check_plugins(config, registry)
@@ -236,7 +251,7 @@ def prune(
 
 def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, decider: Decider) -> PruningResult:
     harness = decider.harness
-    with harness.compactor:
+    with harness.compactor, spread_over(harness, request):
         pruned, cost, terms = _apply(masks, request, decider) if masks else _decide(config, decider)
         budget = str(terms.target) if terms and terms.target.sparsity is None else None
         achieved = terms.spent(pruned.selection, pruned.added_parameters) if terms and budget else None

@@ -1,0 +1,1 @@
+"""The loop over a policy and an estimator, its steps, checkpoints and trace."""

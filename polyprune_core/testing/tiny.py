@@ -157,15 +157,16 @@ def tiny_calibration(
     """
     text = tiny_windows() if windows is None else windows
     rng = generator(seed, "tiny calibration")
-    registry = load_registry()
+
+    # Plugins are loaded only for one that asks for another.
+    def measure(spec: str, model: torch.nn.Module, space: MaskSpace, calibration: Calibration) -> Scores:
+        return load_registry().measure(spec, model, space, calibration)
 
     def mend(spec: str, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
-        updates: Mapping[str, Tensor] = registry.build("repair", spec).repair(pruned, calibration)
+        updates: Mapping[str, Tensor] = load_registry().build("repair", spec).repair(pruned, calibration)
         return updates
 
-    return Calibration(
-        model, describe(model), text, rng, batch_size, budget=budget, measure=registry.measure, mend=mend
-    )
+    return Calibration(model, describe(model), text, rng, batch_size, budget=budget, measure=measure, mend=mend)
 
 
 def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:

@@ -147,7 +147,9 @@ class Crew:
             while len(self._workers) < self.size:
                 self._workers[self.engine.start(self.build)] = _Worker(time.monotonic())
             for number, worker in self._workers.items():
-                if worker.call == IDLE and waiting:
+                if not waiting:
+                    break
+                if worker.call == IDLE:
                     index = waiting.popleft()
                     worker.call, worker.since = first + index, time.monotonic()
                     self.engine.ask(number, calls[index])

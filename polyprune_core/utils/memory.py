@@ -10,6 +10,7 @@ import psutil
 import torch
 
 MEGABYTE = 1_000_000
+M_MMAP_THRESHOLD, LARGE = -3, 2**20
 
 
 class PeakMemory:
@@ -48,6 +49,15 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
+
+
+def give_back_freed() -> None:
+    """Has the C library of Linux give large blocks back to the system as soon as they are freed, from now on.
+
+    Otherwise it keeps them for later, where they count as memory in use.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _trim() -> None:

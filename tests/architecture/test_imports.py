@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -84,6 +84,8 @@ def modules(folder: Path) -> dict[str, Path]:
 
 
 CORE_MODULES, PLUGIN_MODULES = modules(CORE), modules(PLUGINS)
+OF_CORE = {module: imports(path) for module, path in CORE_MODULES.items()}
+OF_PLUGINS = {module: imports(path) for module, path in PLUGIN_MODULES.items()}
 
 
 def in_core(item: Import) -> str | None:
@@ -103,7 +105,7 @@ def place(module: str) -> int:
 
 def reached(module: str) -> dict[str, Import]:
     """Returns the other core modules that one imports in any way, for types and within functions too."""
-    found = {in_core(item): item for item in imports(CORE_MODULES[module])}
+    found = {in_core(item): item for item in OF_CORE[module]}
     return {target: item for target, item in found.items() if target is not None and target != module}
 
 
@@ -134,17 +136,24 @@ def test_the_rules_read_every_import(tmp_path) -> None:
     assert [in_core(i) for i in found] == expected
 
 
-@pytest.mark.parametrize("module", sorted(CORE_MODULES))
-def test_the_core_never_imports_the_plugins(module) -> None:
-    for item in imports(CORE_MODULES[module]):
-        assert item.module.split(".")[0] != "polyprune_plugins", f"{module}:{item.line} imports {item.module}"
+def broken(found: dict[str, list[Import]], rule: Callable[[str, Import], bool]) -> list[str]:
+    """Returns the imports of all modules that break a rule, one a line."""
+    return [f"{m}:{i.line} imports {i.module} {i.name}" for m, items in found.items() for i in items if not rule(m, i)]
 
 
-@pytest.mark.parametrize("module", sorted(set(CORE_MODULES) - {""}))
-def test_a_core_module_imports_no_package_above_its_own(module) -> None:
-    for target, item in reached(module).items():
-        assert target, f"{module}:{item.line} imports the package itself, which is above everything"
-        assert place(target) <= place(module), f"{module}:{item.line} imports {target}, which is above it"
+def test_the_core_never_imports_the_plugins() -> None:
+    assert broken(OF_CORE, lambda _, item: item.module.split(".")[0] != "polyprune_plugins") == []
+
+
+def test_a_core_module_imports_no_package_above_its_own() -> None:
+    """The package itself, whose name is empty, is above everything."""
+    above = [
+        f"{module}:{item.line} imports {target or 'the package itself'}"
+        for module in CORE_MODULES
+        for target, item in (reached(module).items() if module else ())
+        if not target or place(target) > place(module)
+    ]
+    assert above == []
 
 
 def test_the_core_has_no_circle_of_files() -> None:
@@ -152,31 +161,39 @@ def test_the_core_has_no_circle_of_files() -> None:
     assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
 
 
-@pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
-def test_a_plugin_imports_public_names_of_the_core_alone(module) -> None:
-    for item in imports(PLUGIN_MODULES[module]):
-        where, top = f"{module}:{item.line} imports {item.module}", item.module.split(".")[0]
-        if top == "polyprune_core":
-            assert (item.module, item.name in polyprune_core.__all__) == ("polyprune_core", True), where
-        allowed = {*sys.stdlib_module_names, "__future__", "polyprune_core", "polyprune_plugins"}
-        assert item.in_function or item.for_types or top in allowed, where
+def public_alone(_: str, item: Import) -> bool:
+    """Whether an import of the core is of one of its public names."""
+    of_core = item.module.split(".")[0] == "polyprune_core"
+    return not of_core or (item.module == "polyprune_core" and item.name in polyprune_core.__all__)
 
 
-@pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
-def test_no_plugin_imports_another(module) -> None:
-    """One that is a package, as exporters.gguf, has modules of its own."""
-    own = ".".join(["polyprune_plugins", *module.split(".")[:2], ""])
-    for item in imports(PLUGIN_MODULES[module]):
-        if item.module.split(".")[0] == "polyprune_plugins":
-            assert module.count(".") >= 1, module
-            assert item.module.startswith(own), f"{module}:{item.line} imports {item.module}"
+def light(_: str, item: Import) -> bool:
+    """Whether an import at the top of a module is of nothing but the core, its plugins and the standard library."""
+    allowed = {*sys.stdlib_module_names, "__future__", "polyprune_core", "polyprune_plugins"}
+    return item.in_function or item.for_types or item.module.split(".")[0] in allowed
 
 
-@pytest.mark.parametrize("module", sorted(PLUGIN_MODULES))
-def test_a_plugin_module_imports_nothing_heavy_at_its_top(module) -> None:
-    for item in imports(PLUGIN_MODULES[module]):
-        where = f"{module}:{item.line}"
-        assert item.in_function or item.for_types or item.module.split(".")[0] not in HEAVY, where
+def own(module: str, item: Import) -> bool:
+    """Whether a plugin imports no other: one that is a package, as exporters.gguf, has modules of its own."""
+    package = ".".join(["polyprune_plugins", *module.split(".")[:2], ""])
+    return item.module.split(".")[0] != "polyprune_plugins" or ("." in module and item.module.startswith(package))
+
+
+def test_every_rule_finds_what_breaks_it() -> None:
+    inner = Import("polyprune_core.search.loop", "search", True, False, 3)
+    heavy = Import("torch", "", False, False, 4)
+    other = Import("polyprune_plugins.initializers.wanda", "Wanda", True, False, 5)
+    found = {"initializers.mine": [inner, heavy, other, Import("json", "", False, False, 6)]}
+    assert [broken(found, rule)[0].split()[0] for rule in (public_alone, light, own)] == [
+        "initializers.mine:3",
+        "initializers.mine:4",
+        "initializers.mine:5",
+    ]
+
+
+@pytest.mark.parametrize("rule", [public_alone, light, own], ids=lambda rule: rule.__name__)
+def test_a_plugin_imports_public_names_alone_nothing_heavy_and_no_other_plugin(rule) -> None:
+    assert broken(OF_PLUGINS, rule) == []
 
 
 def test_importing_the_core_the_command_line_and_every_plugin_loads_no_torch() -> None:
@@ -196,14 +213,9 @@ for name in {["polyprune_core", "polyprune_core.cli", *plugins]!r}:
 DISTRIBUTIONS = sorted(PLUGINS.parent.glob("polyprune-*/polyprune_*/**/*.py"))
 
 
-@pytest.mark.parametrize("path", DISTRIBUTIONS, ids=[path.parent.name for path in DISTRIBUTIONS])
-def test_a_distribution_of_its_own_leans_on_public_names_alone(path) -> None:
-    for item in imports(path):
-        where, top = f"{path}:{item.line} imports {item.module}", item.module.split(".")[0]
-        if top == "polyprune_core":
-            assert (item.module, item.name in polyprune_core.__all__) == ("polyprune_core", True), where
-        allowed = {*sys.stdlib_module_names, "__future__", "polyprune_core"}
-        assert item.in_function or item.for_types or top in allowed, where
+@pytest.mark.parametrize("rule", [public_alone, light], ids=lambda rule: rule.__name__)
+def test_a_distribution_of_its_own_leans_on_public_names_alone(rule) -> None:
+    assert broken({path.parent.name: imports(path) for path in DISTRIBUTIONS}, rule) == []
 
 
 def test_there_are_distributions_to_check() -> None:

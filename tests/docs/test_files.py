@@ -31,9 +31,14 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
+REPOSITORY = PROJECT["urls"]["Source"]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files_and_headings_that_are_there(page) -> None:
+    raw = REPOSITORY.replace("github.com", "raw.githubusercontent.com")
     for link in links(ROOT / page):
+        link = link.removeprefix(f"{REPOSITORY}/blob/main/").removeprefix(f"{raw}/main/")
         if not link.startswith(("https://", "http://")):
             file, _, anchor = link.partition("#")
             target = ROOT / (file or page)
@@ -54,3 +59,14 @@ def test_the_oldest_versions_tested_are_the_lower_bounds(requirement) -> None:
     (lowest,) = [bound for bound in requirement.specifier if bound.operator == ">="]
     assert requirement.specifier.contains(pins[requirement.name])
     assert pins[requirement.name].removesuffix(".0").startswith(lowest.version.removesuffix(".0"))
+
+
+def test_the_readme_has_no_link_that_the_package_index_could_not_follow() -> None:
+    assert [link for link in links(ROOT / "README.md") if not link.startswith("https://")] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_workflows_and_forms_can_be_read_and_every_job_has_a_limit(path) -> None:
+    read = yaml.safe_load(path.read_text("utf-8"))
+    for name, job in read.get("jobs", {}).items():
+        assert job["timeout-minutes"] <= 45, name

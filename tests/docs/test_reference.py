@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import polyprune_core
+from polyprune_core.testing.family import FAMILY_CHECKS
 
 ROOT = Path(__file__).resolve().parents[2]
 API = (ROOT / "docs" / "reference" / "api.md").read_text("utf-8")
@@ -69,3 +71,15 @@ def found(name: str) -> bool:
             thing = getattr(thing, part, None)
         return thing is not None
     return False
+
+
+def test_every_family_was_checked_as_it_is_now(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    now = runpy.run_path(str(ROOT / "benchmarks" / "check_families.py"))["types"]()
+    record = json.loads((ROOT / "benchmarks" / "results" / "families.json").read_text("utf-8"))["types"]
+    again = "run python benchmarks/check_families.py --output benchmarks/results/families.json"
+    assert {name: {key: found[key] for key in ("family", "said", "kinds")} for name, found in record.items()} == now, (
+        again
+    )
+    checks = {check.__name__: "passed" for check in FAMILY_CHECKS}
+    assert all(found["checks"] == checks for found in record.values()), again

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from polyprune_core.errors import ConfigError
+from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.models.describe import describe
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.budget import select
@@ -14,6 +16,8 @@ from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor, compact_state_dict
 from polyprune_core.testing.tiny import logits_of, tiny_base, tiny_calibration, tiny_model, tiny_pruned
 from polyprune_core.utils.rng import generator
+from polyprune_plugins.exporters.huggingface import HuggingFace
+from polyprune_plugins.exporters.masked import Masked
 from polyprune_plugins.granularities.auto import Auto
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.expert import Expert
@@ -25,6 +29,7 @@ from polyprune_plugins.initializers.obs import Obs
 from polyprune_plugins.initializers.reap import Reap
 from polyprune_plugins.initializers.thinet import ThiNet
 from polyprune_plugins.initializers.wanda import Wanda
+from polyprune_plugins.repairs.sequential import Sequential
 
 
 def space_of(model, *granularities, name=""):
@@ -183,10 +188,10 @@ def test_a_model_without_such_units_is_refused_by_the_reason(model_type, granula
 
 
 def side_by_side(model, layer):
-    """Returns the weighted inner features (tokens, 6 * 24) of a layer's experts, and their last maps (36, 6 * 24)."""
+    """Returns the weighted inner features (tokens, E * 24) of a layer's experts, and their last maps (36, E * 24)."""
     hidden, index, weight = choices_of(model, layer)
     experts, rows = model.model.layers[layer].mlp.experts, []
-    for expert in range(6):
+    for expert in range(len(experts.down_proj)):
         gate, up = (hidden @ experts.gate_up_proj[expert].T).chunk(2, dim=-1)
         share = (weight * (index == expert)).sum(-1, keepdim=True)
         rows.append(torch.nn.functional.silu(gate) * up * share)
@@ -253,3 +258,47 @@ def test_active_parameters_leave_out_the_experts_that_a_token_is_not_sent_to(tmp
 def test_a_model_without_experts_is_active_as_a_whole(tmp_path) -> None:
     base = tiny_base(tmp_path / "dense")
     assert tiny_pruned(base, space_of(base.model, Head()), torch.ones(9, dtype=torch.bool)).active_parameters is None
+
+
+def test_the_repair_layer_by_layer_fits_experts_to_what_the_router_now_sends_them(tmp_path) -> None:
+    base = tiny_base(tmp_path / "dense", "mixtral")
+    space = space_of(base.model, Expert())
+    keep = torch.ones(18, dtype=torch.bool)
+    keep[[13, 15]] = False  # of the last layer: nothing is lost before it
+    pruned = tiny_pruned(base, space, keep)
+    updates = Sequential(ridge=0.1).repair(pruned, tiny_calibration(base.model))
+    outputs = []
+    with base.model.model.layers[2].mlp.experts.register_forward_hook(lambda _m, _i, output: outputs.append(output)):
+        logits_of(base.model)
+    features, weight = (each.double() for each in side_by_side(pruned.build(), 2))
+    products, cross = features.T @ features / 60, outputs[0].double().T @ features / 60
+    ridge = 0.1 * products.diag().median() * torch.eye(4 * 24).double()
+    expected = (cross + weight @ ridge) @ (products + ridge).inverse()
+    found = torch.cat(list(updates["model.layers.2.mlp.experts.down_proj"]), dim=-1)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-4)
+    repaired = dataclasses.replace(pruned, updates=updates)
+    before, after = ((logits_of(each.build()) - logits_of(base.model)).norm() for each in (pruned, repaired))
+    assert after < before
+    assert not pruned.cut_readers()
+
+
+@pytest.mark.parametrize(("model_type", "granularity"), [("mixtral", Channel()), ("llama", QueryHead())])
+def test_the_repair_layer_by_layer_mends_what_is_divided_a_second_way(model_type, granularity, tmp_path) -> None:
+    base = tiny_base(tmp_path / "dense", model_type)
+    space = space_of(base.model, granularity)
+    keep = torch.arange(len(space)) % 2 == 0
+    pruned = tiny_pruned(base, space, keep)
+    updates = Sequential().repair(pruned, tiny_calibration(base.model))
+    repaired = dataclasses.replace(pruned, updates=updates)
+    before, after = ((logits_of(each.build()) - logits_of(base.model)).norm() for each in (pruned, repaired))
+    assert after < before
+
+
+def test_formats_in_which_zeros_would_stand_for_experts_say_so_by_their_shapes() -> None:
+    space = space_of(tiny_model("mixtral"), Expert())
+    scores = torch.arange(18.0)
+    even = select(scores, space, 0.4, "kind", shapes=HuggingFace(pad="widest").legal_shapes(space.layout)).keep
+    assert [int(even[place].sum()) for place in space.slices()] == [3, 3, 3]
+    with pytest.raises(BudgetError):
+        select(scores, space, 0.4, "kind", shapes=Masked().legal_shapes(space.layout))
+    assert not HuggingFace(pad="widest").legal_shapes(describe(tiny_model())).equal_widths

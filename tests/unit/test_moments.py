@@ -45,16 +45,37 @@ def test_nobody_can_change_the_moments_of_others(llama, ids) -> None:
     assert torch.equal(calibration.moments(AXIS).second, before)
 
 
-def test_a_model_whose_products_do_not_fit_is_read_in_several_passes(llama, ids, monkeypatch) -> None:
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_model_whose_products_do_not_fit_is_read_layer_by_layer_or_else_in_several_passes(
+    llama, ids, monkeypatch, carried
+) -> None:
     layout, whole = describe(llama), calibration_for(llama, ids, 2)
+    expected = {axis.name: whole.moments(axis.name) for axis in layout.axes}
     assert len(list(passes_over(llama, layout))) == 1
     monkeypatch.setattr(moments, "AT_A_TIME", 4.0 * 70**2)
     passes = list(passes_over(llama, layout))
     assert [reader for readers in passes for reader in readers] == [axis.reader_module for axis in layout.axes]
     assert len(passes) > 2
-    calibration = calibration_for(llama, ids, 2)
-    assert all(torch.equal(calibration.moments(a.name).second, whole.moments(a.name).second) for a in layout.axes)
-    assert calibration.forward_passes == 3 * len(passes)
+    store = MomentStore()
+    store.carried = carried
+    calibration = shared(llama, ids, store)
+    for name, found in expected.items():
+        assert torch.equal(calibration.moments(name).second, found.second)
+        assert torch.equal(calibration.moments(name).mean, found.mean)
+    assert calibration.forward_passes == 3 * (1 if carried else len(passes))
+
+
+def test_every_family_has_the_same_moments_layer_by_layer_or_says_that_it_cannot(model, ids, monkeypatch) -> None:
+    layout = describe(model)
+    axes = [axis.name for axis in layout.axes if axis.reader is not None]
+    whole = shared(model, ids, MomentStore())
+    expected = {name: whole.moments(name).second for name in axes}
+    monkeypatch.setattr(moments, "AT_A_TIME", 1.0)
+    calibration = shared(model, ids, MomentStore())
+    for name in axes:
+        assert torch.equal(calibration.moments(name).second, expected[name])
+    if layout.family in ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gpt2"):
+        assert calibration.forward_passes == 3
 
 
 def test_what_does_not_fit_in_memory_lies_in_a_folder_that_goes_with_the_store(llama, ids) -> None:

@@ -260,3 +260,14 @@ def test_weights_are_fitted_to_several_texts_unless_told(repair: str, text: str)
     assert settled(asked, load_registry()).calibration == text
     told = asked.model_copy(update={"calibration": "mine.txt"})
     assert settled(told, load_registry()).calibration == "mine.txt"
+
+
+@pytest.mark.parametrize(
+    ("granularity", "there", "left_out"),
+    [("head+channel", "wanda", {"reap", "sleb"}), ("expert", "reap", {"sleb"}), ("layer", "sleb", {"reap"})],
+)
+def test_all_baselines_are_those_that_score_what_is_asked_for(granularity: str, there: str, left_out: set[str]) -> None:
+    asked = parse(Comparison, {"granularity": [granularity], "baselines": ["all"]})
+    found = set(settled(asked, load_registry()).baselines)
+    assert there in found
+    assert not left_out & found

@@ -19,11 +19,11 @@ from polyprune_plugins.granularities.head import Head
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+QUESTIONS = (ROOT / "docs" / "howto" / "which-command.md").read_text("utf-8")
 COMMANDS = [
-    shlex.split(line)[1:]
-    for block in re.findall(r"```bash\n(.*?)```", README.replace("\\\n", " "), re.S)
-    for line in block.splitlines()
-    if line.startswith("polyprune ")
+    shlex.split(command.replace("…", ""))[1:]
+    for command in re.findall(r"`(polyprune [^`$]*)`", QUESTIONS)
+    if not command.startswith("polyprune completion")
 ]
 
 
@@ -40,6 +40,11 @@ def test_the_tables_are_those_of_the_committed_results(monkeypatch) -> None:
 def test_the_command_line_knows_every_option_that_is_shown(words) -> None:
     result = CliRunner().invoke(cli, [*words, "--help"])
     assert result.exit_code == 0, result.output
+
+
+def test_the_picture_of_a_terminal_is_what_the_command_prints_of_the_committed_results() -> None:
+    picture = runpy.run_path(str(ROOT / "benchmarks" / "picture.py"))
+    assert picture["PICTURE"].read_text("utf-8") == picture["drawn"]()
 
 
 def test_the_plugin_example_scores_units(llama, space_of) -> None:

@@ -71,7 +71,8 @@ class HuggingFace:
 
     `dtype`: the number format of the weights; `stored` is that of the dense model's files.
     `shape=uniform`: all layers keep as many units. `pad=widest`: rows of zeros make each layer as wide as the widest,
-    which changes no result and makes an ordinary checkpoint; a number rounds channels up to a multiple of it.
+    which changes no result and makes an ordinary checkpoint; a number rounds channels up to a multiple of it. Layers of
+    a mixture of experts keep as many units with `pad=widest`, as rows of zeros cannot stand for experts.
     """
 
     max_shard_size: str = "5GB"
@@ -88,7 +89,8 @@ class HuggingFace:
 
     def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
         step = self.pad if isinstance(self.pad, int) else 1
-        uniform = self.shape == "uniform"
+        # An expert of zeros would still be chosen, so that where there are experts layers keep as many.
+        uniform = self.shape == "uniform" or (self.pad == "widest" and any(axis.router for axis in layout.axes))
         return LegalShapes({"channel": step} if step > 1 else {}, equal_widths=uniform, empty_sublayers=not uniform)
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:

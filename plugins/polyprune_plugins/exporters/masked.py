@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from polyprune_core import Exporter, ExportReport, Provider, Runtime, hookimpl
+from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
 
 if TYPE_CHECKING:
-    from polyprune_core import LoadedModel, PrunedModel
+    from polyprune_core import LoadedModel, ModelLayout, PrunedModel
 
 RELOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,6 +29,10 @@ class Masked:
 
     max_shard_size: str = "5GB"
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+
+    def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
+        # A router chooses among all of its rows, also those of zeros: all experts stay.
+        return LegalShapes({axis.kind: axis.size for axis in layout.axes if axis.router})
 
     def check(self, base: LoadedModel) -> None:
         """Refuses a model whose code would not be written with it."""

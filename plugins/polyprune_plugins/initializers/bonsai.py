@@ -130,5 +130,5 @@ def polyprune_initializers() -> Iterator[Provider[Initializer]]:
             "permuted_channels_have_permuted_scores": "masks are drawn by place",
             "zero_channel_ranks_last": "the regression is as noisy as its masks are few",
         },
-        quick={"masks": 8},
+        quick={"masks": 12},
     )

@@ -26,6 +26,8 @@ class Frequency:
     soft: bool = False
     others: str = "wanda"
 
+    made_for = "expert"
+
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
 

@@ -26,6 +26,8 @@ class Reap:
 
     others: str = "wanda"
 
+    made_for = "expert"
+
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
 

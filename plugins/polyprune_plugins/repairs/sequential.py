@@ -8,7 +8,8 @@ and all earlier readers are refitted, e what the residual stream lacks before it
 minimises E|t - W' z - b|² + λ |W' - W_S|², λ being `ridge` times the median of C's diagonal, W_S the columns that stay.
 Without e the fit only shrinks what is uncertain, and the model gets worse: Týr-the-Pruner (Li et al. 2025,
 arXiv 2503.09657) adds it to the targets. SparseGPT (arXiv 2301.00774) prunes in this order. Readers that lost nothing
-are refitted too.
+are refitted too. The experts of a layer are one reader, without b: of what they take in where the router chooses among
+those that stay, times its weights.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ class Sequential:
             raise PluginError(f"repair 'sequential': ridge={self.ridge} is not a number above 0; give one, as 0.1.")
 
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
-        return calibration.refitted(pruned, self.refit) if pruned.cut_readers() else {}
+        return calibration.refitted(pruned, self.refit) if pruned.cut_readers(routed=True) else {}
 
     def refit(self, reader: Reader, seen: Seen) -> Mapping[str, Tensor]:
         """Returns the new weight and bias of one reader."""
         import torch
 
         mean, products, target, cross = (each.double() for each in (seen.mean, seen.products, seen.target, seen.cross))
+        bias = self.bias and not reader.routed
         old = torch.zeros_like(target) if reader.bias is None else reader.bias.double()
-        if self.bias:
+        if bias:
             products, cross = products - mean.outer(mean), cross - target.outer(mean)
         else:
             cross = cross - old.outer(mean)
@@ -54,7 +56,7 @@ class Sequential:
         weight = torch.linalg.solve(
             products + ridge * torch.eye(len(mean), dtype=mean.dtype, device=mean.device), right.T
         ).T
-        return reader.updates(weight, target - weight @ mean if self.bias else None)
+        return reader.updates(weight, target - weight @ mean if bias else None)
 
 
 @hookimpl
