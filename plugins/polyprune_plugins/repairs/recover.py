@@ -132,4 +132,5 @@ def polyprune_repairs() -> Iterator[Provider[Repair]]:
         Recover,
         needs=frozenset({"calibration", "mix", "gradients"}),
         reference="Hu et al. 2021, arXiv 2106.09685, for adapters",
+        xfail={"nothing_removed_needs_no_repair": "training adapts to its text, whether or not anything was removed"},
     )
