@@ -159,7 +159,7 @@ BY_COMPARE = {
     "an unknown plugin option": ("--baselines llm-pruner:tailor=mix", ("'tailor'", "Did you mean 'taylor'?")),
     "a plugin without options": ("--estimators rloo:k=3", ("'rloo'", "'k'", "Available: none")),
     "a bad value of a plugin": ("--baselines llm-pruner:taylor=vec", ("taylor='vec'", "'vector'")),
-    "a plugin option without a value": ("--baselines llm-pruner:taylor", ("'taylor'", "option=value")),
+    "a plugin option without a value": ("--baselines llm-pruner:taylor", ("'taylor'", "'vector'")),
     "an empty list": ("--estimators=", ("--estimators", "write none")),
     "a list of nothing": ("--baselines ,", ("--baselines", "write none")),
     "a seed beyond reason": (f"--seeds 1{'0' * 400}", ("--seeds", "less than")),
