@@ -173,15 +173,13 @@ PLACEMENT = [
     setting("--threads", type=int, metavar="N", help="Threads of each process.", unless="a fair part of the cores"),
     setting("--mask-workers", type=int, metavar="N", help="Copies of the model that a search spreads its masks over."),
 ]
-EXECUTION = [
-    *PLACEMENT,
+ENGINE = [
     setting(
         "--executor",
         metavar="NAME",
         shell_complete=words("local", "ray"),
-        help="Who runs the cells: local, this machine, or ray, a cluster.",
+        help="Where workers run: local, on this machine, or ray, on a cluster.",
     ),
-    setting("--workers", type=int, metavar="N", help="Processes that run cells.", unless="1; with ray as many as fit"),
     setting("--address", metavar="A", shell_complete=words("local", "auto"), help="Of Ray: local, auto or HOST:PORT."),
     setting("--cpus-per-cell", type=float, metavar="X", help="Processors that a worker of Ray takes."),
     setting(
@@ -192,6 +190,11 @@ EXECUTION = [
         unless="1 where there are any",
     ),
     setting("--memory-per-cell", metavar="SIZE", help="Memory that a worker of Ray claims, as 8GB.", unless="none"),
+]
+EXECUTION = [
+    *PLACEMENT,
+    *ENGINE,
+    setting("--workers", type=int, metavar="N", help="Processes that run cells.", unless="1; with ray as many as fit"),
     setting(
         "--patience",
         type=float,

@@ -7,7 +7,7 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import MODEL, OUTPUT, PLACEMENT, SEARCH, TEXT, given, options
+from polyprune_core.cli.options import ENGINE, MODEL, OUTPUT, PLACEMENT, SEARCH, TEXT, given, options
 from polyprune_core.cli.params import UserPath, plugin_names, setting, words
 
 ONE = [
@@ -85,7 +85,7 @@ ONE = [
 
 
 @click.command()
-@options(("Pruning", "Comparison"), ONE, MODEL, TEXT, SEARCH, PLACEMENT, OUTPUT)
+@options(("Pruning", "Comparison"), ONE, MODEL, TEXT, SEARCH, PLACEMENT, ENGINE, OUTPUT)
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbose: bool, **values: Any) -> None:
