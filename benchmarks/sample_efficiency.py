@@ -33,6 +33,8 @@ from polyprune_core.utils.numbers import finite
 SUITE = Path(__file__).parent / "suites" / "sample_efficiency.toml"
 # What stands once above all comparisons of the output.
 SHARED = ("polyprune", "environment", "model", "texts")
+# What lies beside each row, by its id.
+BESIDE = ("poolings", "windows")
 # Decimals of the loss of one window.
 DIGITS = 4
 
@@ -50,6 +52,7 @@ def run(settings: dict[str, Any], store: Store, on_row: Callable[[dict[str, Any]
     reporter = TerminalReporter(stderr())
     rows: list[dict[str, Any]] = []
     windows: dict[str, list[list[float]]] = {}
+    poolings: dict[str, dict[str, float]] = {}
 
     def told(row: Row) -> None:
         perplexity = "failed" if row.perplexity is None else f"{row.perplexity:.2f}"
@@ -61,7 +64,9 @@ def run(settings: dict[str, Any], store: Store, on_row: Callable[[dict[str, Any]
         shared = {name: details.run[name] for name in SHARED} if details else {}
         if details:
             windows[row.id] = [losses.round(DIGITS).tolist() for losses in (details.window_nll, *details.further_nll)]
-        on_row({"shared": shared, "config": request.model_dump(mode="json"), "rows": rows, "windows": windows})
+            poolings.update({row.id: details.poolings} if details.poolings else {})
+        config = request.model_dump(mode="json")
+        on_row({"shared": shared, "config": config, "rows": rows, "windows": windows, "poolings": poolings})
 
     compare(request, load_registry(), store, reporter, told)
 
@@ -69,7 +74,8 @@ def run(settings: dict[str, Any], store: Store, on_row: Callable[[dict[str, Any]
 def collected(folder: Path, suite: Path) -> dict[str, Any]:
     """Returns the record of a suite as far as it was run; a cell that several comparisons hold stands once.
 
-    `windows` are, by row, the losses in nats per token of every window of each of its evaluations.
+    `windows` are, by row, the losses in nats per token of every window of each of its evaluations; `poolings` those of
+    the poolings that a metric was tried in, on windows held back from it.
     """
     files = {name: folder / f"{name}.json" for name in runs(suite)}
     found = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
@@ -83,15 +89,20 @@ def collected(folder: Path, suite: Path) -> dict[str, Any]:
         for name, record in found.items()
     }
     shared = next(record["shared"] for record in found.values() if record["shared"])
-    windows = {name: losses for record in found.values() for name, losses in record.get("windows", {}).items()}
-    return shared | {"comparisons": comparisons, "rows": list(rows.values()), "windows": windows}
+    beside = {
+        what: {name: losses for record in found.values() for name, losses in record.get(what, {}).items()}
+        for what in BESIDE
+    }
+    return shared | {"comparisons": comparisons, "rows": list(rows.values())} | beside
 
 
 def written(record: dict[str, Any]) -> str:
-    """Returns the record as JSON, the losses of a row's windows in one line."""
-    windows = record.pop("windows")
-    lines = ",\n".join(f'  "{name}": {json.dumps(losses)}' for name, losses in windows.items())
-    return f'{json.dumps(record, indent=1)[:-2]},\n "windows": {{\n{lines}\n }}\n}}\n'
+    """Returns the record as JSON, what lies beside a row in one line."""
+    text = json.dumps({key: value for key, value in record.items() if key not in BESIDE}, indent=1)[:-2]
+    for what in BESIDE:
+        lines = ",\n".join(f'  "{name}": {json.dumps(losses)}' for name, losses in record[what].items())
+        text += f',\n "{what}": {{\n{lines}\n }}'
+    return f"{text}\n}}\n"
 
 
 @click.command()

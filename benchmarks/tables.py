@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import headline
+import pooled
 import reference
 import repaired
 from curves import beside, criteria, in_its_best_pooling, table
@@ -322,6 +323,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "dense-perplexity": dense_perplexity,
     "mask-evaluation": mask_evaluation,
     "originals": originals,
+    "pooling choices": lambda: pooled.choices(_read("repair")),
     "repaired headline": lambda: repaired.headline(_read("repair"), 0.3),
     **{f"repaired {s}": lambda s=s: repaired.shares(_read("repair"), s, 1.5) for s in (0.2, 0.3, 0.5)},
     **{f"repaired gemma {s}": lambda s=s: repaired.shares(_read("gemma"), s, 1.5) for s in (0.2, 0.3)},
