@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from polyprune_core.errors import ModelError, PluginError
 from polyprune_core.evaluation.carried import NotCarried, moments_by_layer
+from polyprune_core.evaluation.gradients import collect_gradients
+from polyprune_core.evaluation.keeping import Keeper, Kept, kept
 from polyprune_core.evaluation.layerwise import Refit, SideBySide
-from polyprune_core.evaluation.losses import Metered, Objective, counts, token_losses
+from polyprune_core.evaluation.losses import Metered, Objective, counts
 from polyprune_core.evaluation.moments import (
     AT_MOST,
     Moments,
@@ -39,25 +41,6 @@ from polyprune_core.pruning.types import Scores
 
 Measure = Callable[[str, nn.Module, MaskSpace, "Calibration"], Scores]
 Mend = Callable[[str, PrunedModel, "Calibration"], Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The state of long work, and what it had cost when it was kept."""
-
-    state: Mapping[str, Any]
-    spent: Mapping[str, int]
-    seconds: float
-
-
-class Keeper(Protocol):
-    """Where long work keeps its state, so that it can go on after an interruption."""
-
-    def read(self, parse: Callable[[Any], Any]) -> Any:
-        """Returns `parse(state)`, or None where none was kept."""
-
-    def keep(self, state: Callable[[], Any]) -> None:
-        """Keeps `state()`, if it is time to."""
 
 
 @dataclass
@@ -181,14 +164,14 @@ class Calibration(Metered):
 
         What it had cost until then is counted here in place of what has been.
         """
-        found = None if self._keeper is None else self._keeper.read(_kept)
+        found = None if self._keeper is None else self._keeper.read(kept)
         if found is None:
             return None
-        kept: Kept = found
-        for name, value in kept.spent.items():
+        before: Kept = found
+        for name, value in before.spent.items():
             setattr(self, name, value)
-        self.seconds_elsewhere += kept.seconds
-        return kept.state
+        self.seconds_elsewhere += before.seconds
+        return before.state
 
     def rand(self, *size: int) -> Tensor:
         """Returns uniform draws in [0, 1) from `rng`."""
@@ -341,7 +324,11 @@ class Calibration(Metered):
         window's own mean loss (one backward pass a window instead of one a batch).
         """
         if squares not in self._gradients:
-            self._gradients[squares] = self._collect_gradients(squares)
+            names = dict.fromkeys(cut.parameter for axis in self.layout.axes for cut in axis.cuts)
+            batches = self.batches(1 if squares else None)
+            mean, square, passes = collect_gradients(self.model, list(names), batches, len(self.windows), squares)
+            self.backward_passes += passes
+            self._gradients[squares] = mean, square
         return self._gradients[squares]
 
     def _moments(self, modules: list[str]) -> dict[str, InputStatistics]:
@@ -353,33 +340,6 @@ class Calibration(Metered):
     def _collect_inputs(self, modules: list[str]) -> dict[str, InputStatistics]:
         sums = input_sums(self.model, modules, lambda x: [x.sum(dim=0), x.square().sum(dim=0)], self.batches())
         return {name: InputStatistics(*(total / tokens for total in totals)) for name, (tokens, totals) in sums.items()}
-
-    def _collect_gradients(self, squares: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        names = list(dict.fromkeys(cut.parameter for axis in self.layout.axes for cut in axis.cuts))
-        parameters = [self.model.get_parameter(name) for name in names]
-        mean = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in zip(names, parameters, strict=True)}
-        square = {name: torch.zeros_like(total) for name, total in mean.items()} if squares else {}
-        wanted = [parameter.requires_grad for parameter in parameters]
-        try:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            for ids in self.batches(1 if squares else None):
-                share = len(ids) / len(self.windows)
-                gradients = torch.autograd.grad(token_losses(self.model, ids).mean(), parameters)
-                self.backward_passes += 1
-                for name, gradient in zip(names, gradients, strict=True):
-                    mean[name].add_(gradient, alpha=share)
-                    if squares:
-                        square[name].addcmul_(gradient.float(), gradient.float(), value=share)
-        finally:
-            for parameter, before in zip(parameters, wanted, strict=True):
-                parameter.requires_grad_(before)
-        return mean, square
-
-
-def _kept(found: Any) -> Kept:
-    spent = {name: int(found["spent"][name]) for name in counts(Metered())}
-    return Kept(dict(found["state"]), spent, float(found["seconds"]))
 
 
 def _all_of(watches: Iterable[Watch]) -> Watch:

@@ -16,7 +16,8 @@ from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, Pruned
 from polyprune_core.config.settings import Settings
 from polyprune_core.errors import BudgetError, ConfigError
-from polyprune_core.evaluation.calibration import Calibration, Keeper
+from polyprune_core.evaluation.calibration import Calibration
+from polyprune_core.evaluation.keeping import Keeper
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
 from polyprune_core.evaluation.losses import Spread
 from polyprune_core.evaluation.moments import MomentStore, Reading
