@@ -32,7 +32,7 @@ class ShapesSpec:
             if match is None or match[1] in found:
                 raise ConfigError(
                     f"--multiple-of {multiples} does not say what widths are multiples of; give KIND=N, each kind "
-                    "once, as channel=32 or channel=32,head=1."
+                    "once, as channel=32 or channel=32,head=1. A grid takes several, as none/channel=32."
                 )
             found[match[1]] = int(match[2])
         return cls(tuple(found.items()), None if target in (None, FREE) else target)
