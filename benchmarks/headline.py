@@ -33,7 +33,7 @@ def table(record: dict[str, Any]) -> str:
     """Returns a Markdown table of perplexities, one text a column; no row was calibrated on the last."""
     names = texts(record)
     dense = [row for row in record["rows"] if row["kind"] == "dense" and not row["repair"]]
-    rows = [_line("dense model", dense, names)]
+    rows = [_line("dense model", dense[:1], names)]
     tokens = budgets(record)
     for metric, repair, searched in SHOWN:
         found = [row for row in record["rows"] if _is(row, metric, repair, searched, tokens)]

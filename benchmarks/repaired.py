@@ -64,7 +64,7 @@ def lines(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGT
             continue
         name = (_name(row, given.get(row["id"])), row["repair"])
         found.setdefault(name, {})[row["seed"]] = row
-    dense = _dense_windows(record, seq_len)
+    dense = _dense_windows(record)
     return [_line(record, name, repair, list(rows.values()), dense) for (name, repair), rows in found.items()]
 
 
@@ -89,12 +89,14 @@ def _places(row: dict[str, Any], seq_len: int) -> list[int]:
     return [place for place, each in enumerate(row["evaluations"]) if each["seq_len"] == seq_len]
 
 
-def _dense_windows(record: dict[str, Any], seq_len: int) -> dict[str, Losses]:
-    for row in record["rows"]:
-        if row["kind"] == "dense" and not row["repair"] and row["id"] in record["windows"] and _places(row, seq_len):
-            losses = record["windows"][row["id"]]
-            return {row["evaluations"][place]["text"]: np.array(losses[place]) for place in _places(row, seq_len)}
-    return {}
+def _dense_windows(record: dict[str, Any]) -> dict[str, Losses]:
+    """Returns, by row, the losses (evaluations, windows) of the dense model of its own comparison."""
+    rows, found = {row["id"]: row for row in record["rows"]}, dict[str, Losses]()
+    for comparison in record["comparisons"].values():
+        dense = [name for name in comparison["rows"] if rows[name]["kind"] == "dense" and not rows[name]["repair"]]
+        if dense and dense[0] in record["windows"]:
+            found |= dict.fromkeys(comparison["rows"], np.array(record["windows"][dense[0]]))
+    return found
 
 
 def _line(record: dict[str, Any], name: str, repair: str, rows: list[dict[str, Any]], dense: dict[str, Losses]) -> Line:
@@ -104,10 +106,12 @@ def _line(record: dict[str, Any], name: str, repair: str, rows: list[dict[str, A
     def means(what: str) -> dict[str, float]:
         return {same[0]["text"]: statistics.fmean(each[what] for each in same) for same in zip(*cut, strict=True)}
 
+    told = [row["id"] for row in rows if row["id"] in record["windows"] and row["id"] in dense]
+    beyond = [np.array(record["windows"][row]) - dense[row] for row in told]
     windows = {
-        text: np.mean([record["windows"][row["id"]][place] for row in rows], axis=0) - dense[text]
-        for place, text in zip(_places(rows[0], seq_len), [each["text"] for each in cut[0]], strict=True)
-        if text in dense and all(row["id"] in record["windows"] for row in rows)
+        each["text"]: np.mean([losses[place] for losses in beyond], axis=0)
+        for place, each in zip(_places(rows[0], seq_len), cut[0], strict=True)
+        if len(told) == len(rows)
     }
     return Line(
         name,
@@ -191,7 +195,7 @@ def headline(record: dict[str, Any], sparsity: float) -> str:
 
 def _trained_dense(record: dict[str, Any], trained: list[Line]) -> Iterator[Line]:
     """Yields the dense model after the same training as a row."""
-    dense = _dense_windows(record, HEADLINE_LENGTH)
+    dense = _dense_windows(record)
     for row in record["rows"]:
         if row["kind"] == "dense" and row["repair"] and row["repair"] in [line.repair for line in trained]:
             yield _line(record, "dense", row["repair"], [row], dense)

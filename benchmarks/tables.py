@@ -239,20 +239,21 @@ def dense_perplexity() -> str:
 def exports() -> str:
     """Returns the exports that ran in their runtimes, beside the dense model there."""
     lines = [
-        "| exporter | runtime | max Δ log p | same top-1 | perplexity (dense) | MB (dense) |",
-        "|---|---|---|---|---|---|",
+        "| decision | exporter | runtime | max Δ log p | same top-1 | perplexity (dense) | MB (dense) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in _read("exports")["rows"]:
         found = row.get("in_runtime")
         if not found:
-            lines.append(f"| `{row['exporter']}` | {row.get('refused', '')} | | | | |")
+            said = "not within its tolerance" if row["status"] == 1 else row.get("refused", "")
+            lines.append(f"| {row['decision']} | `{row['exporter']}` | {said} | | | | |")
             continue
         this, dense = found["pruned"], found["dense"]
-        lines.append(
-            f"| `{row['exporter']}` | {found['runtime']} {found['version']} | {found['largest_difference']:.2g} | "
-            f"{found['top1_agreement']:.1%} | {this['perplexity']:.3f} ({dense['perplexity']:.3f}) | "
-            f"{this['bytes'] / 1e6:.0f} ({dense['bytes'] / 1e6:.0f}) |"
-        )
+        cells = [row["decision"], f"`{row['exporter']}`", f"{found['runtime']} {found['version']}"]
+        cells += [f"{found['largest_difference']:.2g}", f"{found['top1_agreement']:.1%}"]
+        cells += [f"{this['perplexity']:.3f} ({dense['perplexity']:.3f})"]
+        cells += [f"{this['bytes'] / 1e6:.0f} ({dense['bytes'] / 1e6:.0f})"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
