@@ -11,14 +11,12 @@ The wide stack is that of mask_evaluation.py.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from mask_evaluation import masks, wide_model
+from mask_evaluation import clock, masks, wide_model
 from rich.console import Console
 from rich.table import Table
 
@@ -34,13 +32,6 @@ from polyprune_core.utils.environment import environment
 from polyprune_core.utils.rng import generator
 
 SPARSITY, SEQ_LEN = 0.3, 128
-
-
-def clock(work: Callable[[], Any]) -> float:
-    """Returns the seconds that `work` took."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def measure(name: str, loaded: LoadedModel, windows: int) -> dict[str, Any]:

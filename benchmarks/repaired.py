@@ -54,13 +54,12 @@ def mixed(record: dict[str, Any]) -> list[str]:
     return texts(record)[:-1]
 
 
-def lines(record: dict[str, Any], sparsity: float, seq_len: int = HEADLINE_LENGTH) -> list[Line]:
+def lines(record: dict[str, Any], sparsity: float) -> list[Line]:
     """Returns the criteria of a record at one sparsity, each with its repairs."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     given = budgets(record)
     for row in record["rows"]:
-        measured = any(each["seq_len"] == seq_len for each in row["evaluations"])
-        if row["status"] != "ok" or row["sparsity"] != sparsity or row["kind"] == "start" or not measured:
+        if row["status"] != "ok" or row["sparsity"] != sparsity or row["kind"] == "start" or not _places(row):
             continue
         name = (_name(row, given.get(row["id"])), row["repair"])
         found.setdefault(name, {})[row["seed"]] = row
@@ -85,8 +84,8 @@ def _name(row: dict[str, Any], budget: int | None) -> str:
     return f"{row['initializer']} → {row['estimator']}{finer}, {short(budget)} tokens"
 
 
-def _places(row: dict[str, Any], seq_len: int) -> list[int]:
-    return [place for place, each in enumerate(row["evaluations"]) if each["seq_len"] == seq_len]
+def _places(row: dict[str, Any]) -> list[int]:
+    return [place for place, each in enumerate(row["evaluations"]) if each["seq_len"] == HEADLINE_LENGTH]
 
 
 def _dense_windows(record: dict[str, Any]) -> dict[str, Losses]:
@@ -100,8 +99,7 @@ def _dense_windows(record: dict[str, Any]) -> dict[str, Losses]:
 
 
 def _line(record: dict[str, Any], name: str, repair: str, rows: list[dict[str, Any]], dense: dict[str, Losses]) -> Line:
-    seq_len = HEADLINE_LENGTH
-    cut = [[row["evaluations"][place] for place in _places(row, seq_len)] for row in rows]
+    cut = [[row["evaluations"][place] for place in _places(row)] for row in rows]
 
     def means(what: str) -> dict[str, float]:
         return {same[0]["text"]: statistics.fmean(each[what] for each in same) for same in zip(*cut, strict=True)}
@@ -110,7 +108,7 @@ def _line(record: dict[str, Any], name: str, repair: str, rows: list[dict[str, A
     beyond = [np.array(record["windows"][row]) - dense[row] for row in told]
     windows = {
         each["text"]: np.mean([losses[place] for losses in beyond], axis=0)
-        for place, each in zip(_places(rows[0], seq_len), cut[0], strict=True)
+        for place, each in zip(_places(rows[0]), cut[0], strict=True)
         if len(told) == len(rows)
     }
     return Line(
@@ -135,7 +133,7 @@ def best_metric(found: list[Line], names: Sequence[str]) -> Line:
 def share(line: Line, best: Line, names: Sequence[str]) -> str:
     """Returns what a row leaves of the best metric's excess on some texts, and its 95 % interval over windows."""
     part = line.mean(names) / best.mean(names)
-    told = f"{part + 0.0:.0%}" if abs(part) >= 0.005 else "0%"
+    told = f"{part:.0%}" if abs(part) >= 0.005 else "0%"
     if line is best or not all(name in line.windows and name in best.windows for name in names):
         return told
     left, squares = best.mean(names) * len(names), 0.0

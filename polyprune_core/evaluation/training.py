@@ -52,6 +52,8 @@ def train(
     `saved` is what `calibration.saved()` has found, whose "weights" hold the trained parameters under their names as
     they were then; the caller has them in place. `known` (name to tensor) is kept beside them in "weights".
     """
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
     windows = calibration.windows
     steps = max(1, min(tokens, windows.numel()) // (BATCH * windows.shape[1]))
     order = torch.randperm(len(windows), generator=calibration.rng).split(BATCH)

@@ -55,8 +55,6 @@ class Distil:
         readers = tuple(f"{axis.reader}." for axis in pruned.layout.axes if axis.reader is not None)
         names = [name for name in found if self.train == "all" or name.startswith(readers)]
         trained = {name: found[name] for name in names}
-        for parameter in trained.values():
-            parameter.requires_grad_(True)
         train(
             trained,
             lambda ids: _back_propagate(student, ids, calibration),

@@ -64,8 +64,6 @@ class Recover:
         student, found = trainable(dataclasses.replace(pruned, updates=known))
         adapters = _adapters(student, self.rank, calibration) if self.method == "lora" else None
         trained = found if adapters is None else _adapted(adapters, weights)
-        for parameter in trained.values():
-            parameter.requires_grad_(True)
         train(
             trained,
             lambda ids: _back_propagate(student, ids, calibration),
