@@ -26,7 +26,8 @@ from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.provenance import last_name
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.runs.asked_shapes import check_shapes
+from polyprune_core.runs.added_biases import check_added, check_repair
+from polyprune_core.runs.asked_shapes import check_shapes, held_by
 from polyprune_core.runs.decision import REPAIRED_FROM, Cost, Decider
 from polyprune_core.runs.engines import placement_of
 from polyprune_core.runs.export import write_out
@@ -198,8 +199,9 @@ class PruningResult:
         Raises:
             PolypruneError: no such exporter, a folder that cannot be written, or a model that reads back as another.
         """
-        writer = load_registry().build("exporter", exporter)
-        dense = self.pruned.base
+        registry, dense = load_registry(), self.pruned.base
+        writer = registry.build("exporter", exporter)
+        check_added(exporter, self.pruned, registry)
         check_exportable(writer, dense)
         read = {"the model": dense.path} if dense.path else {}
         with new_folder(Path(output).expanduser(), overwrite, read) as place:
@@ -245,6 +247,8 @@ def _prune(
     read = inputs(config) | ({"the masks": masks.folder} if masks else {})
     with new_folder(output, overwrite, read) as place:
         harness = open_harness(config, registry, reporter, masks is None, exporter)
+        held, told = held_by(exporter, harness.layout), f"--exporter {request.exporter}"
+        check_repair(asked.repair, told, held, harness.whole(), registry)
         result = _measured(request, config, masks, Decider(harness))
         return dataclasses.replace(result, written=_written(result, request, exporter, place, harness))
 
@@ -268,6 +272,7 @@ def _written(
     result: PruningResult, request: Pruning, exporter: Exporter, place: NewFolder, harness: Harness
 ) -> Outcome:
     pruned, loaded, reporter = result.pruned, harness.loaded, harness.reporter
+    check_added(request.exporter, pruned, harness.registry)
     plugin, trust_remote_code = ("exporter", request.exporter), request.trust_remote_code
     with place.filled() as folder:
         with reporter.task("writing the model", 0), harness.watched(plugin):
@@ -349,6 +354,7 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
             f"the masks in {masks.folder} were repaired on another calibration text; give that one as --calibration to "
             "repair as before."
         )
+    pruned = dataclasses.replace(pruned, updates={})
     pruned, cost = decider.repaired(pruned, spec, int(masks.recipe.get("seed") or 0))
     return pruned, cost, terms
 

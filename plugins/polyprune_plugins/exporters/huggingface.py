@@ -91,7 +91,12 @@ class HuggingFace:
         step = self.pad if isinstance(self.pad, int) else 1
         # An expert of zeros would still be chosen, so that where there are experts layers keep as many.
         uniform = self.shape == "uniform" or (self.pad == "widest" and any(axis.router for axis in layout.axes))
-        return LegalShapes({"channel": step} if step > 1 else {}, equal_widths=uniform, empty_sublayers=not uniform)
+        return LegalShapes(
+            {"channel": step} if step > 1 else {},
+            equal_widths=uniform,
+            empty_sublayers=not uniform,
+            added_biases=self.pad != "widest",
+        )
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
         import torch
@@ -109,7 +114,7 @@ class HuggingFace:
         return export_report(out_dir, "huggingface", reload, parameters, trust_remote_code=has_code)
 
     def _padded(self, pruned: PrunedModel) -> PrunedModel:
-        from polyprune_core import ConfigError, ModelError, padded
+        from polyprune_core import ConfigError, padded
 
         if self.pad == "none" or not pruned.needs_code:
             return pruned
@@ -122,12 +127,6 @@ class HuggingFace:
             channels = {axis.name: axis.size for axis in axes if axis.kind == "mlp"}
             sizes = {name: min(-(-left[name] // self.pad) * self.pad, size) for name, size in channels.items()}
             return padded(pruned, sizes)
-        if added := pruned.added():
-            raise ModelError(
-                f"pad=widest makes an ordinary {pruned.layout.family} model, which has no place for the biases that "
-                f"the repair added ({added[0]}, …). Repair without them, as with --repair least-squares:bias=false, or "
-                "leave pad=widest out."
-            )
         widest = {kind: max(left[axis.name] for axis in axes if axis.kind == kind) for kind in ("attention", "mlp")}
         most = max(axis.size for axis in axes if axis.kind == "attention")
         # LLaMA's own class wants hidden_size to be a multiple of the number of heads; the dense model's number does.
