@@ -48,7 +48,7 @@ class Decided:
     @property
     def read(self) -> dict[str, Path]:
         """The places on this machine that it is read from, by what they are."""
-        return {"the decision": self.place} | model_place(self.name, self.revision)
+        return {"what was decided,": self.place} | model_place(self.name, self.revision)
 
     def apply(self, base: LoadedModel, registry: Registry) -> PrunedModel:
         """Returns the pruned model; `base` is the dense one.

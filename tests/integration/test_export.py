@@ -165,9 +165,9 @@ def test_an_export_never_takes_the_place_of_what_it_reads(masks, store, tmp_path
     ):
         run = export(read, output, "--overwrite")
         assert run.status == 2
-        assert f"{relation} what is exported, {read}, which is read" in run.err
+        assert f"{relation} what was decided, {read}, which is read" in run.err
     assert {path: path.read_bytes() for path in read.iterdir()} == before
-    refused(export(store, store / "new", "--cell", wanda_cell(store)), store / "new", "lies in what is exported")
+    refused(export(store, store / "new", "--cell", wanda_cell(store)), store / "new", "lies in what was decided")
 
 
 def test_a_cell_is_asked_of_a_store_only(masks, store, tmp_path) -> None:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from polyprune_core import ConfigError, LoadedModel, ModelError, PrunedModel, load_model
+from polyprune_core.models.describe import describe
 from polyprune_core.models.quiet import quiet
 from polyprune_core.runs.verification import ask_runtime
 from polyprune_core.testing.tiny import VOCABULARY, tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
