@@ -13,7 +13,7 @@ from typing import Any
 from polyprune_core.config.cell import NO_REPAIR, Dense
 from polyprune_core.config.requests import Recover
 from polyprune_core.errors import ConfigError, ModelError
-from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn, measured
 from polyprune_core.evaluation.text import load_texts
 from polyprune_core.models.checkpoint import read_config
 from polyprune_core.models.sources import LoadedModel
@@ -176,6 +176,7 @@ class _Run:
         after = self._row(NAMES[3], pruned, cost)
         with self.reporter.task("training the dense model alike", 1):
             trained = theirs.trained(Dense(repair=spec, seed=seed), self._kept(folder, "dense"))
+        pruned = dataclasses.replace(pruned, measured=measured(after.evaluations, self.dense.dense))
         earlier, begun = self.pruned.recipe.get("repair", NO_REPAIR), self.registry.build("repair", spec).start
         if earlier != NO_REPAIR and begun in (None, NO_REPAIR):
             pruned = dataclasses.replace(pruned, recipe=pruned.recipe | {"repaired_before": earlier})

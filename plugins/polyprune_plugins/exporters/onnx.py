@@ -73,7 +73,7 @@ class Onnx:
         parameters = model.num_parameters()
         origin = pruned.provenance() | {"layers": pruned.kept_layers}
         origin["dtype"] |= {"written": FORMATS[self.type]}
-        write_settings(model, pruned.base.tokenizer, out_dir, origin)
+        write_settings(model, pruned.base.tokenizer, out_dir, origin, pruned.base.licence_files)
         with _quiet():
             program = _exported(model, self.cache)
             _forget_origins(program.model)

@@ -107,7 +107,7 @@ class Gguf:
         origin["dtype"] |= {"written": kind}
         model = form.pruned.build()
         words = vocabulary(pruned.base.tokenizer, model.config.vocab_size)
-        write_settings(model, pruned.base.tokenizer, out_dir, origin)
+        write_settings(model, pruned.base.tokenizer, out_dir, origin, pruned.base.licence_files)
         write_file(out_dir / FILE, form, model, kind, lambda writer: write_fields(writer, form, model, words, origin))
         told = words.get("tokenizer.ggml.pre", "none: token ids alone; tokenizer.json lies beside the file")
         details = {"architecture": form.architecture, "type": kind, "tokenizer": told}
