@@ -154,6 +154,13 @@ SEARCH = [
         help="Loss of a search: cross-entropy of the text, or kl to the dense model.",
     ),
     setting("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged."),
+    setting(
+        "--early-stopping",
+        type=int,
+        metavar="N",
+        help="Ends a search after N looks at text held back without a lower loss, and takes the best.",
+        unless="no looks",
+    ),
     setting("--protect", metavar="LAYERS", help="Layers left whole, as first=4,last=2.", unless="none"),
     setting("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps."),
 ]

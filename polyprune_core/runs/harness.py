@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, Pruned
+from polyprune_core.config.held_back import HELD_BACK
 from polyprune_core.config.settings import Settings
 from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.evaluation.calibration import Calibration
@@ -24,7 +25,14 @@ from polyprune_core.evaluation.moments import MomentStore, Reading
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
 from polyprune_core.evaluation.text import Text, Texts
-from polyprune_core.evaluation.windows import Cutter, held_back_windows, limits, sample_windows, shared_runs
+from polyprune_core.evaluation.windows import (
+    Cutter,
+    held_back_windows,
+    limits,
+    other_windows,
+    sample_windows,
+    shared_runs,
+)
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.contracts import Exporter
@@ -36,7 +44,7 @@ from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import LegalShapes, Scores, Selection, UnitGroup
 from polyprune_core.runs.asked_shapes import held_by, legal_shapes
-from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES
+from polyprune_core.runs.pooling import SCOPE_NAMES
 from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
@@ -136,10 +144,19 @@ class Harness:
             ours, theirs = take_turns([pruned.build(), dense], load)
         return ratios(ours, theirs, total).median
 
-    def calibration(self, seed: int, purpose: str, task: Task, rule: SelectionRule | None = None) -> Calibration:
-        """Returns the sample of a seed, with the generator of a purpose; `rule` is for a metric that needs it."""
+    def calibration(
+        self, seed: int, purpose: str, task: Task, rule: SelectionRule | None = None, held_back: bool = False
+    ) -> Calibration:
+        """Returns the sample of a seed, with the generator of a purpose; the rest is for a metric that needs it."""
         windows = sample_windows(self.calibration_windows, self.settings.calibration_samples, seed)
-        return self._calibration(windows, generator(seed, purpose), task, self.compactor, budget=rule)
+        return self._calibration(
+            windows,
+            generator(seed, purpose),
+            task,
+            self.compactor,
+            budget=rule,
+            held_back=self.held_back(seed) if held_back else None,
+        )
 
     def repair_calibration(
         self, seed: int, spec: str, task: Task, readings: Iterable[Reading], keeper: Keeper | None
@@ -199,10 +216,16 @@ class Harness:
         if not len(windows):
             raise ConfigError(
                 f"the calibration text has {len(pool)} windows of {asked.seq_len} tokens, and a metric looks at all of "
-                "them, so that none is left to choose its pooling by. Give a longer text, a lower "
-                "--calibration-samples or --seq-len, or both --scope and --scale."
+                "them, so that none is left to choose its pooling by, nor for --early-stopping. Give a longer text, a "
+                "lower --calibration-samples or --seq-len, or both --scope and --scale, without --early-stopping."
             )
         return windows
+
+    def learned_from(self, seed: int) -> Tensor:
+        """Returns the windows that a search goes through: all, but those held back where it stops by them."""
+        asked = self.settings
+        held = HELD_BACK if asked.early_stopping else 0
+        return other_windows(self.calibration_windows, asked.calibration_samples, seed, held)
 
     def watched(self, *plugins: tuple[str, str]) -> AbstractContextManager[None]:
         """Has the block's plugins (kind, spec) leave the model, and the code that rows are measured with, as they were.

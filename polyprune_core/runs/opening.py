@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from polyprune_core.config.cell import Metric, Pruned
+from polyprune_core.config.cell import Metric, Pruned, Search
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.tasks import Tasks
@@ -68,9 +68,16 @@ def open_harness(
     for cell in cells(config) if budgets else ():
         if isinstance(cell, Pruned):
             harness.in_scopes(cell)
-        if isinstance(cell, Metric) and cell.open:
-            harness.held_back(cell.seed)
+            if _holds_text_back(cell, config, registry):
+                harness.held_back(cell.seed)
     return harness
+
+
+def _holds_text_back(cell: Pruned, config: Comparison, registry: Registry) -> bool:
+    """Whether the cell chooses by loss on text that nothing of it has looked at."""
+    chosen = isinstance(cell, Metric) and cell.open
+    stopped = isinstance(cell, Search) and config.early_stopping is not None
+    return chosen or stopped or registry.holds_text_back(cell.initializer)
 
 
 def run_record(harness: Harness, config: Comparison) -> dict[str, Any]:

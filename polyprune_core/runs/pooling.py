@@ -12,10 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from polyprune_core.evaluation.losses import Objective
-    from polyprune_core.pruning.types import Selection
 
-# Windows of calibration text that are held back from the metric.
-HELD_BACK = 16
 SCOPE_NAMES: tuple[Scope, ...] = get_args(Scope)
 SCALE_NAMES: tuple[Scale, ...] = get_args(Scale)
 # Tokens that go through the model at a time.
@@ -36,19 +33,22 @@ def most_candidates(cell: Metric, comparable: bool) -> int:
 
 
 def selection_losses(
-    objective: Objective, selections: Sequence[Selection], windows: Tensor, progress: Callable[[int], None]
+    objective: Objective,
+    kept: Sequence[Tensor],
+    windows: Tensor,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
-    """Returns the mean loss in nats per token of each selection on `windows` (N, T); equal ones are run once.
+    """Returns the mean loss in nats per token of each of `kept` (U,) on `windows` (N, T); equal ones are run once.
 
     A loss that is not finite is infinite. `progress` sees how many are done.
     """
     batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
     found: dict[bytes, float] = {}
-    for done, selection in enumerate(selections, 1):
-        key = selection.keep.numpy().tobytes()
+    keys = [keep.numpy().tobytes() for keep in kept]
+    for done, (key, keep) in enumerate(zip(keys, kept, strict=True), 1):
         if key not in found:
-            totals = [float(objective.losses(selection.keep[None], ids)[0]) * len(ids) for ids in batches]
+            totals = [float(objective.losses(keep[None], ids)[0]) * len(ids) for ids in batches]
             loss = sum(totals) / len(windows)
             found[key] = loss if math.isfinite(loss) else math.inf
         progress(done)
-    return [found[selection.keep.numpy().tobytes()] for selection in selections]
+    return [found[key] for key in keys]

@@ -16,6 +16,7 @@ from commandline import polyprune
 from polyprune_core import ConfigError, Provider
 from polyprune_core.config.cell import Metric, Pruned
 from polyprune_core.config.grid import cells
+from polyprune_core.config.held_back import HELD_BACK
 from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
@@ -25,7 +26,6 @@ from polyprune_core.results.row import row_from_json
 from polyprune_core.runs.decision import Decider
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.opening import open_harness
-from polyprune_core.runs.pooling import HELD_BACK
 from polyprune_core.utils.progress import Reporter
 
 SAMPLES, LENGTH = 4, 32
