@@ -124,7 +124,7 @@ SEARCH = [
         "--preset",
         metavar="NAME",
         shell_complete=words(*PRESETS),
-        help="Settings of a published protocol: paper, released, llm-pruner-paper, …; others given win.",
+        help="Settings together: quick for a first look, or a published protocol as paper; others given win.",
     ),
     setting(
         "--policy",
@@ -177,7 +177,13 @@ PLACEMENT = [
         help="What weights take at most, as cpu=8GB,cuda:0=20GB; others stay in their files.",
         unless="no limit",
     ),
-    setting("--threads", type=int, metavar="N", help="Threads of each process.", unless="a fair part of the cores"),
+    setting(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="Threads of each process.",
+        unless="a fair part of the cores, or 1 where that is faster",
+    ),
     setting("--mask-workers", type=int, metavar="N", help="Copies of the model that a search spreads its masks over."),
 ]
 ENGINE = [

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
@@ -38,6 +36,7 @@ from polyprune_core.runs.workplace import spread_over
 from polyprune_core.utils.environment import environment
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
+from polyprune_core.utils.threads import use_threads
 from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
@@ -233,8 +232,7 @@ def _prune(
     masks = MaskFile.read(request.from_masks) if request.from_masks else None
     if masks:
         request = _as_the_masks_say(request, masks)
-    if request.threads:
-        torch.set_num_threads(request.threads)
+    use_threads(request.threads, reporter.status)
     asked = request.model_copy(update={"repair": _repair(request, masks)}) if masks else request
     config = settled(asked.as_comparison(), registry)
     check_plugins(config, registry)
