@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import AUTO, Pruned
+from polyprune_core.config.cell import Pruned
 from polyprune_core.config.held_back import HELD_BACK
 from polyprune_core.config.settings import Settings
-from polyprune_core.errors import BudgetError, ConfigError
+from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.keeping import Keeper
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
@@ -44,7 +44,7 @@ from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import LegalShapes, Scores, Selection, UnitGroup
 from polyprune_core.runs.asked_shapes import held_by, legal_shapes
-from polyprune_core.runs.pooling import SCOPE_NAMES
+from polyprune_core.runs.pooling import SCOPE_NAMES, in_scopes
 from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
@@ -282,17 +282,9 @@ class Harness:
         Raises:
             BudgetError: it cannot be met in any of them.
         """
-        scopes = SCOPE_NAMES if cell.scope == AUTO else (cell.scope,)
-        found, refused = list[tuple[Pruned, PricedBudget]](), list[BudgetError]()
-        for scope in scopes:
-            asked = cell.model_copy(update={"scope": scope})
-            try:
-                found.append((asked, self.terms(asked)))
-            except BudgetError as error:
-                refused.append(error)
-        if not found:
-            raise refused[0]
-        return found
+        each = {scope: cell.model_copy(update={"scope": scope}) for scope in SCOPE_NAMES}
+        priced = in_scopes(cell.scope, lambda scope: self.terms(each[scope]))
+        return [(each[scope], terms) for scope, terms in priced.items()]
 
     @cached_property
     def dense(self) -> tuple[Evaluation, ...]:

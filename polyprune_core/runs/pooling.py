@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, get_args
 
 from polyprune_core.config.cell import AUTO, Metric, Scale, Scope
+from polyprune_core.errors import BudgetError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from polyprune_core.evaluation.losses import Objective
+    from polyprune_core.pruning.pricing import PricedBudget
 
 SCOPE_NAMES: tuple[Scope, ...] = get_args(Scope)
 SCALE_NAMES: tuple[Scale, ...] = get_args(Scale)
@@ -24,6 +26,24 @@ def scales(cell: Metric, comparable: bool) -> tuple[str, ...]:
     if cell.scale != AUTO:
         return (cell.scale,)
     return ("raw",) if comparable else SCALE_NAMES
+
+
+def in_scopes(asked: str, price: Callable[[Scope], PricedBudget]) -> dict[Scope, PricedBudget]:
+    """Returns what a budget means in the scope asked, or in each that may be chosen; `price` finds it.
+
+    Raises:
+        BudgetError: it cannot be met in any of them.
+    """
+    found: dict[Scope, PricedBudget] = {}
+    refused: list[BudgetError] = []
+    for scope in (each for each in SCOPE_NAMES if asked in (AUTO, each)):
+        try:
+            found[scope] = price(scope)
+        except BudgetError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return found
 
 
 def most_candidates(cell: Metric, comparable: bool) -> int:
