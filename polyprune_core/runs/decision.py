@@ -235,7 +235,7 @@ class Decider:
     def _held_back(self, cell: Metric, tried: list[Decision]) -> tuple[list[float], Cost]:
         """Returns the losses of selections on windows that the metric has not seen, and what they cost."""
         objective = Objective(self.harness.compactor, tried[0].pruned.space)
-        windows = self.harness.held_back(cell.seed)
+        windows = self.harness.windows.held_back(cell.seed)
         label = f"pooling of {cell.initializer}"
         with self.harness.reporter.task(label, len(tried)) as task, self._priced(objective) as cost:
             losses = selection_losses(objective, [each.selection.keep for each in tried], windows, task.update)
@@ -297,7 +297,7 @@ class Decider:
                 parameters,
                 objective,
                 estimator,
-                search_batches(harness.learned_from(cell.seed), settings.batch_size, cell.seed),
+                search_batches(harness.windows.learned_from(cell.seed), settings.batch_size, cell.seed),
                 options,
                 generator(cell.seed, "masks"),
                 lambda r: task.update(
@@ -305,7 +305,7 @@ class Decider:
                 ),
                 checkpoint,
                 lambda records: task.resume([record.mean_loss for record in records]),
-                stopping(patience, policy, rule, objective, harness.held_back(cell.seed)) if patience else None,
+                stopping(patience, policy, rule, objective, harness.windows.held_back(cell.seed)) if patience else None,
             )
         if words := told(trace, options.steps):
             harness.reporter.status(f"{cell.label}: {words}")

@@ -57,7 +57,7 @@ def open_harness(
     spaces = [harness.space(name) for name in config.granularity] if any(config.shapes) and budgets else []
     check_shapes(config.shapes if budgets else (), spaces, loaded, registry)
     overlaps: dict[str, float] = {}
-    for cut in harness.evaluated:
+    for cut in harness.windows.evaluated:
         overlaps[cut.text.name] = max(cut.overlap, overlaps.get(cut.text.name, 0.0))
     for name, overlap in overlaps.items():
         if overlap >= TELLING_OVERLAP:
@@ -69,7 +69,7 @@ def open_harness(
         if isinstance(cell, Pruned):
             harness.in_scopes(cell)
             if _holds_text_back(cell, config, registry):
-                harness.held_back(cell.seed)
+                harness.windows.held_back(cell.seed)
     return harness
 
 
@@ -113,9 +113,11 @@ def _model(harness: Harness) -> dict[str, Any]:
 
 def _texts(harness: Harness) -> dict[str, Any]:
     """The text of each role, and where there are several evaluations all of them, the headline first."""
-    evaluations = [_text(harness, each.text, each.windows) | {"overlap": each.overlap} for each in harness.evaluated]
+    evaluations = [
+        _text(harness, each.text, each.windows) | {"overlap": each.overlap} for each in harness.windows.evaluated
+    ]
     found = {
-        "calibration": _text(harness, harness.texts.calibration, harness.calibration_windows),
+        "calibration": _text(harness, harness.texts.calibration, harness.windows.calibration),
         "evaluation": evaluations[0],
     }
     return found | ({"evaluations": evaluations} if len(evaluations) > 1 else {})
@@ -127,5 +129,5 @@ def _text(harness: Harness, text: Text, windows: Tensor) -> dict[str, Any]:
         "sha256": text.sha256,
         "windows": windows.shape[0],
         "tokens_per_window": windows.shape[1],
-        "bos": harness.cutter.told,
+        "bos": harness.windows.cutter.told,
     }

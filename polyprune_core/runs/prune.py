@@ -255,7 +255,7 @@ def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, deci
         achieved = terms.spent(pruned.selection, pruned.added_parameters) if terms and budget else None
         in_memory = harness.evaluate("the model cut in memory", pruned)
         dense = harness.dense
-    ours, theirs, cut = in_memory[0], dense[0], harness.evaluated[0]
+    ours, theirs, cut = in_memory[0], dense[0], harness.windows.evaluated[0]
     measured: dict[str, Any] = {"perplexity": ours.perplexity, "dense": theirs.perplexity, "tokens": ours.tokens}
     measured |= {"text": last_name(cut.text.name), "window": config.eval_seq_len[0]}
     pruned = dataclasses.replace(pruned, measured=measured)
@@ -274,7 +274,7 @@ def _written(
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             device = str(loaded.model.device)
             reloaded = exporter.load(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        evaluators = [Evaluator(each.windows, text=each.text.name) for each in harness.evaluated]
+        evaluators = [Evaluator(each.windows, text=each.text.name) for each in harness.windows.evaluated]
         outcome = Outcome(
             report=dataclasses.replace(report, path=place.path),
             sparsity=result.sparsity,
