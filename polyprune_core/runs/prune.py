@@ -34,6 +34,7 @@ from polyprune_core.runs.opening import open_harness
 from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.runs.workplace import spread_over
 from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import size_told
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.utils.threads import use_threads
@@ -80,7 +81,7 @@ class Outcome:
             *([("widths", f"{ShapesSpec.parse(self.shapes).words()}, as asked")] if self.shapes else []),
             ("parameters", f"{report.parameters:,} of {self.dense_parameters:,}"),
             *self._active_line(),
-            ("on disk", f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB"),
+            ("on disk", f"{size_told(report.bytes)} in all; the dense weights are {size_told(self.dense_bytes)}"),
             *self._perplexity_lines(),
             ("cost", f"{cost.forward_tokens:,} forward tokens, {backward}"),
         ]
