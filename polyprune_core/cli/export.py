@@ -12,7 +12,7 @@ from polyprune_core.cli.options import CELL, LOADING_LOCAL, OUTPUT, given, optio
 from polyprune_core.cli.params import UserPath, setting
 
 WHAT = [
-    setting("--exporter", metavar="NAME", help="What to write: an exporter of plugins list."),
+    setting("--exporter", metavar="NAME", help="Form of what is written: huggingface, masks, gguf, onnx, …"),
     CELL,
     setting("--verify", is_flag=True, help="Read it back and compare its logits with the model in memory."),
     setting("--by-shard", is_flag=True, help="Read the dense weights a shard at a time, for models beyond memory."),
@@ -26,7 +26,12 @@ WHAT = [
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Stdout."
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What is printed.",
 )
 def export(
     source: Path,
@@ -38,7 +43,7 @@ def export(
     verbose: bool,
     **values: Any,
 ) -> None:
-    """Write what SOURCE decided: a folder of masks, a results store with --cell, or the file of one cell."""
+    """Write the model that SOURCE decided on: a folder of masks, a results store with --cell, or the file of a cell."""
     from polyprune_core.cli.console import opened
     from polyprune_core.config.requests import Export
 

@@ -18,12 +18,21 @@ WHAT = [
         shell_complete=plugin_names("repair"),
         help="What trains: recover (all weights), recover:lora (pip install 'polyprune[recover]'), distil or another.",
     ),
-    setting("--tokens", type=int, metavar="N", help="Tokens to train on, each once.", unless="those of --repair"),
-    setting("--seed", type=int, metavar="N", help="Order of the windows, and where adapters start."),
+    setting(
+        "--tokens", type=int, metavar="N", help="Tokens to train on. Each is read once.", unless="those of --repair"
+    ),
+    setting(
+        "--seed", type=int, metavar="N", help="What the order of the windows and the start of adapters are drawn from."
+    ),
     CELL,
     setting("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the source names"),
-    setting("--exporter", metavar="NAME", shell_complete=plugin_names("exporter"), help="What to write."),
-    setting("--verify", is_flag=True, help="Read it back and run it where it is meant to run, as export --verify."),
+    setting(
+        "--exporter",
+        metavar="NAME",
+        shell_complete=plugin_names("exporter"),
+        help="Form of what is written: huggingface, masks, gguf, onnx, …",
+    ),
+    setting("--verify", is_flag=True, help="Read it back, and run it where it is meant to run."),
 ]
 TEXT = [
     setting("--calibration", metavar="TEXT", shell_complete=complete_text, help="Text to train on."),
@@ -40,7 +49,12 @@ TEXT = [
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the trained model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Stdout."
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What is printed.",
 )
 def recover(
     source: str,

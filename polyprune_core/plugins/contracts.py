@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from polyprune_core.pruning.types import ExportReport, MaskBatch, Policy, UnitGroup
 
 T = TypeVar("T")
-NEEDS = frozenset({"calibration", "gradients", "budget", "mix"})
+NEEDS = frozenset({"calibration", "gradients", "budget", "held-back", "mix"})
 State = Mapping[str, Any] | None
 
 
@@ -39,8 +39,9 @@ class Provider(Generic[T]):
         summary: one line for `polyprune plugins list`.
         factory: called with the options as keywords; its signature is the list of options.
         needs: of "calibration" (text), "gradients" (back-propagation), "budget" (a metric made for one sparsity and
-            scope, see `Initializer`), "mix" (a repair that fits weights to the text: users are warned who give it one
-            text alone, or fewer tokens than a reader has input features); shown by `polyprune plugins show`.
+            scope, see `Initializer`), "held-back" (a metric that chooses by loss on text it does not measure on,
+            which `calibration.held_back` holds), "mix" (a repair that fits weights to the text: users are warned who
+            give it one text alone, or fewer tokens than a reader has input features); shown by `plugins show`.
         reference: paper and equation.
         xfail: checks of the conformance kit that this plugin is right to fail, each with the reason.
         quick: options under which it does the same in less time, as fewer masks to draw; the conformance kit, whose

@@ -154,6 +154,10 @@ class Registry:
         """Whether the metric that `spec` names measures anew for every budget."""
         return "budget" in self.get("initializer", spec).provider.needs
 
+    def holds_text_back(self, spec: str) -> bool:
+        """Whether the metric that `spec` names chooses by loss on text held back."""
+        return "held-back" in self.get("initializer", spec).provider.needs
+
 
 def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:
     """Loads the installed plugins but those that are switched off, or the ones given.

@@ -27,6 +27,7 @@ from polyprune_core.runs.decisions import Decided
 from polyprune_core.runs.model_sources import load_asked
 from polyprune_core.runs.verification import RuntimeCheck, check_in_runtime, require_runtime, runtime_of
 from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import size_told
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__
@@ -59,7 +60,7 @@ class Exported:
         """Returns it for people."""
         report, seen = self.report, self.verification
         lines = [f"{report.path} ({report.format})", f"  parameters  {report.parameters:,}"]
-        lines.append(f"  on disk     {report.bytes / 1e6:.1f} MB")
+        lines.append(f"  on disk     {size_told(report.bytes)}")
         if seen:
             lines.append(
                 f"  read back   largest difference of a logit {seen.largest_difference:.3g} (largest logit "

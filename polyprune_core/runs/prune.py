@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
@@ -37,8 +35,10 @@ from polyprune_core.runs.opening import open_harness
 from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.runs.workplace import spread_over
 from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import size_told
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
+from polyprune_core.utils.threads import use_threads
 from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Outcome:
             *([("widths", f"{ShapesSpec.parse(self.shapes).words()}, as asked")] if self.shapes else []),
             ("parameters", f"{report.parameters:,} of {self.dense_parameters:,}"),
             *self._active_line(),
-            ("on disk", f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB"),
+            ("on disk", f"{size_told(report.bytes)} in all; the dense weights are {size_told(self.dense_bytes)}"),
             *self._perplexity_lines(),
             ("cost", f"{cost.forward_tokens:,} forward tokens, {backward}"),
         ]
@@ -235,8 +235,7 @@ def _prune(
     masks, told = MaskFile.read(request.from_masks) if request.from_masks else None, _command(request)
     if masks:
         request = _as_the_masks_say(request, masks)
-    if request.threads:
-        torch.set_num_threads(request.threads)
+    use_threads(request.threads, reporter.status)
     asked = request.model_copy(update={"repair": _repair(request, masks)}) if masks else request
     config = settled(asked.as_comparison(), registry)
     check_plugins(config, registry)
@@ -286,7 +285,7 @@ def _written(
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             device = str(loaded.model.device)
             reloaded = exporter.load(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        evaluators = [Evaluator(each.windows, text=each.text.name) for each in harness.evaluated]
+        evaluators = [Evaluator(each.windows, text=each.text.name) for each in harness.windows.evaluated]
         outcome = Outcome(
             report=dataclasses.replace(report, path=place.path),
             sparsity=result.sparsity,
