@@ -60,7 +60,7 @@ class PerLayerModel:
             linear.bias = nn.Parameter(linear.weight.new_zeros(outputs))
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Takes this file along, and from the folder that the model was read from the card and the texts of licences."""
+        """Takes this file along, and the card and the texts of licences from where the model was read."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         code, source, target = pathlib.Path(__file__), pathlib.Path(self.name_or_path), pathlib.Path(save_directory)
         is_pruned = (source / code.name).is_file()
