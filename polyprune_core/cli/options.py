@@ -40,6 +40,7 @@ CUTTING = [
         help="Whether every window begins with the tokenizer's BOS; auto: as the tokenizer begins a text.",
     ),
 ]
+CELL = setting("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do.")
 LOADING_LOCAL = [
     setting("--trust-remote-code", is_flag=True, help="Run modelling code that a checkpoint brings along."),
     setting(

@@ -151,7 +151,7 @@ class Decider:
             with self._priced(calibration) as cost:
                 updates = self.registry.build("repair", spec).repair(pruned, calibration)
         recipe = pruned.recipe | {"repair": spec} | (self.sample if spec != NO_REPAIR else {})
-        return dataclasses.replace(pruned, updates=dict(updates), recipe=recipe), cost[0]
+        return dataclasses.replace(pruned, updates=dict(updates), recipe=recipe, measured=()), cost[0]
 
     @contextmanager
     def _left_alone(self, spec: str) -> Iterator[None]:

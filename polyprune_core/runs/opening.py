@@ -15,6 +15,7 @@ from polyprune_core.evaluation.windows import RUN, TELLING_OVERLAP
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.runs.added_biases import check_targets
 from polyprune_core.runs.asked_shapes import check_shapes
 from polyprune_core.runs.cell_identity import identity
 from polyprune_core.runs.harness import Harness
@@ -56,6 +57,7 @@ def open_harness(
         harness = Harness(loaded, texts, config, registry, reporter, tasks, exporter)
     spaces = [harness.space(name) for name in config.granularity] if any(config.shapes) and budgets else []
     check_shapes(config.shapes if budgets else (), spaces, loaded, registry)
+    check_targets(config.repair, config.shapes, harness.whole(), registry)
     overlaps: dict[str, float] = {}
     for cut in harness.windows.evaluated:
         overlaps[cut.text.name] = max(cut.overlap, overlaps.get(cut.text.name, 0.0))
