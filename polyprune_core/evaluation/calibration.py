@@ -30,7 +30,7 @@ from polyprune_core.evaluation.moments import (
     text_hash,
 )
 from polyprune_core.evaluation.observing import Watch, features_of, observe
-from polyprune_core.models.layout import Axis, ModelLayout
+from polyprune_core.models.layout import ModelLayout, expert_of, split_expert
 from polyprune_core.models.remote_code import is_stock
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pruned_model import PrunedModel
@@ -190,7 +190,7 @@ class Calibration(Metered):
 
         `watched` maps names of modules to what is told their positional arguments and what they return, at every call.
         """
-        observe(self.model, watched, self.batches())
+        observe(self.model, watched.items(), self.batches())
 
     def observe_readers(self, axes: Iterable[str], tell: Callable[[str, Tensor], None]) -> None:
         """As `observe`; tells the name of each axis, and what reads it takes in: (tokens, F) float32.
@@ -202,14 +202,12 @@ class Calibration(Metered):
             ModelError: nothing reads an axis.
         """
 
-        def watch(axis: str, module: nn.Module) -> Watch:
-            return lambda inputs, _output: tell(axis, features_of(module, inputs))
-
-        watches: dict[str, list[Watch]] = {}
-        for axis in axes:
+        def watch(axis: str) -> tuple[str, Watch]:
             name = self.layout.axis[axis].reader_module
-            watches.setdefault(name, []).append(watch(axis, self.model.get_submodule(name)))
-        self.observe({name: _all_of(told) for name, told in watches.items()})
+            module = self.model.get_submodule(name)
+            return name, lambda inputs, _output: tell(axis, features_of(module, inputs))
+
+        observe(self.model, [watch(axis) for axis in axes], self.batches())
 
     def losses(self, space: MaskSpace, masks: Tensor, ids: Tensor) -> Tensor:
         """Returns (K,) float32 mean next-token loss in nats of the model without the units that `masks` removes.
@@ -259,23 +257,25 @@ class Calibration(Metered):
     def moments(self, axis: str) -> Moments:
         """Returns mean (F,) and second moments (F, F) of what the axis' reader takes in, in the unpruned model.
 
-        The first call collects them for all readers of the model, in one pass, or where neither memory holds them all
+        `axis` is the name of one, or NAME[i] for the expert i of a mixture alone, as `Reader.axis` is. The first call collects them for all readers of the model, in one pass, or where neither memory holds them all
         nor layers can be run one by one, in as few as memory allows. Whoever asks for
         them on the same windows gets the same ones, and bears their cost as if they had been collected for it alone.
 
         Raises:
             ModelError: nothing reads the axis, or its second moments would take more than `AT_MOST`.
         """
-        reader = self.layout.axis[axis].reader_module
-        size = size_of_moments(self.model, self.layout.axis[axis])
+        name, expert = split_expert(axis)
+        module = self.layout.axis[name].reader_module
+        reader = module if expert is None else expert_of(module, expert)
+        size = size_of_moments(self.model, self.layout.axis[name], expert)
         if size > AT_MOST:
             raise ModelError(
                 f"the second moments of what {reader} takes in would need {size / 1e9:,.0f} GB; use a metric "
                 "that needs none, such as wanda, flap, frequency or reap."
             )
-        passes = self._passes_for(self.layout.axis[axis])
+        passes = list(passes_over(self.model, self.layout, reader))
         carried = len(passes) > 1 and self._store.carried and is_stock(self.model)
-        passes = [tuple(name for readers in passes for name in readers)] if carried else passes
+        passes = [tuple(each for readers in passes for each in readers)] if carried else passes
         reading = Reading(self._text, next(readers for readers in passes if reader in readers))
         if reading not in self._store.seconds and carried:
             try:
@@ -291,19 +291,8 @@ class Calibration(Metered):
             self.seconds_elsewhere += self._store.seconds[reading]
         self.readings.add(reading)
         moments = self._store.read(reading.text, reader)
-        device = next(self.model.get_submodule(reader).parameters()).device
+        device = next(self.model.get_submodule(module).parameters()).device
         return Moments(moments.mean.to(device), moments.second.to(device))
-
-    def _passes_for(self, axis: Axis) -> list[tuple[str, ...]]:
-        """Returns the passes that read axes like one: those of stacks of maps, or all others."""
-        alike = {
-            each.reader_module
-            for each in self.layout.axes
-            if each.is_read and (each.stack is None) is (axis.stack is None)
-            if size_of_moments(self.model, each) <= AT_MOST
-        }
-        passes = (tuple(filter(alike.__contains__, each)) for each in passes_over(self.model, self.layout))
-        return [each for each in passes if each]
 
     def _carry(self, reading: Reading) -> None:
         """Collects all moments of a large model in one pass, layer by layer."""
@@ -340,11 +329,3 @@ class Calibration(Metered):
     def _collect_inputs(self, modules: list[str]) -> dict[str, InputStatistics]:
         sums = input_sums(self.model, modules, lambda x: [x.sum(dim=0), x.square().sum(dim=0)], self.batches())
         return {name: InputStatistics(*(total / tokens for total in totals)) for name, (tokens, totals) in sums.items()}
-
-
-def _all_of(watches: Iterable[Watch]) -> Watch:
-    def watch(inputs: tuple[Any, ...], output: Any) -> None:
-        for each in watches:
-            each(inputs, output)
-
-    return watch

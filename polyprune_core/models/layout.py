@@ -8,6 +8,17 @@ from functools import cached_property
 from polyprune_core.errors import ModelError
 
 
+def expert_of(name: str, number: int) -> str:
+    """Returns what one expert is called of a mixture that an axis or a module names: NAME[number]."""
+    return f"{name}[{number}]"
+
+
+def split_expert(name: str) -> tuple[str, int | None]:
+    """Returns the axis or module that a name means, and the number of the expert if it means one alone."""
+    whole, _, number = name.partition("[")
+    return whole, int(number.removesuffix("]")) if number else None
+
+
 @dataclass(frozen=True)
 class Cut:
     """Entry i of an axis owns [start + i * width, start + (i + 1) * width) of dimension `dim` of one parameter.
