@@ -34,6 +34,7 @@ from polyprune_core.models.layout import ModelLayout, expert_of, split_expert
 from polyprune_core.models.remote_code import is_stock
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.readers import Reader
 from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
@@ -226,16 +227,19 @@ class Calibration(Metered):
 
         `refit(reader, seen)` is given what the reader takes in where the model is pruned, and earlier readers are as
         `refit` has made them, beside what it should give. The text passes once through the dense model, and through
-        the pruned one once for each reader of a layer and once more.
+        the pruned one once for each reader of a layer and once more. Experts that are too large together for this are
+        left out where nothing of theirs is removed.
 
         Raises:
-            ModelError: a layer of the model does more than add what its readers give to its hidden states.
+            ModelError: a layer of the model does more than add what its readers give to its hidden states, or the
+                products of what all experts of a layer take in would take more than `AT_MOST`.
         """
+        readers = [reader for reader in pruned.left_readers(routed=True) if _fits(reader)]
         batches = [ids.to(self.model.device) for ids in self.windows.split(self.batch_size)]
         with ExitStack() as stack:
             compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
             models = SideBySide(compactor, self.layout, pruned.axis_keep())
-            updates = models.refitted(batches, pruned.left_readers(routed=True), refit, self.progress)
+            updates = models.refitted(batches, readers, refit, self.progress)
         self.count(self.windows.numel(), passes=models.passes)
         return updates
 
@@ -270,8 +274,9 @@ class Calibration(Metered):
         size = size_of_moments(self.model, self.layout.axis[name], expert)
         if size > AT_MOST:
             raise ModelError(
-                f"the second moments of what {reader} takes in would need {size / 1e9:,.0f} GB; use a metric "
-                "that needs none, such as wanda, flap, frequency or reap."
+                f"the second moments of what {reader} takes in would need {size / 1e9:,.0f} GB, more than "
+                f"{AT_MOST / 1e9:.0f}; use a metric that needs none, such as wanda, flap, frequency or reap, or leave "
+                "experts out of the granularity."
             )
         passes = list(passes_over(self.model, self.layout, reader))
         carried = len(passes) > 1 and self._store.carried and is_stock(self.model)
@@ -329,3 +334,17 @@ class Calibration(Metered):
     def _collect_inputs(self, modules: list[str]) -> dict[str, InputStatistics]:
         sums = input_sums(self.model, modules, lambda x: [x.sum(dim=0), x.square().sum(dim=0)], self.batches())
         return {name: InputStatistics(*(total / tokens for total in totals)) for name, (tokens, totals) in sums.items()}
+
+
+def _fits(reader: Reader) -> bool:
+    """Whether the products of what a reader takes in can be held; raises ModelError if not and it has to be refitted."""
+    size = 4.0 * int(reader.keep.sum()) ** 2
+    if not reader.routed or size <= AT_MOST:
+        return True
+    if reader.whole:
+        return False
+    raise ModelError(
+        f"the experts of {reader.module} are refitted together, and the products of what they take in would need "
+        f"{size / 1e9:,.0f} GB, more than {AT_MOST / 1e9:.0f}; use least-squares, which refits each by itself where "
+        "channels of experts are removed, or none."
+    )

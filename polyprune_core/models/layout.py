@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -171,6 +172,11 @@ class ModelLayout:
     def cached_values(self) -> int:
         """Numbers in the KV cache for every token and sequence."""
         return sum(axis.size * axis.cached_values for axis in self.axes)
+
+    def divided(self, names: Iterable[str]) -> tuple[Axis, ...]:
+        """The axes, and in place of each that one of the named views divides another way, that view."""
+        instead = {self.axis[name].of: self.axis[name] for name in names if self.axis[name].of}
+        return tuple(instead.get(axis.name, axis) for axis in self.axes)
 
     def of_kind(self, *kinds: str) -> list[Axis]:
         """Axes and views of the given kinds, in layer order."""

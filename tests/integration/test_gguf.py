@@ -13,9 +13,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from polyprune_core import ConfigError, LoadedModel, ModelError, PrunedModel, load_model
+from polyprune_core.models.describe import describe
 from polyprune_core.models.quiet import quiet
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.runs.verification import ask_runtime
-from polyprune_core.testing.tiny import VOCABULARY, tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
+from polyprune_core.testing.tiny import VOCABULARY, tiny_model, tiny_pruned, tiny_tokenizer, tiny_windows
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.exporters.gguf import Gguf
 from polyprune_plugins.exporters.gguf.quantise import format_of, quantised
@@ -31,6 +33,7 @@ class Case:
     emptied: tuple[str, ...] = ()
     kept: float = 0.6
     biases: bool = False
+    units: str = "head+channel"
 
 
 def rope(kind: str, **settings: float) -> dict[str, Any]:
@@ -43,6 +46,9 @@ CASES = {
     "llama": Case("llama", "deci"),
     "llama with biases": Case("llama", "deci", {"attention_bias": True, "mlp_bias": True}),
     "llama without the first attention": Case("llama", "deci", emptied=HALF_GONE),
+    "llama query heads": Case(
+        "llama", "deci", units="query-head+channel", changes={"num_attention_heads": 12, "head_dim": 4}
+    ),
     "llama without a layer": Case("llama", "deci", emptied=("layers.1.attention", "layers.1.mlp")),
     "llama whose repair added biases": Case("llama", "deci", biases=True),
     "llama, nothing removed": Case("llama", "llama", kept=1.0),
@@ -80,7 +86,7 @@ def dense(folder: Path, case: Case, tokenizer: Callable[[], Any] = words) -> Loa
 
 
 def pruned(base: LoadedModel, case: Case) -> PrunedModel:
-    space = tiny_space(base.model)
+    space = load_registry().space(case.units, describe(base.model))
     keep = torch.rand(len(space), generator=generator(0, "gguf")) < case.kept
     for units, group in zip(space.slices(), space.groups, strict=True):
         keep[units.start] = True

@@ -7,19 +7,23 @@ import dataclasses
 import pytest
 import torch
 
+from polyprune_core.errors import ModelError
 from polyprune_core.evaluation import moments
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.moments import MomentStore
 from polyprune_core.models.describe import describe
 from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.runs.repair_notes import of_experts
 from polyprune_core.testing.tiny import logits_of, tiny_base, tiny_calibration, tiny_pruned
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.expert import Expert
+from polyprune_plugins.granularities.head import Head
 from polyprune_plugins.repairs.bias import Bias
 from polyprune_plugins.repairs.least_squares import LeastSquares
 from polyprune_plugins.repairs.rotation import Rotation
 from polyprune_plugins.repairs.scale import Scale
+from polyprune_plugins.repairs.sequential import Sequential
 
 LAYER, DOWN = 2, "model.layers.2.mlp.experts.down_proj"
 LEFT = torch.tensor([True, False, True]).repeat_interleave(8)
@@ -117,7 +121,7 @@ def _chosen(model, ids, expert):
     return (seen[0][1] == expert).nonzero()
 
 
-def test_without_whole_experts_there_is_nothing_to_refit_and_a_bias_has_no_place_in_one(base) -> None:
+def test_where_whole_experts_are_gone_there_is_nothing_to_refit_and_a_bias_has_no_place_in_one(base) -> None:
     layout = describe(base.model)
     space = MaskSpace(layout, Expert().groups(layout), "expert")
     keep = torch.ones(18, dtype=torch.bool)
@@ -142,7 +146,38 @@ def test_experts_are_measured_alike_layer_by_layer_and_where_their_moments_lie_i
         torch.testing.assert_close(calibration.moments(name).mean, found.mean)
 
 
-def test_experts_too_large_to_be_one_map_are_refitted_one_by_one(base, monkeypatch) -> None:
-    monkeypatch.setattr("polyprune_core.evaluation.calibration.AT_MOST", 4.0 * 24**2)
-    monkeypatch.setattr(moments, "AT_MOST", 4.0 * 24**2)
-    assert DOWN in LeastSquares().repair(some_pruned(base), tiny_calibration(base.model))
+def test_experts_that_are_too_large_as_one_map_are_refitted_one_by_one_or_refused_with_the_way_out(
+    base, monkeypatch
+) -> None:
+    monkeypatch.setattr("polyprune_core.evaluation.calibration.AT_MOST", 4.0 * 36**2)
+    monkeypatch.setattr(moments, "AT_MOST", 4.0 * 36**2)
+    pruned = some_pruned(base)
+    assert DOWN in LeastSquares().repair(pruned, tiny_calibration(base.model))
+    with pytest.raises(ModelError, match="model.layers.2.mlp.experts are refitted together.*use least-squares"):
+        Sequential().repair(pruned, tiny_calibration(base.model))
+    heads = MaskSpace(pruned.layout, Head().groups(pruned.layout), "head")
+    keep = torch.arange(9) % 3 > 0
+    updates = Sequential().repair(tiny_pruned(base, heads, keep), tiny_calibration(base.model))
+    assert {name.rpartition(".")[0] for name in updates} == {f"model.layers.{i}.self_attn.o_proj" for i in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("granularity", "repair", "told"),
+    [
+        (
+            Expert(),
+            "least-squares",
+            "some were removed, and of what the others take in nothing was cut. The repair seq",
+        ),
+        (Channel(), "bias", "of which channels were removed; least-squares and sequential fit what is left"),
+        (Channel(), "none", None),
+    ],
+)
+def test_experts_that_a_repair_leaves_as_they_are_are_told_of(base, granularity, repair, told) -> None:
+    layout = describe(base.model)
+    space = MaskSpace(layout, granularity.groups(layout), "experts")
+    pruned = tiny_pruned(base, space, torch.arange(len(space)) % 2 == 0)
+    found = [message for _, message in of_experts(pruned, repair, {})]
+    assert len(found) == (told is not None)
+    assert told is None or (told in found[0] and f"repair {repair} leaves the experts of 3 layers" in found[0])
+    assert not list(of_experts(pruned, repair, {axis.stack.parameter: 0 for axis in layout.axes if axis.stack}))
