@@ -261,9 +261,10 @@ class Calibration(Metered):
     def moments(self, axis: str) -> Moments:
         """Returns mean (F,) and second moments (F, F) of what the axis' reader takes in, in the unpruned model.
 
-        `axis` is the name of one, or NAME[i] for the expert i of a mixture alone, as `Reader.axis` is. The first call collects them for all readers of the model, in one pass, or where neither memory holds them all
-        nor layers can be run one by one, in as few as memory allows. Whoever asks for
-        them on the same windows gets the same ones, and bears their cost as if they had been collected for it alone.
+        `axis` is the name of one, or NAME[i] for the expert i of a mixture alone, as `Reader.axis` is. The first call
+        collects them for all readers of the model, in one pass, or where neither memory holds them all nor layers can
+        be run one by one, in as few as memory allows. Whoever asks for them on the same windows gets the same ones, and
+        bears their cost as if they had been collected for it alone.
 
         Raises:
             ModelError: nothing reads the axis, or its second moments would take more than `AT_MOST`.
@@ -337,7 +338,7 @@ class Calibration(Metered):
 
 
 def _fits(reader: Reader) -> bool:
-    """Whether the products of what a reader takes in can be held; raises ModelError if not and it has to be refitted."""
+    """Whether the products of what a reader takes in can be held; raises ModelError if not and it lost some of it."""
     size = 4.0 * int(reader.keep.sum()) ** 2
     if not reader.routed or size <= AT_MOST:
         return True

@@ -155,7 +155,8 @@ def input_sums(
 ) -> dict[str, tuple[int, list[Tensor]]]:
     """Returns, by reader, the number of tokens and what is measured of its features (tokens, F) float32, added up.
 
-    A reader is a module, or one expert of it. `run` has a batch pass by the modules; without it the whole model does, on a text.
+    A reader is a module, or one expert of it. `run` has a batch pass by the modules; without it the whole model does,
+    on a text.
     """
     sums: dict[str, tuple[int, list[Tensor]]] = {}
 

@@ -17,7 +17,7 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.quiet import quiet
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.runs.verification import ask_runtime
-from polyprune_core.testing.tiny import VOCABULARY, tiny_model, tiny_pruned, tiny_tokenizer, tiny_windows
+from polyprune_core.testing.tiny import VOCABULARY, tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.exporters.gguf import Gguf
 from polyprune_plugins.exporters.gguf.quantise import format_of, quantised
@@ -46,9 +46,7 @@ CASES = {
     "llama": Case("llama", "deci"),
     "llama with biases": Case("llama", "deci", {"attention_bias": True, "mlp_bias": True}),
     "llama without the first attention": Case("llama", "deci", emptied=HALF_GONE),
-    "llama query heads": Case(
-        "llama", "deci", units="query-head+channel", changes={"num_attention_heads": 12, "head_dim": 4}
-    ),
+    "llama query heads": Case("llama", "deci", {"num_attention_heads": 12, "head_dim": 4}, units="query-head+channel"),
     "llama without a layer": Case("llama", "deci", emptied=("layers.1.attention", "layers.1.mlp")),
     "llama whose repair added biases": Case("llama", "deci", biases=True),
     "llama, nothing removed": Case("llama", "llama", kept=1.0),

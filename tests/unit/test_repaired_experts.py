@@ -1,4 +1,4 @@
-"""Repairs in closed form where channels inside experts are cut: each expert is fitted on the tokens it is chosen for."""
+"""Repairs in closed form where channels of experts are cut: each expert is fitted on the tokens it is chosen for."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_experts_that_are_too_large_as_one_map_are_refitted_one_by_one_or_refuse
     monkeypatch.setattr(moments, "AT_MOST", 4.0 * 36**2)
     pruned = some_pruned(base)
     assert DOWN in LeastSquares().repair(pruned, tiny_calibration(base.model))
-    with pytest.raises(ModelError, match="model.layers.2.mlp.experts are refitted together.*use least-squares"):
+    with pytest.raises(ModelError, match=r"layers.2.mlp.experts are refitted together.*use least-squares"):
         Sequential().repair(pruned, tiny_calibration(base.model))
     heads = MaskSpace(pruned.layout, Head().groups(pruned.layout), "head")
     keep = torch.arange(9) % 3 > 0
@@ -167,7 +167,7 @@ def test_experts_that_are_too_large_as_one_map_are_refitted_one_by_one_or_refuse
         (
             Expert(),
             "least-squares",
-            "some were removed, and of what the others take in nothing was cut. The repair seq",
+            "some were removed, and of what the others take in nothing was cut. The repair",
         ),
         (Channel(), "bias", "of which channels were removed; least-squares and sequential fit what is left"),
         (Channel(), "none", None),

@@ -134,7 +134,7 @@ class HuggingFace:
             filled = padded(pruned, {axis.name: widest[axis.kind] for axis in axes})
             if not filled.needs_code or heads is None or widest[heads.kind] == heads.size:
                 return filled
-            # LLaMA's own class wants hidden_size to be a multiple of the number of heads; the dense model's number does.
+            # LLaMA's own class wants hidden_size to be a multiple of the number of heads; that of the dense model is.
             widest[heads.kind] += heads.blocks
 
     def runtime(self) -> Runtime:
