@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from elsewhere import Here
 from grids import GRID, IN_ANOTHER_PROCESS, cell_files, grid, results_of
 
 from polyprune_core.config.settings import Comparison
@@ -40,16 +41,14 @@ def engine(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return ("--workers", "2", "--threads", "1")
 
 
-def test_two_workers_give_the_rows_that_one_process_gives(unbroken, engine, tmp_path) -> None:
-    run = grid(tmp_path / "store", *engine)
-    assert run.status == 0, run.err
-    assert results_of(run.rows) == results_of(unbroken[1].rows)
-    assert not list((tmp_path / "store" / "cells").glob(".*"))
-    assert "polyprune: " not in run.err
-    assert len([line for line in run.err.splitlines() if "/10 " in line]) == len(run.rows) == 10
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this machine are in this process."""
+    monkeypatch.setattr("polyprune_core.utils.processes.Processes", Here)
 
 
 def test_a_store_half_filled_here_is_filled_by_workers_and_read_as_one(unbroken, copy, engine) -> None:
+    """The rows are those that one process gives, and each is told once."""
     rows = [row for row in unbroken[1].rows if row["estimator"] in ("rloo", "antithetic") or row["kind"] == "dense"]
     for row in rows:
         for path in (copy / "cells").glob(f"{row['id']}*"):
@@ -59,16 +58,21 @@ def test_a_store_half_filled_here_is_filled_by_workers_and_read_as_one(unbroken,
     assert run.status == 0, run.err
     assert results_of(run.rows) == results_of(unbroken[1].rows)
     assert {name: cell_files(copy)[name] for name in kept} == kept
+    assert not list((copy / "cells").glob(".*"))
+    assert "polyprune: " not in run.err
+    assert len([line for line in run.err.splitlines() if "/10 " in line]) == len(run.rows) == 10
 
 
+@pytest.mark.usefixtures("here")
 def test_masks_spread_over_workers_give_the_rows_that_one_process_gives(unbroken, tmp_path) -> None:
     run = grid(tmp_path / "store", "--mask-workers", "2", "--threads", "1")
     assert run.status == 0, run.err
     assert results_of(run.rows) == results_of(unbroken[1].rows)
 
 
-def test_what_cannot_be_had_is_said_once_and_nothing_is_run(engine, tmp_path) -> None:
-    run = grid(tmp_path / "store", "-m", "no-such-model", *engine)
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_had_is_said_once_and_nothing_is_run(tmp_path) -> None:
+    run = grid(tmp_path / "store", "-m", "no-such-model", "--workers", "2")
     assert run.status == 2
     assert run.err.count("no model named 'no-such-model'") == 1
     assert cell_files(tmp_path / "store") == {}
@@ -80,6 +84,7 @@ def test_options_of_ray_are_refused_without_it(tmp_path) -> None:
     assert "--gpus-per-cell is about --executor ray" in run.err
 
 
+@pytest.mark.usefixtures("here")
 def test_where_the_store_cannot_be_seen_files_come_back_with_the_rows(unbroken, tmp_path, monkeypatch) -> None:
     elsewhere = tmp_path / "another-file-system"
     marked = crewed.Crewed._marked
