@@ -181,8 +181,9 @@ class _Leaving(Task):
 
 
 @pytest.mark.slow
-def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_path) -> None:
+def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_path, monkeypatch) -> None:
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -191,7 +192,7 @@ def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_
         leaver = Leaver(lambda: cluster.remove_node(lost, allow_graceful=False))
         asked: dict[str, Any] = {"executor": "ray", "address": cluster.address, "workers": 2, "cpus_per_cell": 1}
         many = compare(Comparison(**LONG, **asked), load_registry(), Store(tmp_path / "many"), leaver)
-        one = compare(Comparison(**LONG), load_registry(), Store(tmp_path / "one"))
+        one = compare(Comparison(**LONG), load_registry(), Store(tmp_path / "one"), Reporter())
     finally:
         cluster.shutdown()
     assert leaver.left == 1
