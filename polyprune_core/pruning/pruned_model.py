@@ -119,12 +119,12 @@ class PrunedModel:
     def left_readers(self, *, routed: bool = False) -> list[Reader]:
         """The readers that are left some or all of their input features, in the order of the layout.
 
-        With `routed` the experts of mixtures too, which take in something else than in the dense model.
+        Each expert of a mixture is one, of the tokens that it is chosen for in the dense model. With `routed` all
+        experts of a layer are one, of what the router sends them, which without some is something else.
         """
         from polyprune_core.pruning.readers import left_readers
 
-        found = left_readers(self.base.model, self.space, self.axis_keep())
-        return [reader for reader in found if routed or not reader.routed]
+        return left_readers(self.base.model, self.space, self.axis_keep(), apart=not routed)
 
     def cut_readers(self, *, routed: bool = False) -> list[Reader]:
         """Those of `left_readers` that lost some of their input features."""

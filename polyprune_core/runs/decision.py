@@ -12,7 +12,6 @@ from torch import Tensor
 
 from polyprune_core.config.cell import NO_REPAIR, Cell, Dense, Metric, Pruned, Search
 from polyprune_core.errors import ConfigError
-from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.losses import Metered, Objective, counts
 from polyprune_core.evaluation.moments import Reading
 from polyprune_core.evaluation.windows import search_batches
@@ -27,6 +26,7 @@ from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.plausible import check_decision
 from polyprune_core.runs.pooling import scales, selection_losses
+from polyprune_core.runs.repair_notes import of_experts, of_its_text
 from polyprune_core.runs.stopping import stopping, told
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
@@ -147,9 +147,11 @@ class Decider:
         harness, keeper = self.harness, checkpoint.of_repair() if checkpoint else None
         with harness.reporter.task(f"repair {spec}", 1) as task, self._left_alone(spec):
             calibration = harness.repair_calibration(seed, spec, task, readings, keeper)
-            self._warn(pruned, spec, calibration)
+            provider, text = self.registry.get("repair", spec).provider, harness.texts.calibration
+            self._warn(of_its_text(pruned, spec, provider, text, calibration.windows.numel()))
             with self._priced(calibration) as cost:
                 updates = self.registry.build("repair", spec).repair(pruned, calibration)
+        self._warn(of_experts(pruned, spec, updates))
         recipe = pruned.recipe | {"repair": spec} | (self.sample if spec != NO_REPAIR else {})
         return dataclasses.replace(pruned, updates=dict(updates), recipe=recipe, measured=()), cost[0]
 
@@ -162,29 +164,12 @@ class Decider:
             stack.enter_context(self.harness.watched(("repair", spec)))
             yield
 
-    def _warn(self, pruned: PrunedModel, spec: str, calibration: Calibration) -> None:
-        """Tells once of a text that weights should not be fitted to."""
-        if "mix" not in self.registry.get("repair", spec).provider.needs:
-            return
-        text, tokens = self.harness.texts.calibration, calibration.windows.numel()
-        widest = max((reader.weight.shape[1] for reader in pruned.cut_readers()), default=0)
-        if len(text.parts or (text,)) == 1:
-            self._warn_once(
-                "one text",
-                f"repair {spec} fits weights to {text.name} alone, which can make the model worse on other text than "
-                "no repair does; give --calibration A+B.",
-            )
-        if tokens < widest:
-            self._warn_once(
-                "few tokens",
-                f"repair {spec} looks at {tokens} tokens, fewer than the {widest} inputs of a reader; raise "
-                "--repair-samples, or give a longer text.",
-            )
-
-    def _warn_once(self, of: str, message: str) -> None:
-        if of not in self._warned:
-            self._warned.add(of)
-            self.harness.reporter.warn(message)
+    def _warn(self, warnings: Iterable[tuple[str, str]]) -> None:
+        """Tells once of each kind."""
+        for of, message in warnings:
+            if of not in self._warned:
+                self._warned.add(of)
+                self.harness.reporter.warn(message)
 
     def _choose(self, cell: Pruned, checkpoint: Checkpoint | None) -> Decision:
         if isinstance(cell, Metric):

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from polyprune_core import ConfigError, LoadedModel, ModelError, PrunedModel, load_model
 from polyprune_core.models.describe import describe
 from polyprune_core.models.quiet import quiet
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.runs.verification import ask_runtime
 from polyprune_core.testing.tiny import VOCABULARY, tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
 from polyprune_core.utils.rng import generator
@@ -32,6 +33,7 @@ class Case:
     emptied: tuple[str, ...] = ()
     kept: float = 0.6
     biases: bool = False
+    units: str = "head+channel"
 
 
 def rope(kind: str, **settings: float) -> dict[str, Any]:
@@ -44,6 +46,7 @@ CASES = {
     "llama": Case("llama", "deci"),
     "llama with biases": Case("llama", "deci", {"attention_bias": True, "mlp_bias": True}),
     "llama without the first attention": Case("llama", "deci", emptied=HALF_GONE),
+    "llama query heads": Case("llama", "deci", {"num_attention_heads": 12, "head_dim": 4}, units="query-head+channel"),
     "llama without a layer": Case("llama", "deci", emptied=("layers.1.attention", "layers.1.mlp")),
     "llama whose repair added biases": Case("llama", "deci", biases=True),
     "llama, nothing removed": Case("llama", "llama", kept=1.0),
@@ -81,7 +84,7 @@ def dense(folder: Path, case: Case, tokenizer: Callable[[], Any] = words) -> Loa
 
 
 def pruned(base: LoadedModel, case: Case) -> PrunedModel:
-    space = tiny_space(base.model)
+    space = load_registry().space(case.units, describe(base.model))
     keep = torch.rand(len(space), generator=generator(0, "gguf")) < case.kept
     for units, group in zip(space.slices(), space.groups, strict=True):
         keep[units.start] = True

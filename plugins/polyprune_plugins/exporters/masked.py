@@ -47,7 +47,8 @@ class Masked:
         from polyprune_core import export_report, padded, write_model
 
         dtype = pruned.base.stored_dtype if self.dtype == "stored" else getattr(torch, self.dtype)
-        whole = padded(pruned.stored_as(dtype), {axis.name: axis.size for axis in pruned.layout.axes})
+        axes = pruned.layout.divided(pruned.axis_keep())
+        whole = padded(pruned.stored_as(dtype), {axis.name: axis.size for axis in axes})
         model = write_model(whole, out_dir, dtype, self.max_shard_size, pruned.provenance())
         return export_report(out_dir, "masked", RELOAD, model.num_parameters(), zeros=_removed(pruned))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from elsewhere import Here
 from grids import GRID, IN_ANOTHER_PROCESS, cell_files, grid, results_of
 
 from polyprune_core.config.settings import Comparison
@@ -40,16 +41,14 @@ def engine(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return ("--workers", "2", "--threads", "1")
 
 
-def test_two_workers_give_the_rows_that_one_process_gives(unbroken, engine, tmp_path) -> None:
-    run = grid(tmp_path / "store", *engine)
-    assert run.status == 0, run.err
-    assert results_of(run.rows) == results_of(unbroken[1].rows)
-    assert not list((tmp_path / "store" / "cells").glob(".*"))
-    assert "polyprune: " not in run.err
-    assert len([line for line in run.err.splitlines() if "/10 " in line]) == len(run.rows) == 10
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this machine are in this process."""
+    monkeypatch.setattr("polyprune_core.utils.processes.Processes", Here)
 
 
 def test_a_store_half_filled_here_is_filled_by_workers_and_read_as_one(unbroken, copy, engine) -> None:
+    """The rows are those that one process gives, and each is told once."""
     rows = [row for row in unbroken[1].rows if row["estimator"] in ("rloo", "antithetic") or row["kind"] == "dense"]
     for row in rows:
         for path in (copy / "cells").glob(f"{row['id']}*"):
@@ -59,16 +58,21 @@ def test_a_store_half_filled_here_is_filled_by_workers_and_read_as_one(unbroken,
     assert run.status == 0, run.err
     assert results_of(run.rows) == results_of(unbroken[1].rows)
     assert {name: cell_files(copy)[name] for name in kept} == kept
+    assert not list((copy / "cells").glob(".*"))
+    assert "polyprune: " not in run.err
+    assert len([line for line in run.err.splitlines() if "/10 " in line]) == len(run.rows) == 10
 
 
+@pytest.mark.usefixtures("here")
 def test_masks_spread_over_workers_give_the_rows_that_one_process_gives(unbroken, tmp_path) -> None:
     run = grid(tmp_path / "store", "--mask-workers", "2", "--threads", "1")
     assert run.status == 0, run.err
     assert results_of(run.rows) == results_of(unbroken[1].rows)
 
 
-def test_what_cannot_be_had_is_said_once_and_nothing_is_run(engine, tmp_path) -> None:
-    run = grid(tmp_path / "store", "-m", "no-such-model", *engine)
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_had_is_said_once_and_nothing_is_run(tmp_path) -> None:
+    run = grid(tmp_path / "store", "-m", "no-such-model", "--workers", "2")
     assert run.status == 2
     assert run.err.count("no model named 'no-such-model'") == 1
     assert cell_files(tmp_path / "store") == {}
@@ -80,6 +84,7 @@ def test_options_of_ray_are_refused_without_it(tmp_path) -> None:
     assert "--gpus-per-cell is about --executor ray" in run.err
 
 
+@pytest.mark.usefixtures("here")
 def test_where_the_store_cannot_be_seen_files_come_back_with_the_rows(unbroken, tmp_path, monkeypatch) -> None:
     elsewhere = tmp_path / "another-file-system"
     marked = crewed.Crewed._marked
@@ -155,10 +160,10 @@ class Leaver(Reporter):
 
     def __init__(self, leave: Callable[[], None]) -> None:
         self.leave, self.left = leave, 0
-        self.warnings = list[str]()
+        self.statuses = list[str]()
 
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+    def status(self, text: str) -> None:
+        self.statuses.append(text)
 
     @contextmanager
     def task(self, label: str, total: int, about: object = None) -> Iterator[Task]:
@@ -176,8 +181,9 @@ class _Leaving(Task):
 
 
 @pytest.mark.slow
-def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_path) -> None:
+def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_path, monkeypatch) -> None:
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -186,11 +192,12 @@ def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_
         leaver = Leaver(lambda: cluster.remove_node(lost, allow_graceful=False))
         asked: dict[str, Any] = {"executor": "ray", "address": cluster.address, "workers": 2, "cpus_per_cell": 1}
         many = compare(Comparison(**LONG, **asked), load_registry(), Store(tmp_path / "many"), leaver)
-        one = compare(Comparison(**LONG), load_registry(), Store(tmp_path / "one"))
+        one = compare(Comparison(**LONG), load_registry(), Store(tmp_path / "one"), Reporter())
     finally:
         cluster.shutdown()
     assert leaver.left == 1
-    assert any("was lost" in warning for warning in leaver.warnings), leaver.warnings
+    (told,) = [text for text in leaver.statuses if "a worker of Ray was lost" in text]
+    assert told.endswith("what it had in hand is run again")
     assert results_of([row.to_json() for row in many.rows]) == results_of([row.to_json() for row in one.rows])
 
 

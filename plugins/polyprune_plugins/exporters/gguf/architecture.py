@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polyprune_core import LoadedModel, PrunedModel
+    from polyprune_core import Axis, LoadedModel, PrunedModel
 
 # By family: for layers that are alike, and for layers that differ.
 ALIKE = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -32,7 +32,7 @@ class Form:
         family, left = pruned.layout.family, _left(pruned)
         kept = pruned.kept_layers
         sizes = {}
-        for axis in pruned.layout.axes:
+        for axis in _axes(pruned):
             count = left[axis.name]
             if axis.layer not in kept:
                 continue
@@ -40,10 +40,10 @@ class Form:
                 up = -(-max(count, 1) // step) * step
                 sizes[axis.name] = up if up <= axis.size else max(count, 1)
             elif not count and (axis.layer == kept[0] or VARYING[family] == "openelm"):
-                sizes[axis.name] = 1
+                sizes[axis.name] = axis.blocks
         filled = padded(pruned, sizes) if any(left[name] != size for name, size in sizes.items()) else pruned
         left = _left(filled)
-        widths = {(axis.kind, left[axis.name]) for axis in pruned.layout.axes if axis.layer in kept}
+        widths = {(axis.kind, left[axis.name]) for axis in _axes(filled) if axis.layer in kept}
         alike = len(widths) == len({kind for kind, _ in widths}) and not pruned.added()
         architecture = ALIKE[family] if alike else VARYING[family]
         return cls(filled, architecture)
@@ -88,6 +88,10 @@ def check_form(base: LoadedModel, varying: bool) -> None:
         )
 
 
+def _axes(pruned: PrunedModel) -> tuple[Axis, ...]:
+    return pruned.layout.divided(pruned.axis_keep())
+
+
 def _left(pruned: PrunedModel) -> dict[str, int]:
     keep = pruned.axis_keep()
-    return {axis.name: int(keep[axis.name].sum()) if axis.name in keep else axis.size for axis in pruned.layout.axes}
+    return {axis.name: int(keep[axis.name].sum()) if axis.name in keep else axis.size for axis in _axes(pruned)}

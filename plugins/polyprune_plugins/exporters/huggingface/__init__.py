@@ -83,21 +83,20 @@ class HuggingFace:
         if pruned.base.model.device.type == "meta":
             raise ConfigError("pad needs all weights in memory; leave --by-shard out, or pad.")
         kept, keep = set(pruned.kept_layers), pruned.axis_keep()
-        axes = [axis for axis in pruned.layout.axes if axis.layer in kept]
+        axes = [axis for axis in pruned.layout.divided(keep) if axis.layer in kept]
         left = {axis.name: int(keep[axis.name].sum()) if axis.name in keep else axis.size for axis in axes}
         if isinstance(self.pad, int):
             channels = {axis.name: axis.size for axis in axes if axis.kind == "mlp"}
             sizes = {name: min(-(-left[name] // self.pad) * self.pad, size) for name, size in channels.items()}
             return padded(pruned, sizes)
-        widest = {kind: max(left[axis.name] for axis in axes if axis.kind == kind) for kind in ("attention", "mlp")}
-        most = max(axis.size for axis in axes if axis.kind == "attention")
-        # LLaMA's own class wants hidden_size to be a multiple of the number of heads; the dense model's number does.
-        for heads in range(widest["attention"], most + 1):
-            widest["attention"] = heads
+        widest = {axis.kind: max(left[each.name] for each in axes if each.kind == axis.kind) for axis in axes}
+        heads = next((axis for axis in axes if axis.kind in ("attention", "query")), None)
+        while True:
             filled = padded(pruned, {axis.name: widest[axis.kind] for axis in axes})
-            if not filled.needs_code:
+            if not filled.needs_code or heads is None or widest[heads.kind] == heads.size:
                 return filled
-        return filled
+            # LLaMA's own class wants hidden_size to be a multiple of the number of heads; that of the dense model is.
+            widest[heads.kind] += heads.blocks
 
     def runtime(self) -> Runtime:
         """transformers alone."""
