@@ -62,7 +62,7 @@ def space_of(layout: ModelLayout, kind: str) -> MaskSpace:
 
 
 def masks_of(space: MaskSpace) -> Iterator[tuple[str, Tensor]]:
-    """Yields names of masks and masks (U,): a draw, with the first unit of each group, layers alike, a sublayer gone."""
+    """Yields names of masks and masks (U,): a draw with the first unit of each group, layers alike, a sublayer gone."""
     keep = torch.rand(len(space), generator=generator(0, "family masks")) < 0.5
     for where, least in zip(space.slices(), space.floors, strict=True):
         keep[where.start : where.start + max(1, least)] = True
