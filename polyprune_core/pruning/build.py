@@ -189,9 +189,10 @@ def _skipped_before(pruned: Pruned, index: int) -> list[str]:
 
 def _added_before(pruned: Pruned) -> list[str]:
     """The biases, by name, that a dense model which is a smaller one itself has beside those of its family."""
-    says = getattr(pruned.base.model.config, "polyprune", None) or {}
-    left = pruned.shapes()
-    return [name for name in (f"{module}.bias" for module in says.get("biases", ())) if name in left]
+    model: Any = pruned.base.model
+    says = getattr(model.config, "polyprune", None) or {}
+    gone = Remains.of(model, pruned.layout, pruned.axis_keep()).gone
+    return [f"{module}.bias" for module in says.get("biases", ()) if not module.startswith(gone)]
 
 
 def _resized(pruned: Pruned) -> dict[str, Any]:
