@@ -40,6 +40,7 @@ CUTTING = [
         help="Whether every window begins with the tokenizer's BOS; auto: as the tokenizer begins a text.",
     ),
 ]
+CELL = setting("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do.")
 LOADING_LOCAL = [
     setting("--trust-remote-code", is_flag=True, help="Run modelling code that a checkpoint brings along."),
     setting(
@@ -139,7 +140,7 @@ SEARCH = [
         "--preset",
         metavar="NAME",
         shell_complete=words(*PRESETS),
-        help="Settings of a published protocol: paper, released, llm-pruner-paper, … Other options win over it.",
+        help="Settings taken together: quick for a first look, or a published protocol, as paper. Other options win.",
     ),
     setting(
         "--policy",
@@ -180,6 +181,13 @@ SEARCH = [
     setting(
         "--min-keep", type=int, metavar="N", help="Units of each kind that a layer keeps at least, if it has several."
     ),
+    setting(
+        "--early-stopping",
+        type=int,
+        metavar="N",
+        help="Looks at text held back without a lower loss after which a search ends. It then gives the best so far.",
+        unless="none",
+    ),
 ]
 PLACEMENT = [
     setting(
@@ -194,7 +202,9 @@ PLACEMENT = [
         help="Memory for weights, as cpu=8GB,cuda:0=20GB. What does not fit stays in its files.",
         unless="no limit",
     ),
-    setting("--threads", type=int, metavar="N", help="Threads of each process.", unless="a fair part of the cores"),
+    setting(
+        "--threads", type=int, metavar="N", help="Threads of each process.", unless="all it may have, or 1 if faster"
+    ),
     setting(
         "--mask-workers", type=int, metavar="N", help="Copies of the model that the masks of a step are spread over."
     ),

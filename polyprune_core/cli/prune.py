@@ -90,17 +90,10 @@ ONE = [
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbose: bool, **values: Any) -> None:
     """Prune one model, write it, and measure what is read back from disk."""
-    from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
-    from polyprune_core.config.settings import Pruning, parse
-    from polyprune_core.plugins.registry import load_registry
+    from polyprune_core.cli.console import opened
+    from polyprune_core.config.settings import Pruning
 
-    check_loudness(quiet, verbose)
-    console = stderr()
-    request = parse(Pruning, given(values, config))
-    registry = load_registry()
-    show_problems(registry, console, verbose)
-    reporter = TerminalReporter(console, quiet, verbose)
-    reporter.status("loading torch and transformers")
+    request, registry, reporter = opened(Pruning, given(values, config), quiet, verbose)
 
     from polyprune_core.runs.prune import prune as run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import CUTTING, EVALUATED, EVALUATION, LOADING_LOCAL, OUTPUT, given, options
+from polyprune_core.cli.options import CELL, CUTTING, EVALUATED, EVALUATION, LOADING_LOCAL, OUTPUT, given, options
 from polyprune_core.cli.params import UserPath, complete_text, plugin_names, setting
 
 WHAT = [
@@ -24,7 +24,7 @@ WHAT = [
     setting(
         "--seed", type=int, metavar="N", help="What the order of the windows and the start of adapters are drawn from."
     ),
-    setting("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do."),
+    CELL,
     setting("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the source names"),
     setting(
         "--exporter",
@@ -70,18 +70,10 @@ def recover(
 
     The dense model is trained alike beside it. The same command goes on where it was interrupted.
     """
-    from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
+    from polyprune_core.cli.console import opened
     from polyprune_core.config.requests import Recover
-    from polyprune_core.config.settings import parse
-    from polyprune_core.plugins.registry import load_registry
 
-    check_loudness(quiet, verbose)
-    console = stderr()
-    request = parse(Recover, given(values | {"source": source}, config))
-    registry = load_registry()
-    show_problems(registry, console, verbose)
-    reporter = TerminalReporter(console, quiet, verbose)
-    reporter.status("loading torch and transformers")
+    request, registry, reporter = opened(Recover, given(values | {"source": source}, config), quiet, verbose)
 
     from polyprune_core.runs.recover import recover as run
 

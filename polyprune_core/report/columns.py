@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyprune_core.config.cell import AUTO, Cell
+from polyprune_core.config.settings import Settings
 from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
@@ -271,8 +272,20 @@ def conditions(results: Results) -> str:
         f"{model['dtype']} on {model['device']}. "
         f"Perplexity on {'; on '.join(map(_cut_up, results.texts.get('evaluations') or [evaluation]))}; "
         f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."
-        f"{_cut(evaluation)}{_widths(results)}"
+        f"{_cut(evaluation)}{_widths(results)}{_quick(results)}"
     )
+
+
+def _quick(results: Results) -> str:
+    """How much less a quick look is than what is taken unless told."""
+    if results.config.get("preset") != "quick":
+        return ""
+    usual = Settings.model_fields["steps"].default
+    searched = any(row.cell.kind == "search" for row in results.rows)
+    shorter = (
+        f"searches take {results.config['steps']} steps instead of {usual}, which find more, and " if searched else ""
+    )
+    return f" A quick look: {shorter}a part of the text is evaluated on. Leave out --preset quick for all of it."
 
 
 def _widths(results: Results) -> str:
