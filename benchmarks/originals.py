@@ -33,6 +33,7 @@ FILES = {
     "obs": "mazumder-lab/OSSCAR prune_algo.py (0bd7887)",
     "block-influence": "sramshetty/ShortGPT short_gpt/metrics.py (78d9615)",
     "angular-distance": "sramshetty/ShortGPT short_gpt/metrics.py (78d9615)",
+    "bonsai": "ldery/Bonsai main.py, lib/modelling_llama_mod.py (2f911d7): prior, and which channels stay",
     "sleb": "leapingjagg-dev/SLEB sleb.py (3c17108)",
 }
 
@@ -45,12 +46,15 @@ def file_of(spec: str) -> str:
 def difference(model_name: str, spec: str) -> float:
     """Returns the largest difference of a unit's score from the original's, both over the original's largest score.
 
-    Orders agree or not, 0 or 1. Other factors for all units, such as the number of tokens, are taken out.
+    Orders, and which channels always stay, agree or not, 0 or 1. Other factors for all units, such as the number of
+    tokens, are taken out.
     """
     original = json.loads(ORIGINALS.read_text("utf-8"))[model_name][spec]
     model = tiny_model("llama", **MODELS[model_name])
     space = tiny_space(model, "layer" if model_name == "layers" else "head+channel")
     calibration = tiny_calibration(model, budget=SelectionRule(0.4) if spec == "angular-distance" else None)
+    if "prior" in original:
+        return _of_prior(load_registry().build("initializer", spec), model, space, calibration, original)
     found = load_registry().measure(spec, model, space, calibration).values.double()
     if isinstance(original, dict):
         return float(found.argsort(stable=True).tolist()[: len(original["order"])] != original["order"])
@@ -58,6 +62,12 @@ def difference(model_name: str, spec: str) -> float:
     if spec.partition(":")[0] != "flap":
         found, expected = found / found.max(), expected / expected.max()
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _of_prior(metric: Any, model: Any, space: Any, calibration: Any, original: dict[str, list[float]]) -> float:
+    found, expected = metric.prior(model, space, calibration), torch.tensor(original["prior"], dtype=torch.float64)
+    stays = (~metric.free(found, space)).int().tolist()[-len(original["stays"]) :] == original["stays"]
+    return max(float((found - expected).abs().max() / expected.max()), float(not stays))
 
 
 def recorded() -> Iterator[tuple[str, str]]:

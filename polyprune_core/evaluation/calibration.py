@@ -30,10 +30,11 @@ from polyprune_core.evaluation.moments import (
     text_hash,
 )
 from polyprune_core.evaluation.observing import Watch, features_of, observe
-from polyprune_core.models.layout import Axis, ModelLayout
+from polyprune_core.models.layout import ModelLayout, expert_of, split_expert
 from polyprune_core.models.remote_code import is_stock
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.pruning.readers import Reader
 from polyprune_core.pruning.scaling import scale
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
@@ -76,23 +77,27 @@ class Calibration(Metered):
         readings: Iterable[Reading] = (),
         mend: Mend | None = None,
         keeper: Keeper | None = None,
+        held_back: Tensor | None = None,
     ) -> None:
         """Takes what it holds and what it draws on.
 
         `compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time.
         `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`. `store`:
         where moments are kept, for others too. `readings`: passes whose cost the row bears already.
-        `mend`: makes the updates of another repair, for `repair`. `keeper`: for `save`.
+        `mend`: makes the updates of another repair, for `repair`. `keeper`: for `save`. `held_back`: other windows, for
+        a metric that needs them.
         """
         super().__init__()
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
         self.batch_size, self.progress = batch_size, progress
         self._compactor, self._budget, self._measure = compactor, budget, measure
+        self._held_back = held_back
         self._mend, self._keeper, self._start = mend, keeper, time.perf_counter()
         self._store = store or MomentStore()
         self.readings: set[Reading] = set(readings)
         self.seconds_elsewhere = 0.0
         self._inputs: dict[str, InputStatistics] = {}
+        self._others: dict[tuple[str, MaskSpace], Scores] = {}
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
     @property
@@ -106,6 +111,17 @@ class Calibration(Metered):
             raise PluginError('scores made for one budget have to say so: put "budget" into the needs of the Provider.')
         return self._budget
 
+    @property
+    def held_back(self) -> Tensor:
+        """Windows (M, T) of the calibration text that are not among `windows`.
+
+        Raises:
+            PluginError: the metric does not say that it needs "held-back", so none are kept for it.
+        """
+        if self._held_back is None:
+            raise PluginError('text is held back for who says so: put "held-back" into the needs of the Provider.')
+        return self._held_back
+
     def score(self, spec: str, space: MaskSpace, how: str = "raw") -> Tensor:
         """Returns (U,) scores of another metric on this calibration, which bears their cost.
 
@@ -117,7 +133,9 @@ class Calibration(Metered):
         """
         if self._measure is None:
             raise PluginError(f"this calibration was made without other metrics, so {spec!r} cannot be measured.")
-        scores = self._measure(spec, self.model, space, self)
+        if (spec, space) not in self._others:
+            self._others[spec, space] = self._measure(spec, self.model, space, self)
+        scores = self._others[spec, space]
         return scale(scores.values, space, "raw" if scores.comparable else how)
 
     def score_others(self, values: Mapping[str, Tensor], spec: str, space: MaskSpace) -> Tensor:
@@ -190,7 +208,7 @@ class Calibration(Metered):
 
         `watched` maps names of modules to what is told their positional arguments and what they return, at every call.
         """
-        observe(self.model, watched, self.batches())
+        observe(self.model, watched.items(), self.batches())
 
     def observe_readers(self, axes: Iterable[str], tell: Callable[[str, Tensor], None]) -> None:
         """As `observe`; tells the name of each axis, and what reads it takes in: (tokens, F) float32.
@@ -202,14 +220,12 @@ class Calibration(Metered):
             ModelError: nothing reads an axis.
         """
 
-        def watch(axis: str, module: nn.Module) -> Watch:
-            return lambda inputs, _output: tell(axis, features_of(module, inputs))
-
-        watches: dict[str, list[Watch]] = {}
-        for axis in axes:
+        def watch(axis: str) -> tuple[str, Watch]:
             name = self.layout.axis[axis].reader_module
-            watches.setdefault(name, []).append(watch(axis, self.model.get_submodule(name)))
-        self.observe({name: _all_of(told) for name, told in watches.items()})
+            module = self.model.get_submodule(name)
+            return name, lambda inputs, _output: tell(axis, features_of(module, inputs))
+
+        observe(self.model, [watch(axis) for axis in axes], self.batches())
 
     def losses(self, space: MaskSpace, masks: Tensor, ids: Tensor) -> Tensor:
         """Returns (K,) float32 mean next-token loss in nats of the model without the units that `masks` removes.
@@ -228,16 +244,19 @@ class Calibration(Metered):
 
         `refit(reader, seen)` is given what the reader takes in where the model is pruned, and earlier readers are as
         `refit` has made them, beside what it should give. The text passes once through the dense model, and through
-        the pruned one once for each reader of a layer and once more.
+        the pruned one once for each reader of a layer and once more. Experts that are too large together for this are
+        left out where nothing of theirs is removed.
 
         Raises:
-            ModelError: a layer of the model does more than add what its readers give to its hidden states.
+            ModelError: a layer of the model does more than add what its readers give to its hidden states, or the
+                products of what all experts of a layer take in would take more than `AT_MOST`.
         """
+        readers = [reader for reader in pruned.left_readers(routed=True) if _fits(reader)]
         batches = [ids.to(self.model.device) for ids in self.windows.split(self.batch_size)]
         with ExitStack() as stack:
             compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
             models = SideBySide(compactor, self.layout, pruned.axis_keep())
-            updates = models.refitted(batches, pruned.left_readers(routed=True), refit, self.progress)
+            updates = models.refitted(batches, readers, refit, self.progress)
         self.count(self.windows.numel(), passes=models.passes)
         return updates
 
@@ -259,23 +278,27 @@ class Calibration(Metered):
     def moments(self, axis: str) -> Moments:
         """Returns mean (F,) and second moments (F, F) of what the axis' reader takes in, in the unpruned model.
 
-        The first call collects them for all readers of the model, in one pass, or where neither memory holds them all
-        nor layers can be run one by one, in as few as memory allows. Whoever asks for
-        them on the same windows gets the same ones, and bears their cost as if they had been collected for it alone.
+        `axis` is the name of one, or NAME[i] for the expert i of a mixture alone, as `Reader.axis` is. The first call
+        collects them for all readers of the model, in one pass, or where neither memory holds them all nor layers can
+        be run one by one, in as few as memory allows. Whoever asks for them on the same windows gets the same ones, and
+        bears their cost as if they had been collected for it alone.
 
         Raises:
             ModelError: nothing reads the axis, or its second moments would take more than `AT_MOST`.
         """
-        reader = self.layout.axis[axis].reader_module
-        size = size_of_moments(self.model, self.layout.axis[axis])
+        name, expert = split_expert(axis)
+        module = self.layout.axis[name].reader_module
+        reader = module if expert is None else expert_of(module, expert)
+        size = size_of_moments(self.model, self.layout.axis[name], expert)
         if size > AT_MOST:
             raise ModelError(
-                f"the second moments of what {reader} takes in would need {size / 1e9:,.0f} GB; use a metric "
-                "that needs none, such as wanda, flap, frequency or reap."
+                f"the second moments of what {reader} takes in would need {size / 1e9:,.0f} GB, more than "
+                f"{AT_MOST / 1e9:.0f}; use a metric that needs none, such as wanda, flap, frequency or reap, or leave "
+                "experts out of the granularity."
             )
-        passes = self._passes_for(self.layout.axis[axis])
+        passes = list(passes_over(self.model, self.layout, reader))
         carried = len(passes) > 1 and self._store.carried and is_stock(self.model)
-        passes = [tuple(name for readers in passes for name in readers)] if carried else passes
+        passes = [tuple(each for readers in passes for each in readers)] if carried else passes
         reading = Reading(self._text, next(readers for readers in passes if reader in readers))
         if reading not in self._store.seconds and carried:
             try:
@@ -291,19 +314,8 @@ class Calibration(Metered):
             self.seconds_elsewhere += self._store.seconds[reading]
         self.readings.add(reading)
         moments = self._store.read(reading.text, reader)
-        device = next(self.model.get_submodule(reader).parameters()).device
+        device = next(self.model.get_submodule(module).parameters()).device
         return Moments(moments.mean.to(device), moments.second.to(device))
-
-    def _passes_for(self, axis: Axis) -> list[tuple[str, ...]]:
-        """Returns the passes that read axes like one: those of stacks of maps, or all others."""
-        alike = {
-            each.reader_module
-            for each in self.layout.axes
-            if each.is_read and (each.stack is None) is (axis.stack is None)
-            if size_of_moments(self.model, each) <= AT_MOST
-        }
-        passes = (tuple(filter(alike.__contains__, each)) for each in passes_over(self.model, self.layout))
-        return [each for each in passes if each]
 
     def _carry(self, reading: Reading) -> None:
         """Collects all moments of a large model in one pass, layer by layer."""
@@ -342,9 +354,15 @@ class Calibration(Metered):
         return {name: InputStatistics(*(total / tokens for total in totals)) for name, (tokens, totals) in sums.items()}
 
 
-def _all_of(watches: Iterable[Watch]) -> Watch:
-    def watch(inputs: tuple[Any, ...], output: Any) -> None:
-        for each in watches:
-            each(inputs, output)
-
-    return watch
+def _fits(reader: Reader) -> bool:
+    """Whether the products of what a reader takes in can be held; raises ModelError if not and it lost some of it."""
+    size = 4.0 * int(reader.keep.sum()) ** 2
+    if not reader.routed or size <= AT_MOST:
+        return True
+    if reader.whole:
+        return False
+    raise ModelError(
+        f"the experts of {reader.module} are refitted together, and the products of what they take in would need "
+        f"{size / 1e9:,.0f} GB, more than {AT_MOST / 1e9:.0f}; use least-squares, which refits each by itself where "
+        "channels of experts are removed, or none."
+    )

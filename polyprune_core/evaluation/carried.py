@@ -9,7 +9,7 @@ B windows of T tokens a batch, H hidden features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from polyprune_core.evaluation.moments import Moments, input_sums, mean_of
-from polyprune_core.models.layout import ModelLayout
+from polyprune_core.models.layout import ModelLayout, split_expert
 
 
 class NotCarried(Exception):
@@ -92,7 +92,7 @@ class Carrier:
 def moments_by_layer(
     model: Any,
     layout: ModelLayout,
-    wanted: Collection[str],
+    wanted: Sequence[str],
     batches: Sequence[Tensor],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[tuple[str, Moments]]:
@@ -103,8 +103,8 @@ def moments_by_layer(
     """
     carrier = Carrier(model, layout, batches)
     for index in range(len(carrier.layers)):
-        axes = [axis for axis in layout.axes if axis.layer == index and axis.is_read]
-        readers = [name for name in dict.fromkeys(axis.reader_module for axis in axes) if name in wanted]
+        modules = {axis.reader_module for axis in layout.axes if axis.layer == index and axis.is_read}
+        readers = [name for name in wanted if split_expert(name)[0] in modules]
         if not all(reader.startswith(f"{layout.layers}.{index}.") for reader in readers):
             raise NotCarried
         run = partial(carrier.run, index)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polyprune_core.evaluation.observing import Watch, features_of, observe
-from polyprune_core.models.layout import Axis, ModelLayout
+from polyprune_core.models.layout import Axis, ModelLayout, expert_of, split_expert
 
 # What the inner products of one pass over the text may take, in bytes; a larger model takes several passes.
 AT_A_TIME = 1e9
@@ -30,7 +30,10 @@ IN_MEMORY = 2e9
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one reader's inputs x over calibration tokens: `mean` (F,) is E[x], `second` (F, F) is E[x xᵀ]; float32."""
+    """Of one reader's inputs x over calibration tokens: `mean` (F,) is E[x], `second` (F, F) is E[x xᵀ]; float32.
+
+    Of one expert alone those are means over the tokens that it is chosen for, 0 where there are none.
+    """
 
     mean: Tensor
     second: Tensor
@@ -38,7 +41,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Reading:
-    """One pass over a text: which windows (a hash), and the readers whose inputs are measured in it."""
+    """One pass over a text: which windows (a hash), and the readers, or single experts, that are measured in it."""
 
     text: str
     readers: tuple[str, ...]
@@ -87,27 +90,43 @@ def text_hash(windows: Tensor) -> str:
     return hashlib.sha256(repr(tuple(windows.shape)).encode() + windows.cpu().numpy().tobytes()).hexdigest()
 
 
-def passes_over(model: nn.Module, layout: ModelLayout) -> Iterator[tuple[str, ...]]:
-    """Yields the readers of a layout, as many at a time as `AT_A_TIME` holds the products of; stacks of maps last."""
-    for stacked in (False, True):
-        axes = [axis for axis in layout.axes if axis.is_read and (axis.stack is not None) is stacked]
-        together: list[str] = []
-        size = 0.0
-        for reader, axis in {axis.reader_module: axis for axis in axes}.items():
-            needed = size_of_moments(model, axis)
-            if together and size + needed > AT_A_TIME:
-                yield tuple(together)
-                together, size = [], 0.0
-            together.append(reader)
-            size += needed
-        if together:
+def passes_over(model: nn.Module, layout: ModelLayout, reader: str) -> Iterator[tuple[str, ...]]:
+    """Yields the readers that are measured together with one, as many at a time as `AT_A_TIME` holds the products of.
+
+    Linear modules are measured together, mixtures of experts as one map each, and experts one by one. A reader whose
+    products would take more than `AT_MOST` is left out.
+    """
+    together: list[str] = []
+    size = 0.0
+    for name, needed in _alike(model, layout, reader).items():
+        if together and size + needed > AT_A_TIME:
             yield tuple(together)
+            together, size = [], 0.0
+        together.append(name)
+        size += needed
+    if together:
+        yield tuple(together)
 
 
-def size_of_moments(model: nn.Module, axis: Axis) -> float:
-    """Returns the bytes of the second moments of what reads an axis."""
+def _alike(model: nn.Module, layout: ModelLayout, reader: str) -> dict[str, float]:
+    """Returns the readers that are measured as one is, with the bytes of their products."""
+    module, expert = split_expert(reader)
+    stacked = {axis.reader_module: axis.stack is not None for axis in layout.axes if axis.is_read}
+    sizes: dict[str, float] = {}
+    for axis in layout.axes:
+        if not axis.is_read or stacked[axis.reader_module] is not stacked[module]:
+            continue
+        names = [axis.reader_module]
+        if axis.stack is not None and expert is not None:
+            names = [expert_of(axis.reader_module, number) for number in range(axis.stack.maps)]
+        sizes |= dict.fromkeys(names, size_of_moments(model, axis, expert))
+    return {name: size for name, size in sizes.items() if size <= AT_MOST}
+
+
+def size_of_moments(model: nn.Module, axis: Axis, expert: int | None = None) -> float:
+    """Returns the bytes of the second moments of what reads an axis, or of one expert of it."""
     if axis.stack is not None:
-        return 4.0 * (axis.stack.maps * axis.stack.width) ** 2
+        return 4.0 * (axis.stack.width * (axis.stack.maps if expert is None else 1)) ** 2
     return 4.0 * model.get_parameter(axis.reader_cut.parameter).shape[axis.reader_cut.dim] ** 2
 
 
@@ -123,33 +142,36 @@ def collect_moments(
 
 def mean_of(tokens: int, totals: list[Tensor]) -> Moments:
     """Returns the moments of a reader from its sums over tokens."""
-    mean, second = ((total / tokens).cpu() for total in totals)
+    mean, second = ((total / max(tokens, 1)).cpu() for total in totals)
     return Moments(mean, second)
 
 
 def input_sums(
     model: nn.Module,
-    modules: Iterable[str],
+    readers: Iterable[str],
     measure: Callable[[Tensor], list[Tensor]],
     batches: Iterable[Tensor],
     run: Callable[[Tensor], None] | None = None,
 ) -> dict[str, tuple[int, list[Tensor]]]:
-    """Returns, by module, the number of tokens and what is measured of its features (tokens, F) float32, added up.
+    """Returns, by reader, the number of tokens and what is measured of its features (tokens, F) float32, added up.
 
-    `run` has a batch pass by the modules; without it the whole model does, on a text.
+    A reader is a module, or one expert of it. `run` has a batch pass by the modules; without it the whole model does,
+    on a text.
     """
     sums: dict[str, tuple[int, list[Tensor]]] = {}
 
-    def watch(name: str) -> Watch:
+    def watch(name: str) -> tuple[str, Watch]:
+        module, expert = split_expert(name)
+
         def add(inputs: tuple[Any, ...], _output: Any) -> None:
-            rows = features_of(model.get_submodule(name), inputs)
+            rows = features_of(model.get_submodule(module), inputs, expert)
             measured = measure(rows)
             tokens, totals = sums.get(name, (0, [torch.zeros_like(new) for new in measured]))
             for total, new in zip(totals, measured, strict=True):
                 total.add_(new)
             sums[name] = (tokens + len(rows), totals)
 
-        return add
+        return module, add
 
-    observe(model, {name: watch(name) for name in modules}, batches, run)
+    observe(model, map(watch, readers), batches, run)
     return sums

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,16 +19,16 @@ Watch = Callable[[tuple[Any, ...], Any], None]
 
 def observe(
     model: nn.Module,
-    watched: Mapping[str, Watch],
+    watched: Iterable[tuple[str, Watch]],
     batches: Iterable[Tensor],
     run: Callable[[Tensor], None] | None = None,
 ) -> None:
-    """Passes batches of windows (B, T) through the model, and tells what is `watched`, by module, of every call.
+    """Passes batches of windows (B, T) through the model, and tells what is `watched` of modules at every call.
 
     Without gradients; the model runs as it now is. `run` has a batch pass by the modules in another way.
     """
     with torch.inference_mode(), ExitStack() as undo:
-        for name, watch in watched.items():
+        for name, watch in watched:
             undo.enter_context(model.get_submodule(name).register_forward_hook(_telling(watch)))
         for ids in batches:
             run(ids) if run else last_hidden(model, ids)
@@ -41,19 +41,31 @@ def _telling(watch: Watch) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     return hook
 
 
-def features_of(module: Any, inputs: tuple[Any, ...]) -> Tensor:
-    """Returns (tokens, F) float32: what a linear module takes in, or the last maps of all experts of a mixture."""
+def features_of(module: Any, inputs: tuple[Any, ...], expert: int | None = None) -> Tensor:
+    """Returns (tokens, F) float32: what a linear module takes in, or the last maps of all experts of a mixture.
+
+    Of one `expert`: what its last map takes in, times the router's weight, of those tokens alone that it is chosen for.
+    """
     if not is_mixture(module):
         taken: Tensor = inputs[0].detach().flatten(0, -2).float()
         return taken
-    hidden, index, weights = inputs
+    hidden, index, _ = inputs
+    if expert is not None:
+        return _sent_to(module, inputs, expert)[1]
     experts, _, width = module.down_proj.shape
     found = torch.zeros(len(hidden), experts, width, device=hidden.device)
-    for expert in index.unique().tolist():
-        tokens, place = (index == expert).nonzero(as_tuple=True)
-        inner = module._apply_gate(F.linear(hidden[tokens], module.gate_up_proj[expert]))
-        found[tokens, expert] = (inner * weights[tokens, place, None]).float()
+    for each in index.unique().tolist():
+        tokens, inner = _sent_to(module, inputs, each)
+        found[tokens, each] = inner
     return found.flatten(1)
+
+
+def _sent_to(module: Any, inputs: tuple[Any, ...], expert: int) -> tuple[Tensor, Tensor]:
+    """Returns the places (n,) of the tokens that an expert is chosen for, and its weighted inner features (n, W)."""
+    hidden, index, weights = inputs
+    tokens, place = (index == expert).nonzero(as_tuple=True)
+    inner = module._apply_gate(F.linear(hidden[tokens], module.gate_up_proj[expert]))
+    return tokens, (inner * weights[tokens, place, None]).float()
 
 
 def is_mixture(module: Any) -> bool:

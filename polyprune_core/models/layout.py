@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from polyprune_core.errors import ModelError
+
+
+def expert_of(name: str, number: int) -> str:
+    """Returns what one expert is called of a mixture that an axis or a module names: NAME[number]."""
+    return f"{name}[{number}]"
+
+
+def split_expert(name: str) -> tuple[str, int | None]:
+    """Returns the axis or module that a name means, and the number of the expert if it means one alone."""
+    whole, _, number = name.partition("[")
+    return whole, int(number.removesuffix("]")) if number else None
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,11 @@ class ModelLayout:
     def cached_values(self) -> int:
         """Numbers in the KV cache for every token and sequence."""
         return sum(axis.size * axis.cached_values for axis in self.axes)
+
+    def divided(self, names: Iterable[str]) -> tuple[Axis, ...]:
+        """The axes, and in place of each that one of the named views divides another way, that view."""
+        instead = {self.axis[name].of: self.axis[name] for name in names if self.axis[name].of}
+        return tuple(instead.get(axis.name, axis) for axis in self.axes)
 
     def of_kind(self, *kinds: str) -> list[Axis]:
         """Axes and views of the given kinds, in layer order."""

@@ -151,9 +151,7 @@ def kept_layers(layout: ModelLayout, axis_keep: Mapping[str, Tensor]) -> list[in
 
 def _kept(layout: ModelLayout, axis_keep: Mapping[str, Tensor]) -> Iterator[tuple[Axis, int]]:
     """Yields every axis with the number of its entries that stay: in place of one that is divided another way, that."""
-    instead = {layout.axis[name].of: layout.axis[name] for name in axis_keep if layout.axis[name].of}
-    for primary in layout.axes:
-        axis = instead.get(primary.name, primary)
+    for axis in layout.divided(axis_keep):
         yield axis, int(axis_keep[axis.name].sum()) if axis.name in axis_keep else axis.size
 
 

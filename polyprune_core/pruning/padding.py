@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
+from polyprune_core.models.layout import Axis
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Remains, compact_items
 from polyprune_core.pruning.types import Scores, Selection, UnitGroup
@@ -21,27 +22,41 @@ if TYPE_CHECKING:
 def padded(pruned: PrunedModel, sizes: Mapping[str, int]) -> PrunedModel:
     """Returns the model with zeros in place of removed entries, so that each axis has the size it is given.
 
-    `sizes` maps axis names to numbers of entries, of kept ones and zeros together; an axis that it does not name stays
-    as it is. Every parameter of an added entry is zero, and so is what else a sublayer adds that was gone whole. Its
-    norm is the dense model's. The units of what is returned are the entries of the axes.
+    `sizes` maps names of axes, or of views that are divided in their place (`ModelLayout.divided`), to numbers of
+    entries, of kept ones and zeros together; what it does not name stays as it is. Blocks of entries are filled up
+    alike. Every parameter of an added entry is zero, and so is what else a sublayer adds that was gone whole. Its norm
+    is the dense model's. The units of what is returned are the entries of the axes.
 
     Raises:
-        ModelError: an axis is to be smaller than what is kept of it, or larger than in the dense model.
+        ModelError: an axis is to be smaller than what is kept of it, larger than in the dense model, or in blocks of
+            unequal size; or a router would choose among entries of zeros.
     """
     layout, before = pruned.layout, pruned.axis_keep()
-    after = {axis.name: before.get(axis.name, torch.ones(axis.size, dtype=torch.bool)).clone() for axis in layout.axes}
+    axes = layout.divided(before)
+    after = {axis.name: before.get(axis.name, torch.ones(axis.size, dtype=torch.bool)).clone() for axis in axes}
     for name, size in sizes.items():
-        keep = after[name]
-        missing = size - int(keep.sum())
-        if missing < 0 or size > len(keep):
-            raise ModelError(f"{name} keeps {int(keep.sum())} of {len(keep)} entries and cannot be padded to {size}.")
-        keep[(~keep).nonzero().flatten()[:missing]] = True
-    space = MaskSpace(layout, [UnitGroup(a.kind, a.layer, a.size, ((a.name, 1),)) for a in layout.axes], "entry")
-    keep = torch.cat([after[axis.name] for axis in layout.axes])
+        _fill(layout.axis[name], after[name], size)
+    space = MaskSpace(layout, [UnitGroup(a.kind, a.layer, a.size, ((a.name, 1),)) for a in axes], "entry")
+    keep = torch.cat([after[axis.name] for axis in axes])
     selection = Selection(keep, int(space.cost[keep].sum()), space.total_cost)
     updates = dict(pruned.updates) | dict(_with_zeros(pruned, before, after))
     scores = Scores(keep.float(), pruned.scores.source)
     return dataclasses.replace(pruned, space=space, selection=selection, scores=scores, policy=None, updates=updates)
+
+
+def _fill(axis: Axis, keep: Tensor, size: int) -> None:
+    """Has `size` of an axis' entries stay, in `keep` (entries,) bool: the first of those that are gone come back."""
+    missing, why = size - int(keep.sum()), ""
+    if missing > 0 and axis.router:
+        why = "; a router would choose among rows of zeros"
+    elif missing > 0 and missing % axis.blocks:
+        why = f"; its {axis.blocks} blocks are equally large"
+    if why or missing < 0 or size > len(keep):
+        raise ModelError(
+            f"{axis.name} keeps {int(keep.sum())} of {len(keep)} entries and cannot be padded to {size}{why}."
+        )
+    for block in keep.view(axis.blocks, -1):
+        block[(~block).nonzero().flatten()[: missing // axis.blocks]] = True
 
 
 def _with_zeros(

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
-from polyprune_core.models.layout import Axis, Cut, ModelLayout, Stack
+from polyprune_core.models.layout import Axis, Cut, ModelLayout, Stack, expert_of
 from polyprune_core.pruning.entries import reader_columns
 from polyprune_core.pruning.space import MaskSpace
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A linear module of F input features of which some stay, or all experts of a mixture as one (a `stack`).
+    """A linear module of F input features of which some stay, or of a mixture (a `stack`) one expert, or all as one.
 
     Attributes:
         module: its name in the dense model.
-        axis: an axis that it reads, which `Calibration.moments` takes.
-        routed: whether a router chooses what it takes in, so that without an expert the others take in something else
-            than in the dense model. It has no place for a bias.
+        axis: what `Calibration.moments` takes: an axis that it reads, NAME[i] where it is the expert i alone.
+        routed: whether a router chooses what it takes in. It has no place for a bias.
+        beside: of one expert, its place among those that stay, and the values (experts, out, kept) that all of these
+            have in their common parameter; those of an expert become what it is given.
         weight: (out, F) float32, that of the dense model.
         bias: (out,) float32, that of the dense model, or None.
         keep: (F,) bool, the features that stay.
@@ -38,6 +39,7 @@ class Reader:
     units: Tensor
     cut: Cut | None
     stack: Stack | None = None
+    beside: tuple[int, Tensor] | None = None
 
     @property
     def routed(self) -> bool:
@@ -52,6 +54,8 @@ class Reader:
     def updates(self, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Tensor]:
         """Returns a new weight (out, kept) and a new bias (out,) by name, as the model stores them.
 
+        What one expert gives names the parameter of all, which holds what was given of the others before.
+
         Raises:
             ModelError: a bias for experts.
         """
@@ -61,6 +65,10 @@ class Reader:
         return changed | ({} if bias is None else {f"{self.module}.bias": bias.float()})
 
     def _stored(self, weight: Tensor) -> dict[str, Tensor]:
+        if self.stack is not None and self.beside is not None:
+            place, values = self.beside
+            values[place] = weight
+            return {self.stack.parameter: values}
         if self.stack is not None:
             maps = int(self.keep.view(self.stack.maps, self.stack.width).any(dim=1).sum())
             return {self.stack.parameter: weight.unflatten(1, (maps, -1)).transpose(0, 1).contiguous()}
@@ -68,8 +76,11 @@ class Reader:
         return {self.cut.parameter: weight.movedim(-1, self.cut.dim).contiguous()}
 
 
-def left_readers(model: Any, space: MaskSpace, axis_keep: Mapping[str, Tensor]) -> list[Reader]:
-    """Returns the readers that a selection leaves anything to read, in the order of the layout."""
+def left_readers(model: Any, space: MaskSpace, axis_keep: Mapping[str, Tensor], *, apart: bool) -> list[Reader]:
+    """Returns the readers that a selection leaves anything to read, in the order of the layout.
+
+    Of a mixture all experts as one, or with `apart` each of those that stay.
+    """
     layout, units = space.layout, _units(space)
     by_reader: dict[str, list[Axis]] = {}
     for axis in layout.axis.values():
@@ -93,8 +104,29 @@ def left_readers(model: Any, space: MaskSpace, axis_keep: Mapping[str, Tensor]) 
         bias = bias.detach().float() if isinstance(bias, Tensor) else None
         cut = None if axes[0].stack else axes[0].reader_cut
         device = weight.device
-        found.append(Reader(module, axes[0].name, weight, bias, keep.to(device), owner.to(device), cut, axes[0].stack))
+        one = Reader(module, axes[0].name, weight, bias, keep.to(device), owner.to(device), cut, axes[0].stack)
+        found.extend(_experts(one) if apart and one.routed else [one])
     return found
+
+
+def _experts(reader: Reader) -> list[Reader]:
+    """Returns the experts that stay of those that are one reader, each with the features that stay of its own."""
+    assert reader.stack is not None
+    maps = (reader.stack.maps, reader.stack.width)
+    weights, keep, units = reader.weight.unflatten(1, maps), reader.keep.view(maps), reader.units.view(maps)
+    left = keep.any(dim=1).nonzero().flatten().tolist()
+    values = torch.stack([weights[:, number, keep[number]] for number in left])
+    return [
+        replace(
+            reader,
+            axis=expert_of(reader.axis, number),
+            weight=weights[:, number],
+            keep=keep[number],
+            units=units[number],
+            beside=(place, values),
+        )
+        for place, number in enumerate(left)
+    ]
 
 
 def _gone(layout: ModelLayout, module: str, axis_keep: Mapping[str, Tensor]) -> bool:

@@ -13,7 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from polyprune_core import ConfigError, LoadedModel, ModelError, PrunedModel, load_model
+from polyprune_core.models.describe import describe
 from polyprune_core.models.quiet import quiet
+from polyprune_core.plugins.registry import load_registry
 from polyprune_core.runs.verification import ask_runtime
 from polyprune_core.testing.tiny import VOCABULARY, tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
 from polyprune_core.utils.rng import generator
@@ -31,6 +33,7 @@ class Case:
     emptied: tuple[str, ...] = ()
     kept: float = 0.6
     biases: bool = False
+    units: str = "head+channel"
 
 
 def rope(kind: str, **settings: float) -> dict[str, Any]:
@@ -43,6 +46,7 @@ CASES = {
     "llama": Case("llama", "deci"),
     "llama with biases": Case("llama", "deci", {"attention_bias": True, "mlp_bias": True}),
     "llama without the first attention": Case("llama", "deci", emptied=HALF_GONE),
+    "llama query heads": Case("llama", "deci", {"num_attention_heads": 12, "head_dim": 4}, units="query-head+channel"),
     "llama without a layer": Case("llama", "deci", emptied=("layers.1.attention", "layers.1.mlp")),
     "llama whose repair added biases": Case("llama", "deci", biases=True),
     "llama, nothing removed": Case("llama", "llama", kept=1.0),
@@ -80,7 +84,7 @@ def dense(folder: Path, case: Case, tokenizer: Callable[[], Any] = words) -> Loa
 
 
 def pruned(base: LoadedModel, case: Case) -> PrunedModel:
-    space = tiny_space(base.model)
+    space = load_registry().space(case.units, describe(base.model))
     keep = torch.rand(len(space), generator=generator(0, "gguf")) < case.kept
     for units, group in zip(space.slices(), space.groups, strict=True):
         keep[units.start] = True
@@ -146,11 +150,10 @@ def test_a_tokenizer_without_a_form_is_refused_unless_token_ids_are_enough(tmp_p
     Gguf(ids_only=True).check(base)
 
 
-def test_biases_that_no_architecture_holds_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    case = Case("qwen3", "", {"tie_word_embeddings": True}, biases=True)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ModelError, match=r"no place for the biases.*--repair least-squares:bias=false"):
-        Gguf().export(pruned(dense(tmp_path, case), case), tmp_path / "out")
+@pytest.mark.parametrize(("family", "holds"), [("llama", True), ("qwen2", True), ("qwen3", False)])
+def test_it_says_of_each_family_whether_biases_that_a_repair_adds_have_a_place(tmp_path: Path, family, holds) -> None:
+    layout = describe(dense(tmp_path, Case(family, "", {"tie_word_embeddings": True})).model)
+    assert Gguf().legal_shapes(layout).added_biases is holds
 
 
 def test_uniform_shapes_and_blocks_are_chosen_before_the_selection(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_thinet_scores_alike_in_one_pass_where_its_memory_takes_one_layer_at_a_t
     monkeypatch.setattr("polyprune_core.evaluation.moments.AT_A_TIME", 4 * 70**2)
     apart = calibration_for(llama, ids)
     assert torch.equal(ThiNet().score(llama, space, apart), expected)
-    assert len(list(passes_over(llama, space.layout))) > 1
+    assert len(list(passes_over(llama, space.layout, "model.layers.0.mlp.down_proj"))) > 1
     assert together.forward_tokens == apart.forward_tokens == ids.numel()
 
 

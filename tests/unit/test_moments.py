@@ -51,9 +51,9 @@ def test_a_model_whose_products_do_not_fit_is_read_layer_by_layer_or_else_in_sev
 ) -> None:
     layout, whole = describe(llama), calibration_for(llama, ids, 2)
     expected = {axis.name: whole.moments(axis.name) for axis in layout.axes}
-    assert len(list(passes_over(llama, layout))) == 1
+    assert len(list(passes_over(llama, layout, layout.axis[AXIS].reader_module))) == 1
     monkeypatch.setattr(moments, "AT_A_TIME", 4.0 * 70**2)
-    passes = list(passes_over(llama, layout))
+    passes = list(passes_over(llama, layout, layout.axis[AXIS].reader_module))
     assert [reader for readers in passes for reader in readers] == [axis.reader_module for axis in layout.axes]
     assert len(passes) > 2
     store = MomentStore()

@@ -5,8 +5,13 @@ the best 1 - 2 `share` of it stay; the others are removed at random, `share` of 
 likely the smaller its prior, and each mask is followed by its complement among the units that may go. What a unit is
 worth is its coefficient in a linear model of -loss: `c` times its prior, fitted first, plus a ridge regression on what
 that leaves, whose weight is the one of least leave-one-out error. A unit that always stays scores above all others, by
-its prior. One round, where the paper goes on from the pruned model; its code fits by gradient steps from the prior, and
-stops by Kendall's tau. Forward passes alone: `masks` of them on each of `windows`.
+its prior. Forward passes alone: `masks` of them on each of `windows`.
+
+The prior, and which units stay, are those of the authors' code, but that two units of a layer may go at least: one
+alone would be gone in every other mask. The rest is other: one round, where theirs goes on from the pruned model, as a
+score here serves every sparsity; the loss, where theirs takes perplexity, of which a few bad masks make up most; and a
+fit in closed form, where theirs takes Adam from the prior and stops by Kendall's tau in shuffled folds, so that it
+depends on a seed of its own.
 """
 
 from __future__ import annotations
@@ -46,15 +51,19 @@ class Bonsai:
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
 
-        norms = {axis: found.mean_square.sqrt() for axis, found in calibration.input_statistics().items()}
-        total = space.sum_columns(model, lambda axis, weight: weight.abs().mean(dim=0) * norms[axis])
-        prior = (total / space.sum_columns(model, lambda axis, weight: weight.new_ones(weight.shape[1]))).double()
+        prior = self.prior(model, space, calibration)
         free = self.free(prior, space)
         masks = torch.cat([self.pair(prior, free, space, calibration) for _ in range(self.masks // 2)])
         worth = coefficients(masks[:, free].double(), -self.losses(masks, space, calibration), prior[free])
         scores = worth.max() + 1 + prior
         scores[free] = worth
         return scores.float()
+
+    def prior(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
+        """Returns (U,) float64: |W| rms(x), the mean over a unit's columns."""
+        norms = {axis: found.mean_square.sqrt() for axis, found in calibration.input_statistics().items()}
+        total = space.sum_columns(model, lambda axis, weight: weight.abs().mean(dim=0) * norms[axis])
+        return (total / space.sum_columns(model, lambda axis, weight: weight.new_ones(weight.shape[1]))).double()
 
     def free(self, prior: Tensor, space: MaskSpace) -> Tensor:
         """Returns (U,) bool: which units may go, the worst 2 `share` of each layer and at least two."""

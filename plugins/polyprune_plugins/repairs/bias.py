@@ -1,7 +1,8 @@
 """Bias compensation: the mean of what removed units added to their reader's output becomes a bias.
 
 b = W_R E[x_R], W the reader's weight, x what it takes in over the calibration text, R the columns that are removed
-(FLAP, An et al. 2024, arXiv 2312.11983, eq. 7). A sublayer with nothing left has no reader, and gets no bias.
+(the baseline bias of FLAP, An et al. 2024, arXiv 2312.11983). A sublayer with nothing left has no reader, and gets no
+bias. Nor do experts, which have no place for one.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bias:
+    adds_biases = True
+
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         biases: dict[str, Tensor] = {}
         for reader in pruned.cut_readers():
+            if reader.routed:
+                continue
             added = reader.weight[:, ~reader.keep] @ calibration.moments(reader.axis).mean[~reader.keep]
             biases |= reader.updates(bias=added if reader.bias is None else added + reader.bias)
         return biases
@@ -35,5 +40,5 @@ def polyprune_repairs() -> Iterator[Provider[Repair]]:
         "the mean of what was removed becomes a bias of its reader",
         Bias,
         needs=frozenset({"calibration"}),
-        reference="An et al. 2024, arXiv 2312.11983, eq. 7",
+        reference="FLAP, An et al. 2024, arXiv 2312.11983",
     )

@@ -8,7 +8,8 @@ columns that stay, R those that are removed.
 minimises E|W x - W_S' x_S - b|² + λ |W_S' - W_S|²: the ridge pulls towards the weights as they were. λ is `ridge` times
 the MEDIAN of C's diagonal, as one massive activation can hold most of the mean. Without `bias` C is E[x xᵀ] and b = 0.
 OSSCAR (Meng et al. 2024, arXiv 2403.12983) solves this system without a ridge that pulls there.
-A bias that the reader has is added. A sublayer with nothing left gets nothing.
+A bias that the reader has is added. A sublayer with nothing left gets nothing. Of a mixture each expert is a reader,
+without `bias`, and x what it takes in of the tokens that the router chooses it for, times the router's weight.
 """
 
 from __future__ import annotations
@@ -36,19 +37,24 @@ class LeastSquares:
         if not 0 <= self.ridge < float("inf"):
             raise PluginError(f"repair 'least-squares': ridge={self.ridge} is not a number from 0; give one, as 0.1.")
 
+    @property
+    def adds_biases(self) -> bool:
+        return self.bias
+
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         updates: dict[str, Tensor] = {}
         for reader in pruned.cut_readers():
             moments = calibration.moments(reader.axis)
             weight, mean, products = reader.weight.double(), moments.mean.double(), moments.second.double()
-            if self.bias:
+            bias = self.bias and not reader.routed
+            if bias:
                 products = products - mean.outer(mean)
             keep, removed = reader.keep, ~reader.keep
             added = weight[:, removed] @ products[removed][:, keep]
             ridge = self.ridge * float(products.diag().median())
             new = weight[:, keep] + solved(products[keep][:, keep], added.T, ridge).T
             intercept = None
-            if self.bias:
+            if bias:
                 intercept = weight @ mean - new @ mean[keep]
                 intercept = intercept if reader.bias is None else intercept + reader.bias
             updates |= reader.updates(new, intercept)

@@ -6,8 +6,8 @@ minimise E|W x - Σ_j (1 + d_j) W_j x_j|² + λ |d|²:
 
     d = (A_SS + λ I)⁻¹ A_SR 1,        W_j' = (1 + d_j) W_j
 
-λ is `ridge` times the median of A's diagonal. One factor a unit: A summed over the unit's columns. GRASPrune learns
-such factors with its gates and folds them in; here they are solved for.
+λ is `ridge` times the median of A's diagonal. One factor a unit: A summed over the unit's columns; of experts, one in
+each. GRASPrune learns such factors with its gates and folds them in; here they are solved for.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -153,6 +153,50 @@ def test_a_worker_killed_within_a_search_changes_no_row(name, tmp_path) -> None:
     assert len(killer.killed) == 1
     assert rows["many"] == rows["one"]
     assert all(row["status"] == "ok" for row in rows["one"])
+
+
+class Leaver(Reporter):
+    """Takes a node from the cluster once a search steps, with the workers on it."""
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        self.leave, self.left = leave, 0
+        self.warnings = list[str]()
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    @contextmanager
+    def task(self, label: str, total: int, about: object = None) -> Iterator[Task]:
+        yield _Leaving(self) if about else Task()
+
+
+class _Leaving(Task):
+    def __init__(self, leaver: Leaver) -> None:
+        self.leaver = leaver
+
+    def update(self, done: float, note: str = "", loss: float | None = None) -> None:
+        if not self.leaver.left:
+            self.leaver.left += 1
+            self.leaver.leave()
+
+
+@pytest.mark.slow
+def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_path) -> None:
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        lost, _ = (cluster.add_node(num_cpus=1) for _ in range(2))
+        leaver = Leaver(lambda: cluster.remove_node(lost, allow_graceful=False))
+        asked: dict[str, Any] = {"executor": "ray", "address": cluster.address, "workers": 2, "cpus_per_cell": 1}
+        many = compare(Comparison(**LONG, **asked), load_registry(), Store(tmp_path / "many"), leaver)
+        one = compare(Comparison(**LONG), load_registry(), Store(tmp_path / "one"))
+    finally:
+        cluster.shutdown()
+    assert leaver.left == 1
+    assert any("was lost" in warning for warning in leaver.warnings), leaver.warnings
+    assert results_of([row.to_json() for row in many.rows]) == results_of([row.to_json() for row in one.rows])
 
 
 def test_an_interrupted_run_leaves_no_worker_and_a_store_that_goes_on(tmp_path, cells_run) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polyprune_core import LoadedModel, PrunedModel
+    from polyprune_core import Axis, LoadedModel, PrunedModel
 
 # By family: for layers that are alike, and for layers that differ.
 ALIKE = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -26,17 +26,13 @@ class Form:
 
     @classmethod
     def of(cls, pruned: PrunedModel, step: int) -> Form:
-        """Returns the form of a model whose channels come in multiples of `step` wherever the dense model's do.
-
-        Raises:
-            ModelError: no architecture holds it.
-        """
-        from polyprune_core import ModelError, padded
+        """Returns the form of a model whose channels come in multiples of `step` wherever the dense model's do."""
+        from polyprune_core import padded
 
         family, left = pruned.layout.family, _left(pruned)
         kept = pruned.kept_layers
         sizes = {}
-        for axis in pruned.layout.axes:
+        for axis in _axes(pruned):
             count = left[axis.name]
             if axis.layer not in kept:
                 continue
@@ -44,24 +40,23 @@ class Form:
                 up = -(-max(count, 1) // step) * step
                 sizes[axis.name] = up if up <= axis.size else max(count, 1)
             elif not count and (axis.layer == kept[0] or VARYING[family] == "openelm"):
-                sizes[axis.name] = 1
+                sizes[axis.name] = axis.blocks
         filled = padded(pruned, sizes) if any(left[name] != size for name, size in sizes.items()) else pruned
         left = _left(filled)
-        widths = {(axis.kind, left[axis.name]) for axis in pruned.layout.axes if axis.layer in kept}
-        added = pruned.added()
-        alike = len(widths) == len({kind for kind, _ in widths}) and not added
+        widths = {(axis.kind, left[axis.name]) for axis in _axes(filled) if axis.layer in kept}
+        alike = len(widths) == len({kind for kind, _ in widths}) and not pruned.added()
         architecture = ALIKE[family] if alike else VARYING[family]
-        if architecture == "openelm" and added:
-            raise ModelError(
-                f"GGUF has no place for the biases that the repair added to a {family} model ({added[0]}, …). Repair "
-                "without them, as with --repair least-squares:bias=false or none; --exporter huggingface writes them."
-            )
         return cls(filled, architecture)
 
     @property
     def permuted(self) -> bool:
         """Whether the rows of queries and keys stand in another order than in transformers."""
         return self.architecture in TURNS_NEIGHBOURS
+
+
+def holds_biases(family: str) -> bool:
+    """Whether the architecture for layers that differ has biases of every linear module."""
+    return VARYING.get(family) != "openelm"
 
 
 def check_form(base: LoadedModel, varying: bool) -> None:
@@ -93,6 +88,10 @@ def check_form(base: LoadedModel, varying: bool) -> None:
         )
 
 
+def _axes(pruned: PrunedModel) -> tuple[Axis, ...]:
+    return pruned.layout.divided(pruned.axis_keep())
+
+
 def _left(pruned: PrunedModel) -> dict[str, int]:
     keep = pruned.axis_keep()
-    return {axis.name: int(keep[axis.name].sum()) if axis.name in keep else axis.size for axis in pruned.layout.axes}
+    return {axis.name: int(keep[axis.name].sum()) if axis.name in keep else axis.size for axis in _axes(pruned)}
