@@ -25,7 +25,7 @@ from polyprune_core.utils.files import write_json
 
 EXPORTERS = (
     *("huggingface", "huggingface:pad=widest", "vllm", "masked", "gguf:f16", "gguf:q8_0", "gguf:q4_k", "gguf:q6_k"),
-    *("onnx", "onnx:cache=false"),
+    *("onnx", "onnx:cache=false", "onnx:type=int8"),
 )
 SHARED = ("--model", "smollm2-135m", "--dtype", "bfloat16", "--limit", "8", "--exporter", "masks", "--quiet")
 POOLED = ("--sparsity", "0.3", "--scope", "global", "--scale", "zscore", "--calibration-samples", "16")

@@ -149,7 +149,7 @@ class Study:
     ) -> None:
         self.harness, self.settings, self.ledger, self.seeds = harness, settings, ledger, seeds
         self.removed = removed
-        self.ids, self.space = harness.calibration_windows, harness.space("layer")
+        self.ids, self.space = harness.windows.calibration, harness.space("layer")
         self.objective = remembering(ledger)(harness.compactor, self.space)
         self.selections: dict[str, Selection] = {}
 
@@ -253,7 +253,7 @@ def main(
         limit=limit,
     )
     harness = open_harness(settings, load_registry(), Reporter(), budgets=False)
-    harness.calibration_windows = sample_windows(harness.calibration_windows, windows, 0)
+    harness.windows.calibration = sample_windows(harness.windows.calibration, windows, 0)
     ledger = Ledger(output)
     read = {"calibration": harness.texts.calibration, "evaluation": harness.texts.evaluations[0]}
     texts = {role: {"name": text.name, "sha256": text.sha256} for role, text in read.items()}

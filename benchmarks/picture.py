@@ -15,7 +15,7 @@ from polyprune_core.results.results import Results
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "benchmarks" / "results" / "grid.json"
 PICTURE = ROOT / "docs" / "_static" / "terminal.svg"
-WIDTH = 116
+WIDTH = 132
 COMMAND = "polyprune report benchmarks/results/grid.json --filter sparsity=0.5"
 
 

@@ -30,6 +30,12 @@ from polyprune_core.testing.tiny import tiny_config
 
 NAMES = Path(__file__).resolve().parent.parent / "docs" / "reference" / "api.md"
 CHECKED = NAMES.parents[2] / "benchmarks" / "results" / "families.json"
+# What a plugin's needs mean for whoever takes it.
+NEEDED = {
+    "gradients": "back-propagates",
+    "budget": "is asked anew for every sparsity",
+    "mix": "fits weights to the text",
+}
 DIRECTIVE = re.compile(r"^\.\. auto(?:class|function|module):: (polyprune_core[\w.]*)$", re.M)
 
 
@@ -39,7 +45,7 @@ def plugins(kind: str) -> str:
     for item in load_registry().all(kind):
         if item.source.distribution == "polyprune":
             provider = item.provider
-            needs = "".join(f"; needs {need}" for need in sorted(provider.needs - {"calibration"}))
+            needs = "".join(f"; {NEEDED[need]}" for need in sorted(provider.needs & NEEDED.keys()))
             options = ", ".join(f"`{name}: {text}`" for name, text in describe_options(provider).items())
             rows.append((f"`{provider.name}`", provider.summary + needs, options, provider.reference))
     return _table(("name", "what it does", "options", "source"), rows)

@@ -11,12 +11,15 @@ from typing import Any
 
 import click
 import repaired
+from matplotlib.transforms import Bbox
 
 RECORD = Path(__file__).parent / "results" / "repair.json"
 SPARSITIES = (0.2, 0.3)
 # Rows that leave more are as far from the rest as they are uninteresting.
 MOST = 1.08
 GREEN, BLUE, RED = "#3a7d44", "#1f5fa8", "#b23a48"
+# Where a name may stand beside its point, in points: the first place that is free.
+PLACES = [(5, -3, "left"), (-5, -3, "right"), (5, 4, "left"), (5, -10, "left"), (-5, 4, "right"), (-5, -10, "right")]
 
 
 def points(record: dict[str, Any], sparsity: float) -> list[tuple[float, float, str, str]]:
@@ -37,6 +40,21 @@ def points(record: dict[str, Any], sparsity: float) -> list[tuple[float, float, 
     return [(mix, third, name, colour) for (name, colour), (mix, third) in best.items() if max(mix, third) <= MOST]
 
 
+def name_points(panel: Any, named: list[tuple[float, float, str, str]]) -> None:
+    """Writes each point's name beside it, where it covers no other name and no point, and stays in the frame."""
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in panel.transData.transform([each[:2] for each in named])]
+    for mix, third, name, _ in sorted(named):
+        for x, y, side in PLACES:
+            told = panel.annotate(name, (mix, third), (x, y), textcoords="offset points", fontsize=7, ha=side)
+            box = told.get_window_extent()
+            if panel.bbox.containsx(box.x0) and panel.bbox.containsx(box.x1) and not box.count_overlaps(taken):
+                break
+            told.remove()
+        else:
+            raise SystemExit(f"{name} finds no free place in the picture.")
+        taken.append(box)
+
+
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
 def main(output: Path) -> None:
@@ -52,9 +70,8 @@ def main(output: Path) -> None:
         panel.plot([0, MOST], [0, MOST], color="#cccccc", linewidth=1, zorder=0)
         panel.axvline(1, color="#cccccc", linewidth=1, zorder=0)
         panel.axhline(1, color="#cccccc", linewidth=1, zorder=0)
-        for mix, third, name, colour in points(record, sparsity):
+        for mix, third, _, colour in points(record, sparsity):
             panel.scatter(mix, third, color=colour, s=22)
-            panel.annotate(name, (mix, third), (4, -3), textcoords="offset points", fontsize=7)
         panel.set(title=f"{sparsity:.0%} removed", xlabel="excess left on the texts of the mix", xlim=(0.2, MOST))
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -62,6 +79,9 @@ def main(output: Path) -> None:
     shown = [pyplot.Line2D([], [], color=c, marker="o", linestyle="") for c in (GREEN, BLUE, RED)]
     told = ["a metric", "a search, forward passes alone", "trained without labels"]
     figure.legend(shown, told, loc="outside lower center", ncols=3, frameon=False)
+    figure.draw_without_rendering()  # lays the panels out, so that the boxes of names are known
+    for panel, sparsity in zip(panels, SPARSITIES, strict=True):
+        name_points(panel, points(record, sparsity))
     figure.savefig(output, metadata={"Date": None})
 
 

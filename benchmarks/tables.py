@@ -43,7 +43,8 @@ EXPLAINED = [
     ROOT / "docs" / "explanation" / f"{name}.md"
     for name in ("baselines", "experts", "found", "repair", "sample-efficiency", "scale", "which-criterion")
 ]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "howto" / "load-elsewhere.md", *EXPLAINED, *REFERENCE]
+HOWTO = [ROOT / "docs" / "howto" / f"{name}.md" for name in ("load-elsewhere", "recover")]
+PAGES = [ROOT / "README.md", *HOWTO, *EXPLAINED, *REFERENCE]
 
 
 def estimators() -> str:
@@ -257,6 +258,27 @@ def exports() -> str:
     return "\n".join(lines)
 
 
+def recovered() -> str:
+    """A pruned model and its dense one before and after the same training, and how far apart they are."""
+    record = _read("recovered")
+    told, decision, environment = record["recovery"], record["decision"], record["environment"]
+    rows = {row["name"]: row for row in told["rows"]}
+    places = [f"{each['text']} at {each['seq_len']}" for each in told["rows"][0]["evaluations"]]
+    lines = [f"| {record['model']} | parameters | trained on | perplexity on {' | '.join(places)} |"]
+    lines.append("|---|" + "---:|" * (2 + len(places)))
+    for name, row in rows.items():
+        figures = [f"{each['perplexity']:.2f}" for each in row["evaluations"]]
+        cells = [name, f"{row['parameters']:,}", f"{row['forward_tokens']:,} tokens", *figures]
+        lines.append(f"| {' | '.join(cells)} |")
+    for when, ours, theirs in (("before", "pruned", "dense"), ("after", "pruned, trained", "dense, trained")):
+        pairs = zip(rows[ours]["evaluations"], rows[theirs]["evaluations"], strict=True)
+        apart = [f"{mine['nll'] - other['nll']:.3f}" for mine, other in pairs]
+        lines.append(f"| pruned over dense {when}, in nats a token | | | {' | '.join(apart)} |")
+    windows = f"{record['limit']} windows of each text, {record['dtype']}, torch {environment['torch']}"
+    made = f"{decision['sparsity']:.0%} removed by `{decision['initializer']}`, then `{told['repair']}`"
+    return "\n".join([*lines, "", f"{made}, seed {told['seed']}, on {told['calibration']}; {windows}."])
+
+
 def _ratio(way: dict[str, Any]) -> str:
     low, high = way["quartiles"]
     return f"{way['of_dense']:.2f} ({low:.2f} to {high:.2f})"
@@ -335,6 +357,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "excess stories": lambda: repaired.excesses(_read("repair"), "tinystories.txt"),
     "orders": lambda: repaired.orders(_read("repair")),
     "exports": exports,
+    "recovered": recovered,
     "experts": experts,
     "cluster plan": cluster_plan,
     "cluster simulation": cluster_simulation,

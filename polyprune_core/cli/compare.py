@@ -41,21 +41,21 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("initializer"),
-        help="Metrics shown alone; all: every one that can score the units.",
+        help="Metrics without a search. all takes every metric that can score the units.",
     ),
     setting(
         "--granularity",
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("granularity"),
-        help="What a unit is; + joins kinds in one space.",
+        help="What a unit is. + joins kinds that compete for one budget.",
     ),
     setting("--sparsity", "-s", type=CommaList(float), metavar="LIST", help="Fraction of prunable parameters removed."),
     setting(
         "--budget",
         type=CommaList(),
         metavar="LIST",
-        help="Instead: what may be kept, as bytes=200MB, kv-cache=0.7, latency=0.7 or parameters=0.8.",
+        help="What may be kept, in place of --sparsity: bytes=200MB, kv-cache=0.7, latency=0.7, parameters=0.8.",
     ),
     setting(
         "--repair",
@@ -64,13 +64,15 @@ GRID = [
         shell_complete=plugin_names("repair"),
         help="What happens to the weights that stay: none, least-squares, distil or another repair.",
     ),
-    setting("--seeds", type=CommaList(int), metavar="LIST", help="Calibration samples and masks."),
+    setting(
+        "--seeds", type=CommaList(int), metavar="LIST", help="Seeds. Each draws its own calibration sample and masks."
+    ),
     setting(
         "--scope",
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("auto", "kind", "global", "layer"),
-        help="Who shares a budget: auto (by loss on text held back), kind, global or layer.",
+        help="Which units share a budget: kind, global or layer. auto takes what loses least on held-back text.",
         unless="auto; for searches the policy's",
     ),
     setting(
@@ -78,13 +80,13 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("auto", "raw", "zscore", "per-parameter"),
-        help="Scores compared across layers: auto (by loss on text held back), raw, zscore or per-parameter.",
+        help="How scores compare across layers: raw, zscore or per-parameter. auto as for --scope.",
     ),
     setting(
         "--multiple-of",
         type=WidthsList(),
         metavar="LIST",
-        help="Widths of layers: channel=32, or channel=32,head=2; / between several, none for free ones.",
+        help="Layers keep multiples of so many units: channel=32 or channel=32,head=2. / stands between alternatives.",
         unless="none",
     ),
     setting(
@@ -92,7 +94,7 @@ GRID = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=plugin_names("exporter"),
-        help="Widths that an exporter or its runtime holds: gguf:q8_0, vllm:tp=2, …; none for free ones.",
+        help="Layers keep widths that an exporter or its runtime can hold: gguf:q8_0, vllm:tp=2, …",
         unless="none",
     ),
 ]
@@ -106,7 +108,7 @@ GRID = [
     type=UserPath(),
     default=Path("polyprune-runs"),
     show_default=True,
-    help="Results store; cells finished there are read, not run again.",
+    help="Folder for the results. Cells that are finished in it are not run again.",
 )
 @click.option(
     "--format",
@@ -114,15 +116,16 @@ GRID = [
     type=click.Choice(["table", "json", "csv", "markdown", "latex"]),
     default="table",
     show_default=True,
-    help="What stdout gets.",
+    help="What is printed.",
 )
 @click.option("--dry-run", "-n", is_flag=True, help="Print the cells, their cost and what is finished; run nothing.")
 def compare(
     config: Path | None, output: Path, form: str, dry_run: bool, quiet: bool, verbose: bool, **values: Any
 ) -> None:
-    """Compare pruning criteria on one model: dense, metrics alone, then each search.
+    """Compare pruning criteria on one model.
 
-    Options of a plugin follow its name: llm-pruner:taylor=vector.
+    The table has the dense model, each metric alone and each search. Options of a plugin follow its name:
+    llm-pruner:taylor=vector.
     """
     from rich.markup import escape
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from polyprune_core.config.settings import parse
 from polyprune_core.errors import ConfigError
 from polyprune_core.errors import plain as plain
-from polyprune_core.plugins.registry import Registry
+from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.utils.progress import Reporter, Task
+
+R = TypeVar("R", bound=BaseModel)
 
 
 def stderr() -> Console:
@@ -33,6 +38,21 @@ def check_loudness(quiet: bool, verbose: bool) -> None:
     """Raises ConfigError where both are asked for."""
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose contradict each other; give one of them.")
+
+
+def opened(asked: type[R], values: dict[str, Any], quiet: bool, verbose: bool) -> tuple[R, Registry, TerminalReporter]:
+    """Returns what a command that loads a model is asked for, the plugins, and where its progress is drawn.
+
+    Raises:
+        ConfigError: what is asked for contradicts itself, or names what there is not.
+    """
+    check_loudness(quiet, verbose)
+    console = stderr()
+    request, registry = parse(asked, values), load_registry()
+    show_problems(registry, console, verbose)
+    reporter = TerminalReporter(console, quiet, verbose)
+    reporter.status("loading torch and transformers")
+    return request, registry, reporter
 
 
 class TerminalReporter(Reporter):

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from polyprune_core.cli.live import duration
 from polyprune_core.errors import ConfigError
-from polyprune_core.report import PIPED_WIDTH, label
+from polyprune_core.report import PIPED_WIDTH, label, short
 from polyprune_core.runs.dry_run import Plan
 from polyprune_core.utils.numbers import finite
 
@@ -60,6 +60,7 @@ def _totals(plan: Plan) -> dict[str, str]:
     speed, memory = plan.speed, plan.memory_mb
     totals = {
         "cells": f"{len(states)}: {counts}",
+        "parameters": _parameters(plan),
         "forward tokens": f"{plan.forward_tokens:,} in the table; {plan.work:,} to go, evaluations included",
         "time": f"not known: {speed.source}",
         "memory": f"not known: {memory.source}",
@@ -69,3 +70,16 @@ def _totals(plan: Plan) -> dict[str, str]:
     if memory.value is not None:
         totals["memory"] = f"about {memory.value:,.0f} MB ({memory.source})"
     return totals | {"note" + " " * index: note for index, note in enumerate(plan.notes)}
+
+
+def _parameters(plan: Plan) -> str:
+    if plan.parameters is None:
+        return "not known: the model is not on this machine"
+    return f"{short(plan.parameters)}" + "".join(f"; {name}: {_left(plan, name)}" for name in plan.prunable)
+
+
+def _left(plan: Plan, granularity: str) -> str:
+    """What a granularity may remove, and about how many parameters each budget leaves."""
+    budgets = {each.row.cell.asked: each.parameters for each in plan.cells if each.row.cell.granularity == granularity}
+    told = [f"{asked} leaves {short(left)}" for asked, left in budgets.items() if left is not None]
+    return ", ".join([f"{short(plan.prunable[granularity])} prunable", *told])

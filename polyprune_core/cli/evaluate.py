@@ -15,24 +15,42 @@ if TYPE_CHECKING:
     from polyprune_core.runs.evaluation_report import Findings
 
 WHAT = [
-    setting("--model", "-m", metavar="NAME", help="Dense model of a mask file.", unless="the one it names"),
     setting(
-        "--reference", metavar="NAME", help="Model to compare with; none for none.", unless="the dense model, if known"
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="Dense model that a folder of masks belongs to.",
+        unless="the one it names",
     ),
+    setting("--reference", metavar="NAME", help="Model to compare with, or none.", unless="the dense model, if known"),
 ]
 TEXT = [
     EVALUATION,
     *CUTTING,
     *EVALUATED,
-    setting("--batch-size", "-b", type=int, metavar="B", help="Items of a batch, for tasks."),
+    setting("--batch-size", "-b", type=int, metavar="B", help="Items in a batch, for tasks."),
 ]
 MORE = [
-    click.option("--generate", multiple=True, metavar="PROMPT", help="Show what follows this text; can be repeated."),
+    click.option(
+        "--generate",
+        multiple=True,
+        metavar="PROMPT",
+        help="Show what the model writes after this text. May be given several times.",
+    ),
     setting("--new-tokens", type=int, metavar="N", help="Tokens written by --generate and --latency."),
-    setting("--latency", is_flag=True, help="Time reading a prompt and writing tokens, beside the reference."),
-    setting("--latency-batch-sizes", type=CommaList(int), metavar="LIST", help="Prompts at a time."),
-    setting("--prompt-tokens", type=int, metavar="N", help="Tokens of a prompt; also for MACs and peak memory."),
-    setting("--turns", type=int, metavar="N", help="Timed turns of each model."),
+    setting(
+        "--latency",
+        is_flag=True,
+        help="Time how long it takes to read a prompt and to write tokens, beside the reference.",
+    ),
+    setting("--latency-batch-sizes", type=CommaList(int), metavar="LIST", help="Prompts that are timed together."),
+    setting(
+        "--prompt-tokens",
+        type=int,
+        metavar="N",
+        help="Tokens of a prompt, for latency, multiply-accumulates and peak memory.",
+    ),
+    setting("--turns", type=int, metavar="N", help="How often each model is timed."),
 ]
 
 
@@ -45,7 +63,7 @@ MORE = [
     type=click.Choice(["table", "json", "csv", "markdown"]),
     default="table",
     show_default=True,
-    help="What stdout gets.",
+    help="What is printed.",
 )
 def evaluate(target: str, config: Path | None, form: str, quiet: bool, verbose: bool, **values: Any) -> None:
     """Evaluate TARGET: a model's name or folder, a pruned model's folder, or a folder of masks.

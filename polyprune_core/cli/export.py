@@ -8,12 +8,12 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import LOADING_LOCAL, OUTPUT, given, options
+from polyprune_core.cli.options import CELL, LOADING_LOCAL, OUTPUT, given, options
 from polyprune_core.cli.params import UserPath, setting
 
 WHAT = [
-    setting("--exporter", metavar="NAME", help="What to write: an exporter of plugins list."),
-    setting("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do."),
+    setting("--exporter", metavar="NAME", help="Form of what is written: huggingface, masks, gguf, onnx, …"),
+    CELL,
     setting("--verify", is_flag=True, help="Read it back and compare its logits with the model in memory."),
     setting("--by-shard", is_flag=True, help="Read the dense weights a shard at a time, for models beyond memory."),
     setting("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the masks or the store name"),
@@ -26,7 +26,12 @@ WHAT = [
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Stdout."
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What is printed.",
 )
 def export(
     source: Path,
@@ -38,19 +43,11 @@ def export(
     verbose: bool,
     **values: Any,
 ) -> None:
-    """Write what SOURCE decided: a folder of masks, a results store with --cell, or the file of one cell."""
-    from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
+    """Write the model that SOURCE decided on: a folder of masks, a results store with --cell, or the file of a cell."""
+    from polyprune_core.cli.console import opened
     from polyprune_core.config.requests import Export
-    from polyprune_core.config.settings import parse
-    from polyprune_core.plugins.registry import load_registry
 
-    check_loudness(quiet, verbose)
-    console = stderr()
-    request = parse(Export, given(values | {"source": source}, config))
-    registry = load_registry()
-    show_problems(registry, console, verbose)
-    reporter = TerminalReporter(console, quiet, verbose)
-    reporter.status("loading torch and transformers")
+    request, registry, reporter = opened(Export, given(values | {"source": source}, config), quiet, verbose)
 
     from polyprune_core.runs.export import export as run
 

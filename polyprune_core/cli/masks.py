@@ -12,14 +12,19 @@ from polyprune_core.cli.params import UserPath
 
 @click.group()
 def masks() -> None:
-    """Masks that were written before."""
+    """Compare folders of masks."""
 
 
 @masks.command()
 @click.argument("first", type=UserPath())
 @click.argument("second", type=UserPath())
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Stdout."
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What is printed.",
 )
 def diff(first: Path, second: Path, form: str) -> None:
     """Compare two folders of masks: units that both keep, and rank correlation of their scores, layer by layer."""

@@ -60,12 +60,12 @@ LONGEST_NAME = 40
     "--kind",
     type=click.Choice([*KINDS, FAMILY]),
     required=True,
-    help="What the plugin decides; family: which models can be cut, as data.",
+    help="What the plugin decides. family is data about models that can be cut.",
 )
 @click.option(
     "--form",
     type=click.Choice(FORMS),
-    help="Of an initializer: a function of a weight, or a class that sees the model. [function; class for other kinds]",
+    help="Form of an initializer: a function of one weight, or a class that sees the model. [function]",
 )
 @click.option("--output", "-o", type=UserPath(), help="New folder. [./polyprune-NAME]")
 def new(name: str, kind: str, form: str | None, output: Path | None) -> None:

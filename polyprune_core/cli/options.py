@@ -40,18 +40,24 @@ CUTTING = [
         help="Whether every window begins with the tokenizer's BOS; auto: as the tokenizer begins a text.",
     ),
 ]
+CELL = setting("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do.")
 LOADING_LOCAL = [
     setting("--trust-remote-code", is_flag=True, help="Run modelling code that a checkpoint brings along."),
     setting(
         "--dtype",
         metavar="NAME",
         shell_complete=words("auto", "float32", "bfloat16", "float16"),
-        help="Compute in auto (the model's own), float32, bfloat16 or float16.",
+        help="Number format to compute in: auto (the model's own), float32, bfloat16 or float16.",
     ),
-    setting("--device", metavar="NAME", shell_complete=words("auto", "cpu", "cuda"), help="auto, cpu or cuda[:i]."),
+    setting(
+        "--device",
+        metavar="NAME",
+        shell_complete=words("auto", "cpu", "cuda"),
+        help="Where to compute: auto, cpu or cuda[:i].",
+    ),
 ]
 LOADING = [
-    setting("--revision", metavar="REV", help="Revision of a hub id."),
+    setting("--revision", metavar="REV", help="Revision of a model that is named by its hub id."),
     *LOADING_LOCAL,
 ]
 MODEL = [
@@ -60,7 +66,7 @@ MODEL = [
         "-m",
         metavar="NAME",
         shell_complete=complete_model,
-        help="Catalogue name, hub id, folder or .gguf file.",
+        help="The model: a catalogue name, a hub id, a folder or a .gguf file.",
     ),
     *LOADING,
 ]
@@ -69,14 +75,14 @@ EVALUATED = [
         "--eval-seq-len",
         type=CommaList(int),
         metavar="LIST",
-        help="Tokens of an evaluation window; the first is the headline's.",
+        help="Tokens of an evaluation window. The first length is the headline's.",
     ),
     setting(
         "--limit",
         "-L",
         type=int,
         metavar="N",
-        help="Windows of an evaluation at the first length, evenly spaced; at others about as many tokens.",
+        help="Windows to evaluate on, evenly spaced over the text. Further lengths get about as many tokens.",
         unless="all",
     ),
 ]
@@ -85,7 +91,7 @@ EVALUATION = setting(
     type=TextList(),
     metavar="LIST",
     shell_complete=complete_text,
-    help="Texts as builtin:prose, files or hub datasets; the first is the headline, none the calibration text.",
+    help="Texts to measure perplexity on: builtin:prose, files or hub datasets. The first is the headline.",
 )
 TASKS = [
     setting("--tasks", "-t", type=CommaList(), metavar="LIST", help="Tasks of lm-evaluation-harness."),
@@ -93,12 +99,17 @@ TASKS = [
         "--include-path",
         type=UserPath(),
         metavar="DIR",
-        help="Folder of task files of your own, where paths in them start.",
+        help="Folder with task files of your own. Paths in those files start there.",
     ),
     setting(
-        "--num-fewshot", "-f", type=int, metavar="N", help="Solved items before each one.", unless="as the task says"
+        "--num-fewshot",
+        "-f",
+        type=int,
+        metavar="N",
+        help="Solved examples before each item of a task.",
+        unless="as the task says",
     ),
-    setting("--tasks-limit", type=int, metavar="N", help="Items of each task.", unless="all"),
+    setting("--tasks-limit", type=int, metavar="N", help="Items of each task, at most.", unless="all"),
 ]
 TEXT = [
     setting(
@@ -110,21 +121,26 @@ TEXT = [
     ),
     EVALUATION,
     *CUTTING,
-    setting("--calibration-samples", type=int, metavar="N", help="Windows that a metric looks at."),
-    setting("--repair-samples", type=int, metavar="N", help="Windows that a repair looks at, at most."),
+    setting("--calibration-samples", type=int, metavar="N", help="Calibration windows that a metric looks at."),
+    setting("--repair-samples", type=int, metavar="N", help="Calibration windows that a repair looks at, at most."),
     setting("--seq-len", type=int, metavar="T", help="Tokens of a calibration window."),
     *EVALUATED,
 ]
 SEARCH = [
     setting("--steps", type=int, metavar="N", help="Search steps."),
-    setting("--masks-per-step", type=int, metavar="K", help="Masks a step."),
-    setting("--batch-size", "-b", type=int, metavar="B", help="Sequences of a batch."),
-    setting("--forward-tokens", type=int, metavar="N", help="Tokens a search may spend, instead of --steps."),
+    setting("--masks-per-step", type=int, metavar="K", help="Masks that are drawn in each step of a search."),
+    setting("--batch-size", "-b", type=int, metavar="B", help="Windows in a batch."),
+    setting(
+        "--forward-tokens",
+        type=int,
+        metavar="N",
+        help="Tokens that a search may run through the model. Replaces --steps.",
+    ),
     setting(
         "--preset",
         metavar="NAME",
         shell_complete=words(*PRESETS),
-        help="Settings of a published protocol: paper, released, llm-pruner-paper, …; others given win.",
+        help="Settings taken together: quick for a first look, or a published protocol, as paper. Other options win.",
     ),
     setting(
         "--policy",
@@ -136,60 +152,85 @@ SEARCH = [
         "--optimizer",
         metavar="NAME",
         shell_complete=words("sgd", "adam"),
-        help="sgd or adam.",
+        help="How a search steps: sgd or adam.",
         unless="the policy's",
     ),
-    setting("--learning-rate", type=float, metavar="X", help="Initial step size.", unless="the policy's"),
+    setting("--learning-rate", type=float, metavar="X", help="First step size of a search.", unless="the policy's"),
     setting(
         "--precondition",
         metavar="NAME",
         shell_complete=words("none", "half-natural", "natural"),
-        help="none, half-natural or natural.",
+        help="Scaling of the gradient: none, half-natural or natural.",
     ),
-    setting("--warmup", type=float, metavar="F", help="Share of the steps in which the sparsity rises."),
+    setting(
+        "--warmup",
+        type=float,
+        metavar="F",
+        help="First share of the steps, in which the sparsity rises from 0 to its goal.",
+    ),
     setting(
         "--objective",
         metavar="NAME",
         shell_complete=words("cross-entropy", "kl"),
-        help="Loss of a search: cross-entropy of the text, or kl to the dense model.",
+        help="What a search minimises: cross-entropy of the text, or kl to the dense model.",
     ),
-    setting("--averaging", type=float, metavar="F", help="Share of the steps, the last, that are averaged."),
-    setting("--protect", metavar="LAYERS", help="Layers left whole, as first=4,last=2.", unless="none"),
-    setting("--min-keep", type=int, metavar="N", help="Units that every layer with several of a kind keeps."),
+    setting("--averaging", type=float, metavar="F", help="Last share of the steps, whose mean is the result."),
+    setting(
+        "--protect", metavar="LAYERS", help="Layers that nothing is removed from, as first=4,last=2.", unless="none"
+    ),
+    setting(
+        "--min-keep", type=int, metavar="N", help="Units of each kind that a layer keeps at least, if it has several."
+    ),
+    setting(
+        "--early-stopping",
+        type=int,
+        metavar="N",
+        help="Looks at text held back without a lower loss after which a search ends. It then gives the best so far.",
+        unless="none",
+    ),
 ]
 PLACEMENT = [
     setting(
         "--device-map",
         metavar="NAME",
         shell_complete=words("none", "auto"),
-        help="auto: layers over all GPUs, then memory, then left in their files.",
+        help="auto lays layers over all GPUs, then memory, and leaves the rest in their files.",
     ),
     setting(
         "--max-memory",
         metavar="LIST",
-        help="What weights take at most, as cpu=8GB,cuda:0=20GB; others stay in their files.",
+        help="Memory for weights, as cpu=8GB,cuda:0=20GB. What does not fit stays in its files.",
         unless="no limit",
     ),
-    setting("--threads", type=int, metavar="N", help="Threads of each process.", unless="a fair part of the cores"),
-    setting("--mask-workers", type=int, metavar="N", help="Copies of the model that a search spreads its masks over."),
+    setting(
+        "--threads", type=int, metavar="N", help="Threads of each process.", unless="all it may have, or 1 if faster"
+    ),
+    setting(
+        "--mask-workers", type=int, metavar="N", help="Copies of the model that the masks of a step are spread over."
+    ),
 ]
 ENGINE = [
     setting(
         "--executor",
         metavar="NAME",
         shell_complete=words("local", "ray"),
-        help="Where workers run: local, on this machine, or ray, on a cluster.",
+        help="Where workers run: local (this machine) or ray (a cluster).",
     ),
-    setting("--address", metavar="A", shell_complete=words("local", "auto"), help="Of Ray: local, auto or HOST:PORT."),
+    setting(
+        "--address",
+        metavar="A",
+        shell_complete=words("local", "auto"),
+        help="Address of Ray: local, auto or HOST:PORT.",
+    ),
     setting("--cpus-per-cell", type=float, metavar="X", help="Processors that a worker of Ray takes."),
     setting(
         "--gpus-per-cell",
         type=float,
         metavar="X",
-        help="GPUs that a worker of Ray takes, as 0.5.",
+        help="GPUs that a worker of Ray takes. 0.5 lets two share one.",
         unless="1 where there are any",
     ),
-    setting("--memory-per-cell", metavar="SIZE", help="Memory that a worker of Ray claims, as 8GB.", unless="none"),
+    setting("--memory-per-cell", metavar="SIZE", help="Memory that a worker of Ray takes, as 8GB.", unless="none"),
 ]
 EXECUTION = [
     *PLACEMENT,
@@ -209,7 +250,7 @@ TRACKING = [
         type=CommaList(),
         metavar="LIST",
         shell_complete=words("none", "tensorboard", "wandb", "trackio"),
-        help="Loggers of losses and rows: tensorboard, wandb, trackio; a run a cell.",
+        help="Where losses and rows are logged, one run for each cell: tensorboard, wandb, trackio.",
     ),
 ]
 
@@ -247,15 +288,15 @@ OUTPUT = [
         type=UserPath(),
         is_eager=True,
         callback=_from_file,
-        help="TOML file with the same keys; the command line wins.",
+        help="TOML file with these options. The command line wins over it.",
     ),
-    click.option("--quiet", "-q", is_flag=True, help="Results, warnings and errors only."),
+    click.option("--quiet", "-q", is_flag=True, help="Show results, warnings and errors only."),
     click.option(
         "--verbose",
         "-v",
         is_flag=True,
         callback=_remembered,
-        help="Every step and its time; tracebacks of plugins.",
+        help="Show every step with its time, and tracebacks of plugins.",
     ),
 ]
 

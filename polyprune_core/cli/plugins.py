@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def plugins() -> None:
-    """Granularities, initializers, policies, estimators, repairs and exporters."""
+    """List, explain, check and write plugins."""
 
 
 plugins.add_command(check)
@@ -53,7 +53,7 @@ def list_() -> None:
 @plugins.command()
 @click.argument("words", nargs=-1, metavar="[WORD]...")
 def search(words: tuple[str, ...]) -> None:
-    """List plugins of other packages that are known of, with every WORD in what is said of them."""
+    """Search the plugins of other packages. Every WORD has to occur in what is said of a plugin."""
     from rich.console import Console
     from rich.markup import escape
 

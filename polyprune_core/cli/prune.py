@@ -15,26 +15,26 @@ ONE = [
         "--initializer",
         metavar="NAME",
         shell_complete=plugin_names("initializer"),
-        help="Metric, or where a search starts.",
+        help="Metric that scores the units, or that a search starts from.",
     ),
     setting(
         "--estimator",
         metavar="NAME",
         shell_complete=plugin_names("estimator"),
-        help="Search with this gradient estimator; none: the metric alone.",
+        help="Estimator to search with. none takes the metric alone.",
         unless="none",
     ),
     setting(
         "--granularity",
         metavar="NAME",
         shell_complete=plugin_names("granularity"),
-        help="What a unit is.",
+        help="What a unit is. + joins kinds that compete for one budget.",
     ),
     setting("--sparsity", "-s", type=float, metavar="X", help="Fraction of prunable parameters removed.", unless="0.2"),
     setting(
         "--budget",
         metavar="X",
-        help="Instead: what may be kept, as bytes=200MB, kv-cache=0.7, latency=0.7 or parameters=0.8.",
+        help="What may be kept, in place of --sparsity: bytes=200MB, kv-cache=0.7, latency=0.7, parameters=0.8.",
     ),
     setting(
         "--repair",
@@ -42,44 +42,44 @@ ONE = [
         shell_complete=plugin_names("repair"),
         help="What happens to the weights that stay: none, least-squares, distil or another repair.",
     ),
-    setting("--seed", type=int, metavar="N", help="Calibration sample and masks."),
+    setting("--seed", type=int, metavar="N", help="What the calibration sample and the masks are drawn from."),
     setting(
         "--scope",
         metavar="NAME",
         shell_complete=words("auto", "kind", "global", "layer"),
-        help="Who shares a budget: auto (by loss on text held back), kind, global or layer.",
+        help="Which units share a budget: kind, global or layer. auto takes what loses least on held-back text.",
         unless="auto; for searches the policy's",
     ),
     setting(
         "--scale",
         metavar="NAME",
         shell_complete=words("auto", "raw", "zscore", "per-parameter"),
-        help="Scores compared across layers: auto (by loss on text held back), raw, zscore or per-parameter.",
+        help="How scores compare across layers: raw, zscore or per-parameter. auto as for --scope.",
     ),
     setting(
         "--multiple-of",
         metavar="WIDTHS",
-        help="Widths of layers, as channel=32 or channel=32,head=2.",
+        help="Layers keep multiples of so many units: channel=32 or channel=32,head=2.",
         unless="none",
     ),
     setting(
         "--target",
         metavar="NAME",
         shell_complete=plugin_names("exporter"),
-        help="Widths that an exporter or its runtime holds: gguf:q8_0, vllm:tp=2, …",
+        help="Layers keep widths that an exporter or its runtime can hold: gguf:q8_0, vllm:tp=2, …",
         unless="those of --exporter",
     ),
     setting(
         "--exporter",
         metavar="NAME",
         shell_complete=plugin_names("exporter"),
-        help="What to write: huggingface, masks, …",
+        help="Form of what is written: huggingface, masks, gguf, onnx, …",
     ),
     setting(
         "--from-masks",
         type=UserPath(),
         metavar="DIR",
-        help="Reuse the scores of a masks export; nothing is learned anew.",
+        help="Folder of masks to take the decision from. Nothing is scored or searched.",
     ),
 ]
 
@@ -89,18 +89,11 @@ ONE = [
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 def prune(config: Path | None, output: Path, overwrite: bool, quiet: bool, verbose: bool, **values: Any) -> None:
-    """Prune one model for good, and prove it by reading it back from disk."""
-    from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
-    from polyprune_core.config.settings import Pruning, parse
-    from polyprune_core.plugins.registry import load_registry
+    """Prune one model, write it, and measure what is read back from disk."""
+    from polyprune_core.cli.console import opened
+    from polyprune_core.config.settings import Pruning
 
-    check_loudness(quiet, verbose)
-    console = stderr()
-    request = parse(Pruning, given(values, config))
-    registry = load_registry()
-    show_problems(registry, console, verbose)
-    reporter = TerminalReporter(console, quiet, verbose)
-    reporter.status("loading torch and transformers")
+    request, registry, reporter = opened(Pruning, given(values, config), quiet, verbose)
 
     from polyprune_core.runs.prune import prune as run
 

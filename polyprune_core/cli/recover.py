@@ -8,7 +8,7 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import CUTTING, EVALUATED, EVALUATION, LOADING_LOCAL, OUTPUT, given, options
+from polyprune_core.cli.options import CELL, CUTTING, EVALUATED, EVALUATION, LOADING_LOCAL, OUTPUT, given, options
 from polyprune_core.cli.params import UserPath, complete_text, plugin_names, setting
 
 WHAT = [
@@ -18,12 +18,21 @@ WHAT = [
         shell_complete=plugin_names("repair"),
         help="What trains: recover (all weights), recover:lora (pip install 'polyprune[recover]'), distil or another.",
     ),
-    setting("--tokens", type=int, metavar="N", help="Tokens to train on, each once.", unless="those of --repair"),
-    setting("--seed", type=int, metavar="N", help="Order of the windows, and where adapters start."),
-    setting("--cell", metavar="ID", help="Cell of a results store; the beginning of its id will do."),
+    setting(
+        "--tokens", type=int, metavar="N", help="Tokens to train on. Each is read once.", unless="those of --repair"
+    ),
+    setting(
+        "--seed", type=int, metavar="N", help="What the order of the windows and the start of adapters are drawn from."
+    ),
+    CELL,
     setting("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the source names"),
-    setting("--exporter", metavar="NAME", shell_complete=plugin_names("exporter"), help="What to write."),
-    setting("--verify", is_flag=True, help="Read it back and run it where it is meant to run, as export --verify."),
+    setting(
+        "--exporter",
+        metavar="NAME",
+        shell_complete=plugin_names("exporter"),
+        help="Form of what is written: huggingface, masks, gguf, onnx, …",
+    ),
+    setting("--verify", is_flag=True, help="Read it back, and run it where it is meant to run."),
 ]
 TEXT = [
     setting("--calibration", metavar="TEXT", shell_complete=complete_text, help="Text to train on."),
@@ -40,7 +49,12 @@ TEXT = [
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the trained model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Stdout."
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What is printed.",
 )
 def recover(
     source: str,
@@ -56,18 +70,10 @@ def recover(
 
     The dense model is trained alike beside it. The same command goes on where it was interrupted.
     """
-    from polyprune_core.cli.console import TerminalReporter, check_loudness, show_problems, stderr
+    from polyprune_core.cli.console import opened
     from polyprune_core.config.requests import Recover
-    from polyprune_core.config.settings import parse
-    from polyprune_core.plugins.registry import load_registry
 
-    check_loudness(quiet, verbose)
-    console = stderr()
-    request = parse(Recover, given(values | {"source": source}, config))
-    registry = load_registry()
-    show_problems(registry, console, verbose)
-    reporter = TerminalReporter(console, quiet, verbose)
-    reporter.status("loading torch and transformers")
+    request, registry, reporter = opened(Recover, given(values | {"source": source}, config), quiet, verbose)
 
     from polyprune_core.runs.recover import recover as run
 

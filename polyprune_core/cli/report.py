@@ -39,22 +39,22 @@ def _groups() -> Iterable[str]:
 @click.command()
 @click.argument("stores", nargs=-1, type=UserPath(), metavar="STORE...")
 @click.option("--format", "form", type=NameOf(_forms), default="table", show_default=True, help="What is written.")
-@click.option("--output", "-o", type=UserPath(), metavar="FILE", help="Where to. [stdout]")
+@click.option("--output", "-o", type=UserPath(), metavar="FILE", help="File to write. [stdout]")
 @click.option(
     "--show",
     type=NameOf(_shown),
     default="results",
     show_default=True,
-    help="Which table; html has all of them.",
+    help="Which table. html has all of them.",
 )
 @click.option("--sort", type=NameOf(_sorts), default="perplexity", show_default=True, help="Order of the rows.")
-@click.option("--reverse", is_flag=True, help="The other way round.")
+@click.option("--reverse", is_flag=True, help="Reverse the order.")
 @click.option(
     "--group-by",
     type=NameOf(_groups),
     default="sparsity",
     show_default=True,
-    help="Rows that stand together; sparsity and budget are one.",
+    help="What rows are grouped by. sparsity and budget are the same groups.",
 )
 @click.option(
     "--filter",

@@ -15,7 +15,7 @@ NAMES = ("preset", "model", "revision", "dtype", "device", "calibration", "evalu
 # What decides the numbers of some kinds of cells only. A setting that is not listed here decides them all.
 PRUNED_ONLY = ("calibration_samples", "seq_len", "batch_size", "min_keep", "protect")
 # Settings that came later: cells that leave them out have the ids that they had before.
-LATER = {"protect": None, "objective": "cross-entropy"}
+LATER = {"protect": None, "objective": "cross-entropy", "early_stopping": None}
 POLICY_ONLY = ("policy",)
 SEARCH_ONLY = (
     "objective",
@@ -27,6 +27,7 @@ SEARCH_ONLY = (
     "precondition",
     "warmup",
     "averaging",
+    "early_stopping",
 )
 REPAIRED_ONLY = ("repair_samples",)
 IGNORED = {

@@ -1,4 +1,4 @@
-"""Settings by name: those of the published search, and the protocols of published metrics.
+"""Settings by name: those of a quick look, of the published search, and the protocols of published metrics.
 
 What is given beside a preset wins over it. `docs/explanation/protocols.md` says where each number comes from.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Preset = Literal["default", "paper", "released", "llm-pruner-paper", "flap-paper", "wanda-sp", "shortgpt-paper"]
+Preset = Literal[
+    "default", "quick", "paper", "released", "llm-pruner-paper", "flap-paper", "wanda-sp", "shortgpt-paper"
+]
 
 
 def _alone(metric: str, **settings: Any) -> dict[str, Any]:
@@ -20,6 +22,7 @@ def _alone(metric: str, **settings: Any) -> dict[str, Any]:
 # released code's.
 PRESETS: dict[Preset, dict[str, Any]] = {
     "default": {},
+    "quick": {"steps": 10, "calibration_samples": 32, "limit": 32},
     "paper": {
         "policy": "probabilities",
         "optimizer": "sgd",

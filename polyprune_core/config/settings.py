@@ -23,6 +23,7 @@ from pydantic import (
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, NO_REPAIR, AskedScale, AskedScope, Scope
 from polyprune_core.config.execution import Execution, Machine
+from polyprune_core.config.held_back import HELD_BACK, looks
 from polyprune_core.config.presets import PRESETS, Preset
 from polyprune_core.config.protect import Protect
 from polyprune_core.config.shapes_spec import ShapesSpec, normal_multiples
@@ -81,6 +82,7 @@ class Settings(BaseModel):
     precondition: Literal["none", "half-natural", "natural"] = "half-natural"
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0
+    early_stopping: Positive | None = None
     min_keep: Annotated[int, Field(ge=0, lt=2**53)] = 1
     protect: Annotated[str, AfterValidator(lambda text: str(Protect.parse(text)) or None)] | None = None
 
@@ -119,12 +121,21 @@ class Settings(BaseModel):
             return self.steps
         passes = self.masks_per_step + extra_passes + self.dense_passes
         per_step = passes * self.batch_size * self.seq_len
-        if self.forward_tokens < per_step:
+        if self.forward_tokens < per_step + self.look_tokens(1):
+            more = f", and {self.look_tokens(1)} on text held back" if self.early_stopping else ""
             raise ConfigError(
                 f"forward-tokens {self.forward_tokens} is less than one step of {per_step} tokens "
-                f"({passes} forward passes x {self.batch_size} sequences x {self.seq_len}); give more."
+                f"({passes} forward passes x {self.batch_size} sequences x {self.seq_len}){more}; give more."
             )
-        return self.forward_tokens // per_step
+        steps = self.forward_tokens // per_step
+        while steps * per_step + self.look_tokens(steps) > self.forward_tokens:
+            steps -= 1
+        return steps
+
+    def look_tokens(self, steps: int) -> int:
+        """Returns what a search of that many steps spends on text held back, where it stops by that."""
+        passes = 1 + self.dense_passes
+        return looks(steps) * passes * HELD_BACK * self.seq_len if self.early_stopping else 0
 
 
 Budget = Annotated[str, AfterValidator(lambda text: str(BudgetSpec.parse(text)))]

@@ -77,23 +77,27 @@ class Calibration(Metered):
         readings: Iterable[Reading] = (),
         mend: Mend | None = None,
         keeper: Keeper | None = None,
+        held_back: Tensor | None = None,
     ) -> None:
         """Takes what it holds and what it draws on.
 
         `compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time.
         `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`. `store`:
         where moments are kept, for others too. `readings`: passes whose cost the row bears already.
-        `mend`: makes the updates of another repair, for `repair`. `keeper`: for `save`.
+        `mend`: makes the updates of another repair, for `repair`. `keeper`: for `save`. `held_back`: other windows, for
+        a metric that needs them.
         """
         super().__init__()
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
         self.batch_size, self.progress = batch_size, progress
         self._compactor, self._budget, self._measure = compactor, budget, measure
+        self._held_back = held_back
         self._mend, self._keeper, self._start = mend, keeper, time.perf_counter()
         self._store = store or MomentStore()
         self.readings: set[Reading] = set(readings)
         self.seconds_elsewhere = 0.0
         self._inputs: dict[str, InputStatistics] = {}
+        self._others: dict[tuple[str, MaskSpace], Scores] = {}
         self._gradients: dict[bool, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
     @property
@@ -107,6 +111,17 @@ class Calibration(Metered):
             raise PluginError('scores made for one budget have to say so: put "budget" into the needs of the Provider.')
         return self._budget
 
+    @property
+    def held_back(self) -> Tensor:
+        """Windows (M, T) of the calibration text that are not among `windows`.
+
+        Raises:
+            PluginError: the metric does not say that it needs "held-back", so none are kept for it.
+        """
+        if self._held_back is None:
+            raise PluginError('text is held back for who says so: put "held-back" into the needs of the Provider.')
+        return self._held_back
+
     def score(self, spec: str, space: MaskSpace, how: str = "raw") -> Tensor:
         """Returns (U,) scores of another metric on this calibration, which bears their cost.
 
@@ -118,7 +133,9 @@ class Calibration(Metered):
         """
         if self._measure is None:
             raise PluginError(f"this calibration was made without other metrics, so {spec!r} cannot be measured.")
-        scores = self._measure(spec, self.model, space, self)
+        if (spec, space) not in self._others:
+            self._others[spec, space] = self._measure(spec, self.model, space, self)
+        scores = self._others[spec, space]
         return scale(scores.values, space, "raw" if scores.comparable else how)
 
     def score_others(self, values: Mapping[str, Tensor], spec: str, space: MaskSpace) -> Tensor:

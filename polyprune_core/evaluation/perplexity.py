@@ -16,6 +16,7 @@ from torch import Tensor
 from polyprune_core.errors import ModelError
 from polyprune_core.evaluation.losses import FLOAT_ROWS, cross_entropy, head, last_hidden, predictions
 from polyprune_core.models.remote_code import is_stock
+from polyprune_core.pruning.provenance import last_name
 from polyprune_core.utils.numbers import exp
 from polyprune_core.utils.progress import Reporter, Task
 
@@ -119,6 +120,20 @@ class Evaluator:
             return self.dense_hidden[batch]
         with self._whole():
             return last_hidden(self.dense_model, ids)
+
+
+def measured(found: Sequence[Evaluation], dense: Sequence[Evaluation]) -> tuple[dict[str, Any], ...]:
+    """Returns what is told of a model beside the dense one, of each text and window length; no path of this machine."""
+    return tuple(
+        {
+            "text": last_name(ours.text),
+            "window": ours.seq_len,
+            "tokens": ours.tokens,
+            "perplexity": ours.perplexity,
+            "dense": theirs.perplexity,
+        }
+        for ours, theirs in zip(found, dense, strict=True)
+    )
 
 
 def in_turn(

@@ -161,6 +161,14 @@ def held_back_windows(windows: Tensor, count: int, seed: int, most: int) -> Tens
     return windows[_order(windows, seed)[count : count + most]]
 
 
+def other_windows(windows: Tensor, count: int, seed: int, most: int) -> Tensor:
+    """Returns all windows but those of `held_back_windows`, in their order."""
+    held = _order(windows, seed)[count : count + most]
+    others = torch.ones(len(windows), dtype=torch.bool)
+    others[held] = False
+    return windows[others]
+
+
 def _order(windows: Tensor, seed: int) -> Tensor:
     return torch.randperm(len(windows), generator=generator(seed, "calibration windows"))
 

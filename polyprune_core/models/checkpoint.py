@@ -21,6 +21,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 TOKENIZER_PARTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 NO_SETTING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 ADAPTER = "adapter_config.json"
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 NUMBER_FORMATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # What is read of a config.json before transformers is.
 TYPES: dict[str, type] = {

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -185,13 +185,18 @@ def parse(path: Path, source: str, known: Mapping[str, Family] | None = None) ->
         ModelError: it cannot be read, or says something that is not understood.
     """
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = _tables(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}.") from error
     found: dict[str, Family] = {}
     for name, table in tables.items():
         found[name] = _family(name, table, f"{path.name}, [{name}]", source, {**(known or {}), **found})
     return list(found.values())
+
+
+@lru_cache(maxsize=8)
+def _tables(text: str) -> Mapping[str, Any]:
+    return tomllib.loads(text)
 
 
 def _family(name: str, table: Any, where: str, source: str, known: Mapping[str, Family]) -> Family:

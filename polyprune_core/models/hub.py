@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polyprune_core.errors import ModelError, brief
-from polyprune_core.models.checkpoint import PICKLE_REFUSAL, PICKLES, is_whole
+from polyprune_core.models.checkpoint import LICENCES, PICKLE_REFUSAL, PICKLES, is_whole
 from polyprune_core.models.quiet import Status, heartbeat, megabytes_in, quiet
 
 PROBE_SECONDS = 4.0
-FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "README.md", *LICENCES]
 CODE = ["*.py"]
 SUBFOLDERS = ["*/*"]
 

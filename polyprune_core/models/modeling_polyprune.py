@@ -9,6 +9,8 @@ a bias that those of the family have not.
 """
 
 import copy
+import pathlib
+import shutil
 from typing import Any
 
 import transformers
@@ -29,6 +31,7 @@ class PerLayerModel:
 
     base_model: Any
     base_model_prefix: str
+    name_or_path: str
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         per_layer = config.to_dict().get("per_layer_config")
@@ -55,6 +58,17 @@ class PerLayerModel:
             linear = layers.get_submodule(name.removeprefix(f"{path}."))
             outputs = linear.weight.shape[1 if hasattr(linear, "nf") else 0]
             linear.bias = nn.Parameter(linear.weight.new_zeros(outputs))
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Takes the card, and the texts of licences, along from the pruned folder that the model was read from."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        source, target = pathlib.Path(self.name_or_path), pathlib.Path(save_directory)
+        if not self.name_or_path or not (source / "modeling_polyprune.py").is_file():
+            return
+        for name in ("README.md", "LICENSE*", "LICENCE*", "NOTICE*"):
+            for file in source.glob(name):
+                if not (target / file.name).exists():
+                    shutil.copyfile(file, target / file.name)
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -14,6 +14,7 @@ from polyprune_core.errors import ConfigError, ModelError, unknown_name
 from polyprune_core.models.cache import model_folder
 from polyprune_core.models.catalogue import CatalogueEntry, catalogue, local_path
 from polyprune_core.models.checkpoint import (
+    LICENCES,
     PICKLE_REFUSAL,
     PICKLES,
     check_folder,
@@ -81,6 +82,12 @@ class LoadedModel:
         text = card.read_text("utf-8", "replace") if card and card.is_file() else ""
         found = re.search(r"^license: *(\S+)", text, re.M)
         return found.group(1) if found else None
+
+    @property
+    def licence_files(self) -> list[Path]:
+        """The files beside the weights that hold the text of their licence, and notices that go with it."""
+        found = {file for pattern in LICENCES for file in self.path.glob(pattern)} if self.path else ()
+        return sorted(file for file in found if file.is_file())
 
     @property
     def hub_id(self) -> str | None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from polyprune_core.pruning.types import ExportReport, MaskBatch, Policy, UnitGroup
 
 T = TypeVar("T")
-NEEDS = frozenset({"calibration", "gradients", "budget", "mix"})
+NEEDS = frozenset({"calibration", "gradients", "budget", "held-back", "mix"})
 State = Mapping[str, Any] | None
 
 
@@ -39,8 +39,9 @@ class Provider(Generic[T]):
         summary: one line for `polyprune plugins list`.
         factory: called with the options as keywords; its signature is the list of options.
         needs: of "calibration" (text), "gradients" (back-propagation), "budget" (a metric made for one sparsity and
-            scope, see `Initializer`), "mix" (a repair that fits weights to the text: users are warned who give it one
-            text alone, or fewer tokens than a reader has input features); shown by `polyprune plugins show`.
+            scope, see `Initializer`), "held-back" (a metric that chooses by loss on text it does not measure on,
+            which `calibration.held_back` holds), "mix" (a repair that fits weights to the text: users are warned who
+            give it one text alone, or fewer tokens than a reader has input features); shown by `plugins show`.
         reference: paper and equation.
         xfail: checks of the conformance kit that this plugin is right to fail, each with the reason.
         quick: options under which it does the same in less time, as fewer masks to draw; the conformance kit, whose
@@ -132,7 +133,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "granularity": {"if_none": ""},
     "initializer": {"comparable": False, "granularities": None, "made_for": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
-    "repair": {"trained_tokens": 0},
+    "repair": {"trained_tokens": 0, "adds_biases": False, "start": None},
     "exporter": {
         "legal_shapes": lambda layout: LegalShapes(),
         "check": None,
@@ -156,6 +157,12 @@ def extra_passes(estimator: GradientEstimator) -> int:
 def trained_tokens(repair: Repair) -> int:
     """Tokens that a repair trains on, at most its sample; each goes through both models, and back through the small."""
     return int(getattr(repair, "trained_tokens", OPTIONAL["repair"]["trained_tokens"]))
+
+
+def adds_biases(repair: Repair, build: Callable[[str], Repair]) -> bool:
+    """Whether a repair, or the one that it starts from, adds biases; `build` makes a repair of what users type."""
+    own, start = (getattr(repair, name, OPTIONAL["repair"][name]) for name in ("adds_biases", "start"))
+    return bool(own) or (start is not None and adds_biases(build(start), build))
 
 
 class BoundPolicy(Protocol):
@@ -212,8 +219,13 @@ class Repair(Protocol):
     """What happens to the weights that stay, once it is decided which units go.
 
     A repair that back-propagates says that it needs "gradients"; a comparison then has a row of the dense model after
-    the same training. It may declare `trained_tokens`, what it trains on, by which its cost is foretold. Long work goes
-    on after an interruption where it keeps its state with `calibration.save` and looks for it with `calibration.saved`.
+    the same training. Long work goes on after an interruption where it keeps its state with `calibration.save` and
+    looks for it with `calibration.saved`.
+
+    Three more may be declared. `trained_tokens`: what it trains on, by which its cost is foretold. `adds_biases`: True
+    where it adds biases, with its options as they are, to readers that have none. `start`: another repair, as users
+    type it, whose updates it begins with (`calibration.repair(self.start, pruned)`) and which may add biases too. A
+    format that has no place for them is refused before anything is scored.
     """
 
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
@@ -259,12 +271,12 @@ class Runtime:
 class Exporter(Protocol):
     """What is written for a pruned model.
 
-    More may be declared. `legal_shapes(layout: ModelLayout) -> LegalShapes` says what the format can hold; without it
-    anything. `check(base: LoadedModel)`, called before anything is scored or searched, raises ModelError where no
-    smaller form of `base` can be written. `rounding` is what the format loses of a weight, relative to it, beside the
-    rounding of the number format that `load` says it is stored in. `runtime() -> Runtime` says where it runs.
-    `by_shard = True`: it writes a model whose weights were not read (`base.model` is on the meta device), as
-    `write_model` does, which reads them from the base's files a shard at a time.
+    More may be declared. `legal_shapes(layout: ModelLayout) -> LegalShapes` says what the format can hold, widths and
+    biases that a repair adds; without it anything. `check(base: LoadedModel)`, called before anything is scored or
+    searched, raises ModelError where no smaller form of `base` can be written. `rounding` is what the format loses of a
+    weight, relative to it, beside the rounding of the number format that `load` says it is stored in. `runtime() ->
+    Runtime` says where it runs. `by_shard = True`: it writes a model whose weights were not read (`base.model` is on
+    the meta device), as `write_model` does, which reads them from the base's files a shard at a time.
     """
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:

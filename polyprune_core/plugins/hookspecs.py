@@ -237,6 +237,9 @@ def polyprune_repairs() -> Iterable[Provider[Repair]]:
     text and `moments` of what each takes in in the dense model; its passes are counted.
     `calibration.windows` are those of `--repair-samples`, whatever the metric saw.
 
+    A repair that adds biases declares `adds_biases = True`, or a property where an option decides, so that a format
+    without a place for them is refused before the search. One that begins with another names it in `start`.
+
     A repair that fits weights to the text needs "mix", and one that back-propagates "gradients": the grid then has a
     row of the dense model after it. Long training keeps its state with `calibration.save` and finds it with `saved`.
 
@@ -290,10 +293,11 @@ def polyprune_exporters() -> Iterable[Provider[Exporter]]:
     that of the model it returns. `trust_remote_code` is what they said of code that comes with the dense model.
 
     More may be declared. `check(base: LoadedModel)` raises ModelError where no smaller form of a model can be written,
-    before anything is scored. `legal_shapes(layout: ModelLayout) -> LegalShapes` says which shapes the format can hold;
-    the conformance kit asks for no others. `runtime() -> Runtime` names the program that runs what was written, for
-    `export --verify`, and `rounding` is what the format loses of a weight, relative to it. What a format cannot do
-    besides, such as a dense checkpoint with zeros in place of removed units, is excused by the provider's `xfail`.
+    before anything is scored. `legal_shapes(layout: ModelLayout) -> LegalShapes` says which shapes the format can hold,
+    and whether biases that a repair adds have a place in it; the conformance kit asks for no others. `runtime() ->
+    Runtime` names the program that runs what was written, for `export --verify`, and `rounding` is what the format
+    loses of a weight, relative to it. What a format cannot do besides, such as a dense checkpoint with zeros in place
+    of removed units, is excused by the provider's `xfail`.
 
     PluginError is raised where something else is returned; the output folder then does not appear.
 

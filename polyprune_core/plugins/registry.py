@@ -17,7 +17,7 @@ import pluggy
 
 from polyprune_core.errors import PluginError, plain, unknown_name
 from polyprune_core.plugins import hookspecs
-from polyprune_core.plugins.contracts import NEEDS, Provider
+from polyprune_core.plugins.contracts import NEEDS, Provider, adds_biases
 from polyprune_core.plugins.decorator import providers_in
 from polyprune_core.plugins.discovery import (
     DISABLE,
@@ -142,6 +142,10 @@ class Registry:
         groups = [group for each in made for group in each.groups(layout)]
         return MaskSpace(layout, groups, granularity, "; ".join(filter(None, (each.if_none for each in made))))
 
+    def adds_biases(self, spec: str) -> bool:
+        """Whether the repair that `spec` names, or one that it starts from, adds biases where readers have none."""
+        return adds_biases(self.build("repair", spec), lambda start: self.build("repair", start))
+
     def comparable(self, spec: str) -> bool:
         """Whether the scores of the metric that `spec` names are comparable across layers, so that no scale applies."""
         return self.for_one_budget(spec) or bool(self.build("initializer", spec).comparable)
@@ -149,6 +153,10 @@ class Registry:
     def for_one_budget(self, spec: str) -> bool:
         """Whether the metric that `spec` names measures anew for every budget."""
         return "budget" in self.get("initializer", spec).provider.needs
+
+    def holds_text_back(self, spec: str) -> bool:
+        """Whether the metric that `spec` names chooses by loss on text held back."""
+        return "held-back" in self.get("initializer", spec).provider.needs
 
 
 def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:

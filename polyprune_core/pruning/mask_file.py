@@ -48,6 +48,8 @@ class MaskFile:
         keep: (U,) bool.
         policy: the learned policy, if there was one.
         recipe: how it was made; its `scope`, `min_keep` and `protect` decide a selection at another sparsity.
+        updates: what a repair changed.
+        measured: what the model as stored scores, as `PrunedModel.measured`.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class MaskFile:
     policy: Policy | None
     recipe: dict[str, Any]
     updates: dict[str, Tensor]
+    measured: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> MaskFile:
@@ -86,6 +89,7 @@ class MaskFile:
             policy=Policy(tensors["keep_prob"]) if "keep_prob" in tensors else None,
             recipe=header.recipe,
             updates={name.removeprefix(UPDATE): value for name, value in tensors.items() if name.startswith(UPDATE)},
+            measured=tuple(each.model_dump() for each in header.measured),
         )
 
     @property
@@ -115,11 +119,12 @@ class MaskFile:
         space = self.space(base)
         if sparsity is None and terms is None:
             selection = Selection(self.keep, int(space.cost[self.keep].sum()), space.total_cost)
-            return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe, self.updates)
+            made = self.scores, self.policy, self.recipe, self.updates, self.measured
+            return PrunedModel(base, space, selection, *made)
         priced, share = (terms.space, terms.sparsity) if terms else (space, check_sparsity(sparsity or 0.0))
         selection = replace(self.rule(), sparsity=share, shapes=shapes).select(self.scores.values, priced)
         asked = {"sparsity": sparsity, "budget": str(terms.target) if terms else None, "repair": NO_REPAIR}
-        asked |= {"shapes": asked_shapes}
+        asked |= {"shapes": asked_shapes, "command": None}
         return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe | asked)
 
     def rule(self) -> SelectionRule:
@@ -165,7 +170,7 @@ def write_masks(pruned: PrunedModel, folder: Path) -> None:
     for name, value in pruned.updates.items():
         own[UPDATE + name] = value.detach().cpu().to(pruned.base.model.dtype).contiguous().clone()
     save_file(own, folder / TENSORS, metadata={"format": "pt"})
-    record = pruned.provenance() | {"tensors": file_sha256(folder / TENSORS)}
+    record = pruned.provenance() | {"tensors": file_sha256(folder / TENSORS), "measured": pruned.measured}
     path = local_path(pruned.base.name)
     if path is not None:
         record["base"]["folder"] = os.path.relpath(path.resolve(), folder.resolve())

@@ -15,7 +15,18 @@ from polyprune_core.errors import ModelError
 from polyprune_core.pruning.types import Span, UnitGroup
 
 # What is read of a recipe; scope and min_keep are checked where they decide something.
-TEXTS = ("kind", "granularity", "initializer", "estimator", "budget", "scale", "revision", "protect", "shapes")
+TEXTS = (
+    "kind",
+    "granularity",
+    "initializer",
+    "estimator",
+    "budget",
+    "scale",
+    "revision",
+    "protect",
+    "shapes",
+    "command",
+)
 
 
 class Base(BaseModel):
@@ -45,6 +56,16 @@ class Group(BaseModel):
         return UnitGroup(self.kind, self.layer, self.count, self.spans)
 
 
+class Measured(BaseModel):
+    """What the masked model scored on one text, and the dense one."""
+
+    text: str
+    window: int
+    tokens: int
+    perplexity: float
+    dense: float
+
+
 class Header(BaseModel):
     """The whole of masks.json; `scores` names the criterion, `tensors` is the SHA-256 of masks.safetensors."""
 
@@ -56,6 +77,7 @@ class Header(BaseModel):
     scores: str
     tensors: str | None = None
     recipe: Annotated[dict[str, Any], AfterValidator(lambda recipe: _checked(recipe))]
+    measured: tuple[Measured, ...] = ()
     groups: list[Group] = Field(min_length=1)
 
     @property

@@ -31,6 +31,11 @@ def last_name(text: str) -> str:
     return text
 
 
+def without_folders(text: str) -> str:
+    """Returns the name of a text, or of several joined by +, with only the last part of each absolute path."""
+    return "+".join(map(last_name, text.split("+")))
+
+
 def without_paths(value: Any) -> Any:
     """Returns a JSON-able value with every absolute path in it replaced by its last part."""
     if isinstance(value, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,8 @@ class PrunedModel:
         policy: the learned policy; None for a metric alone.
         recipe: JSON-able record of how it was made (granularity, initializer, estimator, sparsity, scope, seed, …).
         updates: parameters that a repair has changed or added, by name in the dense model, in their kept shape.
-        measured: JSON-able, where it was measured: `perplexity`, of the `dense` model too, on which `text`, in windows
-            of how many tokens (`window`), over how many predicted `tokens`.
+        measured: JSON-able, where it was measured, for each text and length: `perplexity`, of the `dense` model too, on
+            which `text`, in windows of how many tokens (`window`), over how many predicted `tokens`.
     """
 
     base: LoadedModel
@@ -43,7 +43,7 @@ class PrunedModel:
     policy: Policy | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     updates: Mapping[str, Tensor] = field(default_factory=dict)
-    measured: Mapping[str, Any] = field(default_factory=dict)
+    measured: Sequence[Mapping[str, Any]] = ()
 
     @property
     def layout(self) -> ModelLayout:

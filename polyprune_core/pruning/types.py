@@ -164,11 +164,13 @@ class LegalShapes:
         multiple_of: kind of unit to the number that units of that kind are kept in multiples of in every layer.
         equal_widths: whether all layers have to keep as many units of a kind.
         empty_sublayers: whether a layer may keep none of a kind.
+        added_biases: whether a repair may add biases to linear modules that have none in the dense model.
     """
 
     multiple_of: Mapping[str, int] = field(default_factory=dict, hash=False)
     equal_widths: bool = False
     empty_sublayers: bool = True
+    added_biases: bool = True
 
     def both(self, other: LegalShapes) -> LegalShapes:
         """Returns what both hold."""
@@ -177,6 +179,7 @@ class LegalShapes:
             {kind: math.lcm(self.multiple_of.get(kind, 1), other.multiple_of.get(kind, 1)) for kind in kinds},
             self.equal_widths or other.equal_widths,
             self.empty_sublayers and other.empty_sublayers,
+            self.added_biases and other.added_biases,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,18 +78,24 @@ def write_model(
             model = model.to(dtype)
         with quiet():
             model.save_pretrained(folder, max_shard_size=max_shard_size)
-    write_settings(model, pruned.base.tokenizer, folder, origin)
+    write_settings(model, pruned.base.tokenizer, folder, origin, pruned.base.licence_files)
     written: PreTrainedModel = model
     return written
 
 
 def write_settings(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, origin: dict[str, Any]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    origin: dict[str, Any],
+    licences: Iterable[Path] = (),
 ) -> None:
     """Writes all of a model's folder but the weights: configuration, tokenizer, and the code of layers that differ.
 
-    `origin` is what config.json says of where the model comes from, under `polyprune`.
+    `origin` is what config.json says of where the model comes from, under `polyprune`; `licences` are files to copy.
     """
+    for licence in licences:
+        shutil.copyfile(licence, folder / licence.name)
     config: Any = model.config
     config.polyprune = getattr(config, "polyprune", {}) | origin
     config.architectures = [type(model).__name__]

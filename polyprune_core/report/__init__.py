@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import COLUMNS, Column, accuracy, caption, label, number, varied
+from polyprune_core.report.columns import COLUMNS, Column, accuracy, caption, label, number, short, varied
 from polyprune_core.report.csvfile import to_csv
 from polyprune_core.report.latex import latex
 from polyprune_core.report.markdown import markdown
@@ -25,6 +25,7 @@ __all__ = [
     "line",
     "markdown",
     "number",
+    "short",
     "summary_sheet",
     "table",
     "to_csv",

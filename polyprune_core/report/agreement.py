@@ -56,12 +56,12 @@ def _matrices(results: Results, summaries: Sequence[Summary], where: str) -> lis
             note = f"Kendall's tau of the scores of {len(units):,} units of kind {kind}. {DIAGONAL}"
             sheets.append(_matrix(f"Rank agreement, {kind}, {where}", names, details, _tau(units), note))
     kept = float(np.mean([found.keep.mean() for row in details for found in row.values() if found.keep is not None]))
-    note = f"Jaccard index of the units kept; independent choices of as many have {chance_overlap(kept, kept):.2f}."
+    note = f"Jaccard index of the units kept; two random choices of as many have {chance_overlap(kept, kept):.2f}."
     sheets.append(_matrix(f"Overlap of kept units, {where}", names, details, _jaccard, f"{note} {DIAGONAL}"))
     return sheets
 
 
-DIAGONAL = "Mean over seeds; the diagonal compares seeds of one row."
+DIAGONAL = "Means over seeds. The diagonal compares the seeds of one row with each other."
 
 
 def _matrix(
@@ -78,7 +78,7 @@ def _matrix(
 
 
 def _cell(value: float | None) -> Cell:
-    return Cell("–") if value is None else Cell(f"{value:.2f}", shade=max(0.0, value))
+    return Cell("–") if value is None else Cell(f"{round(value, 2) + 0.0:.2f}", shade=max(0.0, value))
 
 
 def _pairs(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyprune_core.config.cell import AUTO, Cell
+from polyprune_core.config.settings import Settings
 from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.errors import counted, plain
 from polyprune_core.results.results import Results
@@ -271,8 +272,20 @@ def conditions(results: Results) -> str:
         f"{model['dtype']} on {model['device']}. "
         f"Perplexity on {'; on '.join(map(_cut_up, results.texts.get('evaluations') or [evaluation]))}; "
         f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."
-        f"{_cut(evaluation)}{_widths(results)}"
+        f"{_cut(evaluation)}{_widths(results)}{_quick(results)}"
     )
+
+
+def _quick(results: Results) -> str:
+    """How much less a quick look is than what is taken unless told."""
+    if results.config.get("preset") != "quick":
+        return ""
+    usual = Settings.model_fields["steps"].default
+    searched = any(row.cell.kind == "search" for row in results.rows)
+    shorter = (
+        f"searches take {results.config['steps']} steps instead of {usual}, which find more, and " if searched else ""
+    )
+    return f" A quick look: {shorter}a part of the text is evaluated on. Leave out --preset quick for all of it."
 
 
 def _widths(results: Results) -> str:
@@ -304,14 +317,18 @@ def _on_request(summaries: Sequence[Summary]) -> list[str]:
     return [column.title for column in columns(summaries) if column.on_request]
 
 
-def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:
-    """Returns (title of a column, what it says) for the columns that say something."""
+def how_to_read(summaries: list[Summary], shown: Sequence[Summary] | None = None) -> list[tuple[str, str]]:
+    """Returns (title of a column, what it says) for the columns that say something.
+
+    `summaries` are those of the whole comparison; marks are explained where one of those `shown` has them.
+    """
+    shown = summaries if shown is None else shown
     compared = [summary.versus for summary in summaries if summary.versus]
     windows = sorted({found.evaluation.windows for found in compared if found.evaluation})
     said = [("perplexity", "Mean ± sd over n seeds.")]
-    if any(summary.alike for summary in summaries):
-        said.append(("perplexity", f"{ALIKE}: same for every seed, so that n of them are one measurement."))
-    if any(summary.best for summary in summaries):
+    if any(summary.alike for summary in shown):
+        said.append(("perplexity", f"{ALIKE}: same for every seed, so the n rows are one measurement."))
+    if any(summary.best for summary in shown):
         at = "budget" if any(summary.row.cell.budget for summary in summaries) else "sparsity"
         said.append(("perplexity", f"Bold: better than every other row at its {at}, beyond the noise."))
     if places(summaries):
@@ -321,24 +338,27 @@ def how_to_read(summaries: list[Summary]) -> list[tuple[str, str]]:
     if compared:
         all_of_them = f" over all {len(compared)} of them" if len(compared) > 1 else ""
         text = (
-            "Against its start: perplexity ratio to the same metric without search, paired by seed, with the wider "
-            "side of its 95 % t interval over seeds: ✓ better, ✗ worse, ~ no difference shown; in brackets where that "
-            f"does not hold at a false discovery rate of 5 %{all_of_them}."
+            "Against its start: the perplexity of a search divided by that of the policy it started from, paired by "
+            "seed, ± the wider side of the 95 % t interval over seeds. ✓: better. ✗: worse. ~: no difference shown. "
+            "A mark in brackets is lost when the comparisons of this table are corrected for their number, at a false "
+            f"discovery rate of 5 %{all_of_them}."
         )
         said.append(("against its start", text))
     if windows:
         count = " or ".join(map(str, windows))
         noun = "window" if windows == [1] else "windows"
-        text = f"Evaluation noise: its 95 % interval over {count} {noun} of text, the models held fixed."
+        text = (
+            f"Evaluation noise: 95 % interval of that ratio over {count} {noun} of text, the pruned models held fixed."
+        )
         said.append(("evaluation noise", text))
     if any(found.p is not None for found in compared):
-        said.append(("p", "p: of flipped signs."))
+        said.append(("p", "p: the p-value of a sign-flip test over seeds."))
     if any(found.q is not None for found in compared):
-        said.append(("q", "q: that rate, from the t tests over seeds."))
-    if any(summary.pareto for summary in summaries):
+        said.append(("q", "q: the corrected p-value of the t test over seeds."))
+    if any(summary.pareto for summary in shown):
         text = "Pareto: no row has both a lower mean perplexity and fewer parameters (size) or passes (cost)."
         said.append(("Pareto", text))
-    if any(summary.row.backward_passes for summary in summaries):
+    if any(summary.row.backward_passes for summary in shown):
         said.append(("criterion", "∇: needs back-propagation."))
     said += [(task, f"{task}: score ± standard error over items.") for task in _tasks(summaries)]
     return said

@@ -6,19 +6,22 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from polyprune_core.config.cell import NO_REPAIR
 from polyprune_core.config.settings import Comparison
 from polyprune_core.config.shapes_spec import ShapesSpec
+from polyprune_core.pruning.provenance import without_folders
 from polyprune_core.results.row import Row
 from polyprune_core.results.summaries import Summary
 
 ONE_SETTING = ("granularity", "scope", "scale", "repair")
 
 
-def command(config: Mapping[str, Any]) -> str:
-    """Returns `polyprune compare` with every setting that is not the default."""
-    words = ["polyprune", "compare"]
-    for name, field in Comparison.model_fields.items():
+def command(config: Mapping[str, Any], verb: str = "compare", asked: type[BaseModel] = Comparison) -> str:
+    """Returns `polyprune compare`, or another command that is asked such things, with all that is not the default."""
+    words = ["polyprune", verb]
+    for name, field in asked.model_fields.items():
         value = config.get(name, field.default)
         if _plain(value) == _plain(field.default):
             continue
@@ -27,15 +30,31 @@ def command(config: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
+def portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with only the last part of each absolute path: for whoever has the files at hand."""
+    told = {name: config[name] for name in ("model", "calibration", "evaluation", "from_masks") if config.get(name)}
+    return {
+        **config,
+        **{
+            name: without_folders(value) if isinstance(value, str) else list(map(without_folders, value))
+            for name, value in told.items()
+        },
+    }
+
+
 def command_of(summary: Summary, config: Mapping[str, Any]) -> str:
     """Returns the command for the cells of one summary alone; those it is compared with come along."""
-    row = summary.row
+    return command_of_row(summary.row, config, summary.seeds)
+
+
+def command_of_row(row: Row, config: Mapping[str, Any], seeds: Sequence[int] = ()) -> str:
+    """Returns the command for the cell of one row, or for those that differ in their seeds only."""
     lists: dict[str, Any] = {"baselines": (), "estimators": ()}
     lists |= {name: (getattr(row.cell, name),) for name in ONE_SETTING if getattr(row.cell, name)}
     if row.cell.is_reference:
         lists["repair"] = (NO_REPAIR,)
     else:
-        lists["seeds"] = summary.seeds or config.get("seeds", (0,))
+        lists["seeds"] = seeds or config.get("seeds", (0,))
     if row.cell.kind != "dense":
         shapes = ShapesSpec.parse(row.cell.shapes)
         lists |= {"multiple_of": shapes.multiples or (), "target": shapes.target or ()}

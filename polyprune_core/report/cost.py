@@ -35,8 +35,8 @@ def cost_sheet(results: Results, arrangement: Arrangement = AS_RUN) -> Sheet:
     where = results.environment
     processor = where.get("gpu") or where.get("cpu") or "an unknown processor"
     note = (
-        "Passes, tokens and non-finite losses of one seed; seconds are means over seeds, memory the highest. "
-        f"A search's passes include its metric's. On {processor}, {where.get('threads', '?')} threads."
+        "Passes, tokens and non-finite losses are those of one seed, seconds the mean over seeds, memory the highest. "
+        f"The passes of a search include those of its metric. On {processor}; threads: {where.get('threads', '?')}."
     )
     sheet = Sheet(f"Cost, {heading(results)}", ("criterion", *COSTS), bands, note)
     return sheet.without([title for title in TARGET if not any(map(COSTS[title], summaries))])

@@ -43,7 +43,7 @@ def _sheet(title: str, rows: list[tuple[Cell, ...]], there: dict[int, int]) -> S
     )
     counts = sorted(set(there.values()))
     each = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    note = f"Columns are decoder layers of {each} units; means over seeds."
+    note = f"Each column is a decoder layer of {each} units. Means over seeds."
     return Sheet(
         title,
         ("criterion", *map(str, sorted(there))),

@@ -73,7 +73,11 @@ def findings(results: Results, arrangement: Arrangement = AS_RUN) -> list[str]:
     said = []
     for where, summaries in sections.items():
         first = min(summaries, key=lambda s: s.perplexity.mean if s.perplexity else 0.0)
-        worth = "better than every other row beyond the noise" if first.best else "not set apart from all others"
+        worth = (
+            "better than every other row beyond the noise"
+            if first.best
+            else "not shown to be better than every other row"
+        )
         mean = number(first.perplexity.mean if first.perplexity else None)
         said.append(
             f"{where}: lowest mean perplexity {mean} by {label(first.row, differs)} (n {len(first.rows)}), {worth}."

@@ -74,7 +74,7 @@ def summary_sheet(results: Results, arrangement: Arrangement = AS_RUN, titles: S
     optional = tuple(column.title for column in chosen if column.optional)
     if arrangement.group_by in TARGET:
         optional += tuple(column.title for column in chosen if column.text in (budget, sparsity))
-    about = tuple(how_to_read(arrangement.of_seeds(results).summaries()))
+    about = tuple(how_to_read(arrangement.of_seeds(results).summaries(), summaries))
     return Sheet(heading(results), head, tuple(bands), conditions(results), optional, about=about)
 
 

@@ -22,6 +22,7 @@ from polyprune_core.results.row import Row
 
 PIPED_WIDTH = 160
 WIDE = Console(width=10_000)
+NARROWEST = 16
 
 
 def line(row: Row, varied: frozenset[str] = frozenset(TELL_APART)) -> str:
@@ -66,13 +67,16 @@ def tables(sheet: Sheet, width: int) -> list[Table]:
 def fitted(sheet: Sheet, width: int) -> Table:
     """Returns a rich table; optional columns go, the last first, until `width` columns are enough.
 
-    The caption explains the columns that stand there, and names those that do not.
+    Where none is left to go, long names are broken into lines. The caption explains the columns that stand there, and
+    names those that do not.
     """
     for kept in range(len(sheet.optional), -1, -1):
         shown = sheet.without(sheet.optional[kept:])
         grid = _grid(shown)
         if _least(grid) <= width:
             break
+    if (excess := _least(grid) - width) > 0:
+        grid = _grid(shown, max(NARROWEST, _widest_name(shown) - excess))
     left_out = [title for title in sheet.optional[kept:] if title in sheet.head]
     named = f"Not shown, for want of room: {', '.join(left_out)}." if left_out else ""
     caption = " ".join(filter(None, [shown.caption, named]))
@@ -85,7 +89,12 @@ def _least(grid: Table) -> int:
     return Measurement.get(WIDE, WIDE.options, grid).minimum
 
 
-def _grid(sheet: Sheet) -> Table:
+def _widest_name(sheet: Sheet) -> int:
+    return max(map(len, (sheet.head[0], *(row[0].text for row in sheet.rows), *(band.title for band in sheet.bands))))
+
+
+def _grid(sheet: Sheet, for_names: int | None = None) -> Table:
+    """The table of a sheet, whose names get `for_names` columns, or as many as the longest takes."""
     grid = Table(
         title_justify="left",
         caption_justify="left",
@@ -94,9 +103,8 @@ def _grid(sheet: Sheet) -> Table:
         collapse_padding=True,
         box=SIMPLE_HEAD,
     )
-    names, *columns = zip(sheet.head, *([cell.text for cell in row] for row in sheet.rows), strict=True)
-    titles = [band.title for band in sheet.bands]
-    grid.add_column(escape(names[0]), width=max(map(len, (*names, *titles))), no_wrap=True)
+    (name, *_), *columns = zip(sheet.head, *([cell.text for cell in row] for row in sheet.rows), strict=True)
+    grid.add_column(escape(name), width=for_names or _widest_name(sheet), no_wrap=for_names is None)
     for head, *texts in columns:
         widest = max(map(len, (*texts, *head.split())))
         grid.add_column(escape(head), justify="right", width=widest)

@@ -9,12 +9,13 @@ from typing import Any
 
 from polyprune_core.config.cell import AUTO, Cell, Metric, Search
 from polyprune_core.config.grid import cells
+from polyprune_core.config.held_back import HELD_BACK
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.text import load_text
 from polyprune_core.plugins.contracts import extra_passes, trained_tokens
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results.row import Row
-from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES, most_candidates
+from polyprune_core.runs.pooling import SCOPE_NAMES, most_candidates
 
 # Operations a second where nothing has been measured; a token takes two a parameter. Other work bounds small models.
 ASSUMED_OPERATIONS = {"cpu": 3e11, "cuda": 3e13}
@@ -40,7 +41,8 @@ class Estimate:
 def tokens_of(cell: Cell, config: Comparison, registry: Registry) -> int:
     """Returns the forward tokens that the cell's row will count: of the metric, its pooling, the search, the repair.
 
-    Poolings that select the same units are run once, so that one that is chosen may cost less.
+    Poolings that select the same units are run once, so that one that is chosen may cost less; so may a search that
+    stops early.
     """
     parts = (_metric_tokens, _pooling_tokens, _search_tokens, _repair_tokens)
     return sum(tokens(cell, config, registry) for tokens in parts)
@@ -170,5 +172,6 @@ def _search_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
     if not isinstance(cell, Search):
         return 0
     extra = extra_passes(registry.build("estimator", cell.estimator))
-    passes = config.steps_for(extra) * (config.masks_per_step + extra + config.dense_passes)
-    return passes * config.batch_size * config.seq_len
+    steps = config.steps_for(extra)
+    passes = steps * (config.masks_per_step + extra + config.dense_passes)
+    return passes * config.batch_size * config.seq_len + config.look_tokens(steps)

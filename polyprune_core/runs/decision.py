@@ -27,6 +27,7 @@ from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.plausible import check_decision
 from polyprune_core.runs.pooling import scales, selection_losses
 from polyprune_core.runs.repair_notes import of_experts, of_its_text
+from polyprune_core.runs.stopping import stopping, told
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import Trace
@@ -152,7 +153,7 @@ class Decider:
                 updates = self.registry.build("repair", spec).repair(pruned, calibration)
         self._warn(of_experts(pruned, spec, updates))
         recipe = pruned.recipe | {"repair": spec} | (self.sample if spec != NO_REPAIR else {})
-        return dataclasses.replace(pruned, updates=dict(updates), recipe=recipe), cost[0]
+        return dataclasses.replace(pruned, updates=dict(updates), recipe=recipe, measured=()), cost[0]
 
     @contextmanager
     def _left_alone(self, spec: str) -> Iterator[None]:
@@ -219,10 +220,10 @@ class Decider:
     def _held_back(self, cell: Metric, tried: list[Decision]) -> tuple[list[float], Cost]:
         """Returns the losses of selections on windows that the metric has not seen, and what they cost."""
         objective = Objective(self.harness.compactor, tried[0].pruned.space)
-        windows = self.harness.held_back(cell.seed)
+        windows = self.harness.windows.held_back(cell.seed)
         label = f"pooling of {cell.initializer}"
         with self.harness.reporter.task(label, len(tried)) as task, self._priced(objective) as cost:
-            losses = selection_losses(objective, [each.selection for each in tried], windows, task.update)
+            losses = selection_losses(objective, [each.selection.keep for each in tried], windows, task.update)
         return losses, cost[0]
 
     def scores(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None = None) -> tuple[Scores, Cost]:
@@ -238,7 +239,8 @@ class Decider:
     def _score(self, space: MaskSpace, spec: str, seed: int, rule: SelectionRule | None) -> tuple[Scores, Cost]:
         model = self.harness.loaded.model
         with self.harness.reporter.task(f"scores of {spec}", 1) as task:
-            calibration = self.harness.calibration(seed, f"initializer {spec}", task, rule)
+            held_back = self.registry.holds_text_back(spec)
+            calibration = self.harness.calibration(seed, f"initializer {spec}", task, rule, held_back)
             with self._priced(calibration) as cost:
                 scores = self.harness.measure(spec, model, space, calibration)
         return scores, cost[0]
@@ -272,13 +274,15 @@ class Decider:
             **settings.model_dump(include=STEPPING),
         )
         harness.memory.restart()
+        objective = Objective(harness.compactor, terms.space, settings.objective, harness.spread)
+        patience = settings.early_stopping
         with harness.reporter.task(cell.label, options.steps, cell) as task:
             learned, trace = search(
                 policy,
                 parameters,
-                Objective(harness.compactor, terms.space, settings.objective, harness.spread),
+                objective,
                 estimator,
-                search_batches(harness.calibration_windows, settings.batch_size, cell.seed),
+                search_batches(harness.windows.learned_from(cell.seed), settings.batch_size, cell.seed),
                 options,
                 generator(cell.seed, "masks"),
                 lambda r: task.update(
@@ -286,7 +290,10 @@ class Decider:
                 ),
                 checkpoint,
                 lambda records: task.resume([record.mean_loss for record in records]),
+                stopping(patience, policy, rule, objective, harness.windows.held_back(cell.seed)) if patience else None,
             )
+        if words := told(trace, options.steps):
+            harness.reporter.status(f"{cell.label}: {words}")
         spent = {
             name: getattr(trace, name) for name in ("forward_passes", "forward_tokens", "backward_passes", "seconds")
         }

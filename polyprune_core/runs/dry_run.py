@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from polyprune_core.config.cell import AnyCell, Cell
+from polyprune_core.config.cell import AnyCell, Cell, Pruned
 from polyprune_core.config.grid import cell_id, cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
@@ -26,6 +26,9 @@ from polyprune_core.runs.cost_estimate import Estimate
 from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.utils.files import read_json
 
+if TYPE_CHECKING:
+    from polyprune_core.runs.accounting import Account
+
 State = Literal["finished", "started", "broken", "to do", "not known"]
 
 
@@ -33,23 +36,30 @@ State = Literal["finished", "started", "broken", "to do", "not known"]
 class PlannedCell:
     """A cell that is to be: `row` is the finished one, or blank.
 
-    `forward_tokens` is what its row counts; `work` is what is left to do in forward tokens, evaluation included.
+    `forward_tokens` is what its row counts; `work` is what is left to do in forward tokens, evaluation included;
+    `parameters` is about what the model is left with, where its configuration is at hand.
     """
 
     row: Row
     state: State
     forward_tokens: int
     work: int
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells in table order, and what they will take; `notes` say what could not be found out."""
+    """All cells in table order, and what they will take; `notes` say what could not be found out.
+
+    `parameters` counts those of the model, `prunable` those that each granularity may remove.
+    """
 
     cells: list[PlannedCell]
     speed: Estimate
     memory_mb: Estimate
     notes: list[str]
+    parameters: int | None = None
+    prunable: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def forward_tokens(self) -> int:
@@ -87,7 +97,8 @@ def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
     """Returns what `compare` would do with this request and results store.
 
     Raises:
-        PolypruneError: the name of a plugin, of the model or of a text cannot be used.
+        PolypruneError: the name of a plugin, of the model or of a text cannot be used, no family describes the model,
+            or a budget cannot be met.
     """
     config = settled(config, registry)
     sources = check_plugins(config, registry)
@@ -103,25 +114,38 @@ def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
     entry = catalogue().get(config.model)
     known = entry.parameters if entry else None
     parameters = count_parameters(folder) if folder else known
+    found = _account(folder, config, registry) if folder else None
     return Plan(
-        [_planned(cell, config, registry, work[cell], stored) for cell in cells(config)],
+        [_planned(cell, config, registry, work[cell], stored, found) for cell in cells(config)],
         estimate.speed(config, parameters, stored.measured),
         estimate.memory(config, registry, parameters, stored.measured, _sizes(folder)),
         notes,
+        found.parameters if found else known,
+        found.prunable if found else {},
     )
+
+
+def _account(folder: Path, config: Comparison, registry: Registry) -> Account:
+    """Returns what the cells would leave; torch is imported for it."""
+    from polyprune_core.runs.accounting import account
+
+    return account(folder, config, registry)
 
 
 def _sizes(folder: Path | None) -> dict[str, Any]:
     return read_config(folder) | {"dtype": stored_dtype(folder)} if folder else {}
 
 
-def _planned(cell: AnyCell, config: Comparison, registry: Registry, work: int, stored: Stored) -> PlannedCell:
+def _planned(
+    cell: AnyCell, config: Comparison, registry: Registry, work: int, stored: Stored, found: Account | None
+) -> PlannedCell:
     row = stored.rows.get(cell)
     if row and row.status == "ok":
-        return PlannedCell(row, "finished", row.forward_tokens, work)
+        return PlannedCell(row, "finished", row.forward_tokens, work, row.parameters_kept)
     state: State = "broken" if row else "started" if cell in stored.begun else "to do" if stored.known else "not known"
     tokens = estimate.tokens_of(cell, config, registry)
-    return PlannedCell(row or Row("", cell), state, tokens, work)
+    left = found.left.get(cell, None if isinstance(cell, Pruned) else found.parameters) if found else None
+    return PlannedCell(row or Row("", cell), state, tokens, work, left)
 
 
 def _look_up(config: Comparison, sources: Sources, folder: Path | None, output: Path) -> tuple[Stored, list[str]]:

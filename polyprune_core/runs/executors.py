@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import torch
-
 from polyprune_core.config.cell import AnyCell, Cell
 from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.registry import Registry
@@ -14,6 +12,7 @@ from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store
 from polyprune_core.runs.workplace import Workplace
 from polyprune_core.utils.progress import Reporter
+from polyprune_core.utils.threads import use_threads
 
 
 class Executor(Protocol):
@@ -42,8 +41,7 @@ class Local:
 
     def map(self, config: Comparison, cells: Sequence[AnyCell]) -> Iterator[Row]:
         """Yields rows; cells that another process has come last, so that processes on one store share the work."""
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        use_threads(config.threads, self.reporter.status)
         place = Workplace(config, cells, self.registry, self.store, self.reporter)
         self.record = place.record
         done: set[Cell] = set()

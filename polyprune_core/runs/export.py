@@ -22,12 +22,12 @@ from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.runs.decisions import dense_of, open_decision
-from polyprune_core.runs.inputs import decision_place, model_place
+from polyprune_core.runs.added_biases import check_added
+from polyprune_core.runs.decisions import Decided
 from polyprune_core.runs.model_sources import load_asked
-from polyprune_core.runs.stored_cell import FinishedCell
 from polyprune_core.runs.verification import RuntimeCheck, check_in_runtime, require_runtime, runtime_of
 from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import size_told
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.version import __version__
@@ -60,7 +60,7 @@ class Exported:
         """Returns it for people."""
         report, seen = self.report, self.verification
         lines = [f"{report.path} ({report.format})", f"  parameters  {report.parameters:,}"]
-        lines.append(f"  on disk     {report.bytes / 1e6:.1f} MB")
+        lines.append(f"  on disk     {size_told(report.bytes)}")
         if seen:
             lines.append(
                 f"  read back   largest difference of a logit {seen.largest_difference:.3g} (largest logit "
@@ -84,20 +84,17 @@ def export(request: Export, registry: Registry, output: Path, overwrite: bool, r
         PolypruneError: there is no such decision or model, the folder cannot be written, or what is read back from it
             is not the model that was written.
     """
-    source = open_decision(request.source, request.cell)
+    source = Decided.at(request.source, request.cell, request.model)
     exporter = registry.build("exporter", request.exporter)
     if request.by_shard and not exporter.by_shard:
         raise ConfigError(f"--exporter {request.exporter} needs all weights in memory; leave --by-shard out.")
-    name, revision = dense_of(source, request.model)
-    read = {"what is exported,": decision_place(request.source)} | model_place(name, revision)
-    with new_folder(output, overwrite, read) as place:
-        base = _base(name, request, reporter, revision)
+    with new_folder(output, overwrite, source.read) as place:
+        base = _base(source.name, request, reporter, source.revision)
         check_exportable(exporter, base)
         if request.verify:
             require_runtime(exporter)
-        pruned = source.apply(base, registry) if isinstance(source, FinishedCell) else source.apply(base)
-        if request.model:
-            pruned = dataclasses.replace(pruned, recipe=pruned.recipe | {"revision": None})
+        pruned = source.apply(base, registry)
+        check_added(request.exporter, pruned, registry)
         return write_out(pruned, exporter, place, request.verify, request.trust_remote_code)
 
 

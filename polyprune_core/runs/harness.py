@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from polyprune_core.config.budget_spec import BudgetSpec
-from polyprune_core.config.cell import AUTO, Pruned
+from polyprune_core.config.cell import Pruned
 from polyprune_core.config.settings import Settings
-from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.keeping import Keeper
 from polyprune_core.evaluation.latency import Load, Seconds, ratios, take_turns
@@ -23,8 +20,7 @@ from polyprune_core.evaluation.losses import Spread
 from polyprune_core.evaluation.moments import MomentStore, Reading
 from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
 from polyprune_core.evaluation.tasks import Tasks, TaskScores
-from polyprune_core.evaluation.text import Text, Texts
-from polyprune_core.evaluation.windows import Cutter, held_back_windows, limits, sample_windows, shared_runs
+from polyprune_core.evaluation.text import Texts
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.contracts import Exporter
@@ -36,26 +32,12 @@ from polyprune_core.pruning.space import MaskSpace, said_of
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import LegalShapes, Scores, Selection, UnitGroup
 from polyprune_core.runs.asked_shapes import held_by, legal_shapes
-from polyprune_core.runs.pooling import HELD_BACK, SCOPE_NAMES
+from polyprune_core.runs.cut_texts import CutTexts
+from polyprune_core.runs.pooling import SCOPE_NAMES, in_scopes
 from polyprune_core.runs.witness import Witness, take_numbers
 from polyprune_core.utils.memory import PeakMemory
 from polyprune_core.utils.progress import Reporter, Task
 from polyprune_core.utils.rng import generator
-
-
-@dataclass(frozen=True)
-class CutText:
-    """A text to evaluate on, its windows (N, T), and the share of them that is in the text calibrated on too."""
-
-    text: Text
-    windows: Tensor
-    overlap: float
-
-    @property
-    def name(self) -> str:
-        """What tells it from the others."""
-        return f"{self.text.name} in windows of {self.windows.shape[1]}"
-
 
 # Tokens of a repair's text that go through the model at a time.
 REPAIR_TOKENS = 2048
@@ -82,17 +64,14 @@ class Harness:
         self.layout = describe(loaded.model)
         self._format = held_by(exporter, self.layout) if exporter else LegalShapes()
         self.compactor = Compactor(loaded.model, self.layout)
-        self.texts = texts
-        self.cutter = Cutter.of(loaded.tokenizer, loaded.model, settings.bos)
         self._check_lengths()
-        self.calibration_windows = self.cutter.pool(texts.calibration, settings.seq_len, settings.calibration_samples)
-        self.evaluated = self._evaluated()
+        self.texts, self.windows = texts, CutTexts(texts, settings, loaded.tokenizer, loaded.model)
         self.evaluators = [
             Evaluator(each.windows, whole=lambda: self.compactor.applied({}), text=each.text.name)
-            for each in self.evaluated
+            for each in self.windows.evaluated
         ]
         self.witness = Witness(
-            loaded.model, self.calibration_windows, lambda: self.compactor.applied({}), self._read_weights_again
+            loaded.model, self.windows.calibration, lambda: self.compactor.applied({}), self._read_weights_again
         )
         self.memory = self._peak_memory()
         self.dense_peak_mb: float | None = None
@@ -126,7 +105,7 @@ class Harness:
 
         A request is one prompt of `seq_len` tokens read and some tokens written; the ratio is a median.
         """
-        load = Load(prompt_tokens=self.settings.seq_len, beginning=self.cutter.beginning)
+        load = Load(prompt_tokens=self.settings.seq_len, beginning=self.windows.cutter.beginning)
 
         def total(seconds: Seconds) -> float:
             return seconds.prefill + load.new_tokens * seconds.decode
@@ -136,10 +115,18 @@ class Harness:
             ours, theirs = take_turns([pruned.build(), dense], load)
         return ratios(ours, theirs, total).median
 
-    def calibration(self, seed: int, purpose: str, task: Task, rule: SelectionRule | None = None) -> Calibration:
-        """Returns the sample of a seed, with the generator of a purpose; `rule` is for a metric that needs it."""
-        windows = sample_windows(self.calibration_windows, self.settings.calibration_samples, seed)
-        return self._calibration(windows, generator(seed, purpose), task, self.compactor, budget=rule)
+    def calibration(
+        self, seed: int, purpose: str, task: Task, rule: SelectionRule | None = None, held_back: bool = False
+    ) -> Calibration:
+        """Returns the sample of a seed, with the generator of a purpose; the rest is for a metric that needs it."""
+        return self._calibration(
+            self.windows.sample(seed),
+            generator(seed, purpose),
+            task,
+            self.compactor,
+            budget=rule,
+            held_back=self.windows.held_back(seed) if held_back else None,
+        )
 
     def repair_calibration(
         self, seed: int, spec: str, task: Task, readings: Iterable[Reading], keeper: Keeper | None
@@ -149,9 +136,8 @@ class Harness:
         It is for use without the compactor; `keeper` keeps its state.
         """
         asked = self.settings
-        windows = sample_windows(self._repair_pool, asked.repair_samples, seed)
         return self._calibration(
-            windows,
+            self.windows.repair_sample(seed),
             generator(seed, f"repair {spec}"),
             task,
             None,
@@ -164,13 +150,6 @@ class Harness:
     def _mend(self, spec: str, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         updates: Mapping[str, Tensor] = self.registry.build("repair", spec).repair(pruned, calibration)
         return updates
-
-    @cached_property
-    def _repair_pool(self) -> Tensor:
-        asked, pool = self.settings, self.calibration_windows
-        if len(pool) >= asked.repair_samples:
-            return pool
-        return self.cutter.pool(self.texts.calibration, asked.seq_len, asked.repair_samples)
 
     def _calibration(
         self, windows: Tensor, rng: torch.Generator, task: Task, compactor: Compactor | None, **more: Any
@@ -188,29 +167,13 @@ class Harness:
             **more,
         )
 
-    def held_back(self, seed: int) -> Tensor:
-        """Returns windows of the calibration text that no metric of this seed looks at.
-
-        Raises:
-            ConfigError: the metric looks at all of them.
-        """
-        asked, pool = self.settings, self.calibration_windows
-        windows = held_back_windows(pool, asked.calibration_samples, seed, HELD_BACK)
-        if not len(windows):
-            raise ConfigError(
-                f"the calibration text has {len(pool)} windows of {asked.seq_len} tokens, and a metric looks at all of "
-                "them, so that none is left to choose its pooling by. Give a longer text, a lower "
-                "--calibration-samples or --seq-len, or both --scope and --scale."
-            )
-        return windows
-
     def watched(self, *plugins: tuple[str, str]) -> AbstractContextManager[None]:
         """Has the block's plugins (kind, spec) leave the model, and the code that rows are measured with, as they were.
 
         Raises PluginError at the end of the block, with the model as before, where one of another's did not.
         """
-        shared = {"the calibration text": self.calibration_windows}
-        shared |= {f"the evaluation text {each.name}": each.windows for each in self.evaluated}
+        shared = {"the calibration text": self.windows.calibration}
+        shared |= {f"the evaluation text {each.name}": each.windows for each in self.windows.evaluated}
         for name, space in self.spaces.items():
             shared |= {f"the {what} of units of {name}": getattr(space, what) for what in OF_UNITS}
         return self.witness.over(self.registry.outside(*plugins), shared)
@@ -259,17 +222,9 @@ class Harness:
         Raises:
             BudgetError: it cannot be met in any of them.
         """
-        scopes = SCOPE_NAMES if cell.scope == AUTO else (cell.scope,)
-        found, refused = list[tuple[Pruned, PricedBudget]](), list[BudgetError]()
-        for scope in scopes:
-            asked = cell.model_copy(update={"scope": scope})
-            try:
-                found.append((asked, self.terms(asked)))
-            except BudgetError as error:
-                refused.append(error)
-        if not found:
-            raise refused[0]
-        return found
+        each = {scope: cell.model_copy(update={"scope": scope}) for scope in SCOPE_NAMES}
+        priced = in_scopes(cell.scope, lambda scope: self.terms(each[scope]))
+        return [(each[scope], terms) for scope, terms in priced.items()]
 
     @cached_property
     def dense(self) -> tuple[Evaluation, ...]:
@@ -333,12 +288,3 @@ class Harness:
                 self.reporter.status(
                     f"{role} windows of {seq_len} tokens are longer than the {longest} the model was made for"
                 )
-
-    def _evaluated(self) -> tuple[CutText, ...]:
-        """Every evaluation text at every length, in the order in which they were asked for."""
-        asked, found = self.settings, []
-        for text, (seq_len, limit) in product(self.texts.evaluations, limits(asked.eval_seq_len, asked.limit).items()):
-            windows = self.cutter.windows(text, seq_len, limit)
-            overlap = shared_runs(windows, self.calibration_windows, self.cutter.beginning)
-            found.append(CutText(text, windows, overlap))
-        return tuple(found)

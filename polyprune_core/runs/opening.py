@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from polyprune_core.config.cell import Metric, Pruned
+from polyprune_core.config.cell import Metric, Pruned, Search
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.tasks import Tasks
@@ -15,6 +15,7 @@ from polyprune_core.evaluation.windows import RUN, TELLING_OVERLAP
 from polyprune_core.models.sources import load_model
 from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.runs.added_biases import check_targets
 from polyprune_core.runs.asked_shapes import check_shapes
 from polyprune_core.runs.cell_identity import identity
 from polyprune_core.runs.harness import Harness
@@ -56,8 +57,9 @@ def open_harness(
         harness = Harness(loaded, texts, config, registry, reporter, tasks, exporter)
     spaces = [harness.space(name) for name in config.granularity] if any(config.shapes) and budgets else []
     check_shapes(config.shapes if budgets else (), spaces, loaded, registry)
+    check_targets(config.repair, config.shapes, harness.whole(), registry)
     overlaps: dict[str, float] = {}
-    for cut in harness.evaluated:
+    for cut in harness.windows.evaluated:
         overlaps[cut.text.name] = max(cut.overlap, overlaps.get(cut.text.name, 0.0))
     for name, overlap in overlaps.items():
         if overlap >= TELLING_OVERLAP:
@@ -68,9 +70,16 @@ def open_harness(
     for cell in cells(config) if budgets else ():
         if isinstance(cell, Pruned):
             harness.in_scopes(cell)
-        if isinstance(cell, Metric) and cell.open:
-            harness.held_back(cell.seed)
+            if _holds_text_back(cell, config, registry):
+                harness.windows.held_back(cell.seed)
     return harness
+
+
+def _holds_text_back(cell: Pruned, config: Comparison, registry: Registry) -> bool:
+    """Whether the cell chooses by loss on text that nothing of it has looked at."""
+    chosen = isinstance(cell, Metric) and cell.open
+    stopped = isinstance(cell, Search) and config.early_stopping is not None
+    return chosen or stopped or registry.holds_text_back(cell.initializer)
 
 
 def run_record(harness: Harness, config: Comparison) -> dict[str, Any]:
@@ -106,9 +115,11 @@ def _model(harness: Harness) -> dict[str, Any]:
 
 def _texts(harness: Harness) -> dict[str, Any]:
     """The text of each role, and where there are several evaluations all of them, the headline first."""
-    evaluations = [_text(harness, each.text, each.windows) | {"overlap": each.overlap} for each in harness.evaluated]
+    evaluations = [
+        _text(harness, each.text, each.windows) | {"overlap": each.overlap} for each in harness.windows.evaluated
+    ]
     found = {
-        "calibration": _text(harness, harness.texts.calibration, harness.calibration_windows),
+        "calibration": _text(harness, harness.texts.calibration, harness.windows.calibration),
         "evaluation": evaluations[0],
     }
     return found | ({"evaluations": evaluations} if len(evaluations) > 1 else {})
@@ -120,5 +131,5 @@ def _text(harness: Harness, text: Text, windows: Tensor) -> dict[str, Any]:
         "sha256": text.sha256,
         "windows": windows.shape[0],
         "tokens_per_window": windows.shape[1],
-        "bos": harness.cutter.told,
+        "bos": harness.windows.cutter.told,
     }

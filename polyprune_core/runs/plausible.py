@@ -56,7 +56,8 @@ def _reasons(
     counted += sum(pruned.updates[name].numel() for name in pruned.added())
     if pruned.parameters != counted:
         yield f"{pruned.parameters:,} parameters are reported where what is left has {counted:,}"
-    if trace is not None and len(trace.steps) != steps:
+    stopped = trace is not None and trace.held_back is not None
+    if trace is not None and len(trace.steps) != steps and not (stopped and 0 < len(trace.steps) < steps):
         yield f"{len(trace.steps)} steps were taken where {steps} were asked"
     if trace is not None and trace.steps and trace.steps[-1].forward_tokens != trace.forward_tokens:
         yield f"its steps add up to {trace.steps[-1].forward_tokens:,} forward tokens, not to {trace.forward_tokens:,}"

@@ -9,24 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.errors import ConfigError, counted
-from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn, measured
 from polyprune_core.models.placement import placed
 from polyprune_core.plugins.contracts import Exporter, check_exportable
 from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
-from polyprune_core.pruning.provenance import last_name
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import ExportReport
-from polyprune_core.runs.asked_shapes import check_shapes
+from polyprune_core.report.commands import command, portable
+from polyprune_core.runs.added_biases import check_added, check_repair
+from polyprune_core.runs.asked_shapes import check_shapes, held_by
 from polyprune_core.runs.decision import REPAIRED_FROM, Cost, Decider
 from polyprune_core.runs.engines import placement_of
 from polyprune_core.runs.export import write_out
@@ -36,8 +35,10 @@ from polyprune_core.runs.opening import open_harness
 from polyprune_core.runs.preflight import check_plugins, settled
 from polyprune_core.runs.workplace import spread_over
 from polyprune_core.utils.environment import environment
+from polyprune_core.utils.files import size_told
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
+from polyprune_core.utils.threads import use_threads
 from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Outcome:
             *([("widths", f"{ShapesSpec.parse(self.shapes).words()}, as asked")] if self.shapes else []),
             ("parameters", f"{report.parameters:,} of {self.dense_parameters:,}"),
             *self._active_line(),
-            ("on disk", f"{report.bytes / 1e6:.1f} MB in all; the dense weights are {self.dense_bytes / 1e6:.1f} MB"),
+            ("on disk", f"{size_told(report.bytes)} in all; the dense weights are {size_told(self.dense_bytes)}"),
             *self._perplexity_lines(),
             ("cost", f"{cost.forward_tokens:,} forward tokens, {backward}"),
         ]
@@ -198,8 +199,9 @@ class PruningResult:
         Raises:
             PolypruneError: no such exporter, a folder that cannot be written, or a model that reads back as another.
         """
-        writer = load_registry().build("exporter", exporter)
-        dense = self.pruned.base
+        registry, dense = load_registry(), self.pruned.base
+        writer = registry.build("exporter", exporter)
+        check_added(exporter, self.pruned, registry)
         check_exportable(writer, dense)
         read = {"the model": dense.path} if dense.path else {}
         with new_folder(Path(output).expanduser(), overwrite, read) as place:
@@ -230,26 +232,34 @@ def prune(
 def _prune(
     request: Pruning, registry: Registry, output: Path | None, overwrite: bool, reporter: Reporter
 ) -> PruningResult:
-    masks = MaskFile.read(request.from_masks) if request.from_masks else None
+    masks, told = MaskFile.read(request.from_masks) if request.from_masks else None, _command(request)
     if masks:
         request = _as_the_masks_say(request, masks)
-    if request.threads:
-        torch.set_num_threads(request.threads)
+    use_threads(request.threads, reporter.status)
     asked = request.model_copy(update={"repair": _repair(request, masks)}) if masks else request
     config = settled(asked.as_comparison(), registry)
     check_plugins(config, registry)
     exporter = registry.build("exporter", request.exporter)
     if output is None:
         harness = open_harness(config, registry, reporter, budgets=masks is None)
-        return _measured(request, config, masks, Decider(harness))
+        return _measured(request, config, masks, Decider(harness), told)
     read = inputs(config) | ({"the masks": masks.folder} if masks else {})
     with new_folder(output, overwrite, read) as place:
         harness = open_harness(config, registry, reporter, masks is None, exporter)
-        result = _measured(request, config, masks, Decider(harness))
+        held, written = held_by(exporter, harness.layout), f"--exporter {request.exporter}"
+        check_repair(asked.repair, written, held, harness.whole(), registry)
+        result = _measured(request, config, masks, Decider(harness), told)
         return dataclasses.replace(result, written=_written(result, request, exporter, place, harness))
 
 
-def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, decider: Decider) -> PruningResult:
+def _command(request: Pruning) -> str:
+    """Returns the command that decides the same, where the files that it names are in the current folder."""
+    return command(portable(request.model_dump(mode="json", exclude={"exporter", "device"})), "prune", Pruning)
+
+
+def _measured(
+    request: Pruning, config: Comparison, masks: MaskFile | None, decider: Decider, told: str
+) -> PruningResult:
     harness = decider.harness
     with harness.compactor, spread_over(harness, request):
         pruned, cost, terms = _apply(masks, request, decider) if masks else _decide(config, decider)
@@ -257,10 +267,8 @@ def _measured(request: Pruning, config: Comparison, masks: MaskFile | None, deci
         achieved = terms.spent(pruned.selection, pruned.added_parameters) if terms and budget else None
         in_memory = harness.evaluate("the model cut in memory", pruned)
         dense = harness.dense
-    ours, theirs, cut = in_memory[0], dense[0], harness.evaluated[0]
-    measured: dict[str, Any] = {"perplexity": ours.perplexity, "dense": theirs.perplexity, "tokens": ours.tokens}
-    measured |= {"text": last_name(cut.text.name), "window": config.eval_seq_len[0]}
-    pruned = dataclasses.replace(pruned, measured=measured)
+    recipe = pruned.recipe | {"command": told}
+    pruned = dataclasses.replace(pruned, measured=measured(in_memory, dense), recipe=recipe)
     return PruningResult(pruned, in_memory, dense, cost, budget, achieved)
 
 
@@ -268,6 +276,7 @@ def _written(
     result: PruningResult, request: Pruning, exporter: Exporter, place: NewFolder, harness: Harness
 ) -> Outcome:
     pruned, loaded, reporter = result.pruned, harness.loaded, harness.reporter
+    check_added(request.exporter, pruned, harness.registry)
     plugin, trust_remote_code = ("exporter", request.exporter), request.trust_remote_code
     with place.filled() as folder:
         with reporter.task("writing the model", 0), harness.watched(plugin):
@@ -276,7 +285,7 @@ def _written(
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             device = str(loaded.model.device)
             reloaded = exporter.load(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        evaluators = [Evaluator(each.windows, text=each.text.name) for each in harness.evaluated]
+        evaluators = [Evaluator(each.windows, text=each.text.name) for each in harness.windows.evaluated]
         outcome = Outcome(
             report=dataclasses.replace(report, path=place.path),
             sparsity=result.sparsity,
@@ -349,6 +358,7 @@ def _apply(masks: MaskFile, request: Pruning, decider: Decider) -> tuple[PrunedM
             f"the masks in {masks.folder} were repaired on another calibration text; give that one as --calibration to "
             "repair as before."
         )
+    pruned = dataclasses.replace(pruned, updates={})
     pruned, cost = decider.repaired(pruned, spec, int(masks.recipe.get("seed") or 0))
     return pruned, cost, terms
 

@@ -10,23 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyprune_core.config.cell import Dense
+from polyprune_core.config.cell import NO_REPAIR, Dense
 from polyprune_core.config.requests import Recover
 from polyprune_core.errors import ConfigError, ModelError
-from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn
+from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn, measured
 from polyprune_core.evaluation.text import load_texts
 from polyprune_core.models.checkpoint import read_config
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.plugins.contracts import check_exportable
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.pruned_model import PrunedModel
+from polyprune_core.runs.added_biases import check_added, check_repair
+from polyprune_core.runs.asked_shapes import held_by
 from polyprune_core.runs.decision import Cost, Decider
-from polyprune_core.runs.decisions import dense_of, holds_decision, open_decision
+from polyprune_core.runs.decisions import Decided, holds_decision
 from polyprune_core.runs.export import Exported, write_out
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.inputs import decision_place, model_place
 from polyprune_core.runs.model_sources import load_asked
-from polyprune_core.runs.stored_cell import FinishedCell
 from polyprune_core.runs.verification import require_runtime
 from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.utils.environment import environment
@@ -130,6 +131,7 @@ def recover(
     with new_folder(output, overwrite, read) as place:
         run = _Run(request, registry, reporter)
         check_exportable(exporter, run.pruned.base)
+        run.check_biases()
         beside = place.path.with_name(f".{place.path.name}.recovery")
         found, pruned = run.recovered(beside)
         exported = write_out(pruned, exporter, place, request.verify, request.trust_remote_code, found.to_json())
@@ -143,16 +145,23 @@ class _Run:
     def __init__(self, request: Recover, registry: Registry, reporter: Reporter) -> None:
         self.request, self.registry, self.reporter = request, registry, reporter
         if holds_decision(request.place):
-            decision = open_decision(request.place, request.cell)
-            base = load_asked(*self._of(dense_of(decision, request.model)))
-            pruned = decision.apply(base, registry) if isinstance(decision, FinishedCell) else decision.apply(base)
+            source = Decided.at(request.place, request.cell, request.model)
+            base = load_asked(source.name, request, reporter, source.revision)
             self.dense = self.of_pruned = self._harness(base)
-            self.pruned = pruned
+            self.pruned = source.apply(base, registry)
             return
-        loaded = load_asked(*self._of((request.source, None)))
+        loaded = load_asked(request.source, request, reporter, None)
         dense = self._dense_of(loaded)
         self.dense, self.of_pruned = self._harness(dense), self._harness(loaded)
         self.pruned = self.of_pruned.whole()
+
+    def check_biases(self) -> None:
+        """Refuses an exporter that cannot hold the biases of the pruned model, before or after its training."""
+        asked, registry = self.request, self.registry
+        if registry.build("repair", asked.trainer).start in (None, NO_REPAIR):
+            check_added(asked.exporter, self.pruned, registry)
+        held = held_by(registry.build("exporter", asked.exporter), self.pruned.layout)
+        check_repair(asked.trainer, f"--exporter {asked.exporter}", held, self.pruned, registry)
 
     def recovered(self, folder: Path | None = None) -> tuple[Recovered, PrunedModel]:
         """Returns all four rows and the pruned model after its training, whose state is kept in `folder`."""
@@ -167,6 +176,10 @@ class _Run:
         after = self._row(NAMES[3], pruned, cost)
         with self.reporter.task("training the dense model alike", 1):
             trained = theirs.trained(Dense(repair=spec, seed=seed), self._kept(folder, "dense"))
+        pruned = dataclasses.replace(pruned, measured=measured(after.evaluations, self.dense.dense))
+        earlier, begun = self.pruned.recipe.get("repair", NO_REPAIR), self.registry.build("repair", spec).start
+        if earlier != NO_REPAIR and begun in (None, NO_REPAIR):
+            pruned = dataclasses.replace(pruned, recipe=pruned.recipe | {"repaired_before": earlier})
         rows = (
             TrainedRow(NAMES[0], self.dense.layout.total_parameters, self.dense.dense),
             self._row(NAMES[1], trained.pruned, trained.cost),
@@ -183,11 +196,11 @@ class _Run:
     def _dense_of(self, pruned: LoadedModel) -> LoadedModel:
         """Returns the dense model that a folder was made from, in as many steps as it took."""
         if self.request.model is not None:
-            dense = load_asked(*self._of((self.request.model, None)))
+            dense = load_asked(self.request.model, self.request, self.reporter, None)
         else:
             dense, origin = pruned, _origin(pruned)
             while origin is not None:
-                told, dense = origin, load_asked(*self._of((origin["name"], None)))
+                told, dense = origin, load_asked(origin["name"], self.request, self.reporter, None)
                 if dense.sha256 != told.get("sha256"):
                     raise ModelError(
                         f"{dense.name} here has other weights than those that {pruned.name} was made from; give these "
@@ -207,9 +220,6 @@ class _Run:
             )
         return dense
 
-    def _of(self, named: tuple[str, str | None]) -> tuple[str, Recover, Reporter, str | None]:
-        return named[0], self.request, self.reporter, named[1]
-
     def _harness(self, loaded: LoadedModel) -> Harness:
         config = self.request.as_comparison(loaded.name)
         texts = load_texts(config.calibration, config.evaluation, config.text_column)
@@ -220,8 +230,10 @@ class _Run:
         if folder is None:
             return None
         asked = self.request.model_dump(mode="json", include=set(TRAINING)) | {"repair": self.request.trainer}
-        keep = hashlib.sha256(bytes(self.pruned.selection.keep.tolist())).hexdigest()
-        models = [self.pruned.base.sha256, self.dense.loaded.sha256, keep, self.dense.texts.hashes]
+        decided = hashlib.sha256(bytes(self.pruned.selection.keep.tolist()))
+        for name, value in sorted(self.pruned.updates.items()):
+            decided.update(name.encode() + value.float().cpu().numpy().tobytes())
+        models = [self.pruned.base.sha256, self.dense.loaded.sha256, decided.hexdigest(), self.dense.texts.hashes]
         key = hashlib.sha256(json.dumps([which, asked, models], sort_keys=True).encode()).hexdigest()[:16]
         return Checkpoint(folder / f"{key}.safetensors", key, self.reporter)
 

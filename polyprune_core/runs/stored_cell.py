@@ -13,12 +13,15 @@ from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
 from polyprune_core.plugins.registry import Registry
+from polyprune_core.pruning.provenance import last_name
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import Scores, Selection
 from polyprune_core.report.columns import TELL_APART, label
+from polyprune_core.report.commands import command_of_row, portable
 from polyprune_core.results.cell_file import Details, path_of, read_details
 from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store
+from polyprune_core.utils.numbers import exp
 
 LISTED = 8
 
@@ -67,7 +70,24 @@ class FinishedCell:
         recipe = self.row.cell.model_dump(mode="json", exclude={"kind"}) | self.row.pooling
         recipe |= {"revision": self.revision, "min_keep": self.config.get("min_keep", 1)}
         recipe |= {"protect": self.config.get("protect"), "cell": self.row.id}
-        return PrunedModel(base, space, selection, Scores(self.scores, source), None, recipe, self.updates)
+        recipe |= {"command": command_of_row(self.row, portable(self.config), (self.row.cell.seed or 0,))}
+        scores = Scores(self.scores, source)
+        return PrunedModel(base, space, selection, scores, None, recipe, self.updates, self.measured)
+
+    @property
+    def measured(self) -> tuple[dict[str, Any], ...]:
+        """What the row says that its model scores, as `PrunedModel.measured`."""
+        return tuple(
+            {
+                "text": last_name(each.text),
+                "window": each.seq_len,
+                "tokens": each.tokens,
+                "perplexity": exp(each.nll),
+                "dense": exp(each.nll - each.excess),
+            }
+            for each in self.row.evaluations
+            if each.nll is not None and each.excess is not None
+        )
 
 
 def find_cell(path: Path, cell: str | None) -> FinishedCell:

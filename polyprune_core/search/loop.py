@@ -16,6 +16,7 @@ from polyprune_core.evaluation.losses import Objective
 from polyprune_core.plugins.contracts import PRECONDITIONERS, BoundPolicy, GradientEstimator, State
 from polyprune_core.pruning.types import MaskBatch, Policy
 from polyprune_core.search.checkpoint import Checkpoint, unsupported_type
+from polyprune_core.search.early_stopping import Best, EarlyStopping
 from polyprune_core.search.optimizer import cosine, ramp, stepped
 from polyprune_core.search.trace import StepRecord, Trace, entropy, expected_sparsity
 
@@ -50,8 +51,8 @@ class SearchOptions:
 class SearchState:
     """A search between two steps: all that decides how it goes on, and its record so far.
 
-    `parameters` (P,) are the policy's, `average` (P,) the mean of the last ones so far; `batches` counts the batches of
-    text drawn, `worst` is the largest finite loss met, in nats.
+    `parameters` (P,) are the policy's, `average` (P,) the mean of the last ones so far, `best` those that lost least on
+    text held back; `batches` counts the batches of text drawn, `worst` is the largest finite loss met, in nats.
     """
 
     parameters: Tensor
@@ -62,12 +63,14 @@ class SearchState:
     estimator: State = None
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     average: Tensor | None = None
+    best: Best = field(default_factory=Best)
     trace: Trace = field(default_factory=Trace)
 
     def tree(self) -> dict[str, Any]:
         """Returns the state as nested mappings and lists of numbers and tensors."""
         return {name: getattr(self, name) for name in PLAIN} | {
             "rng": self.rng.get_state(),
+            "best": self.best.tree(),
             "trace": asdict(self.trace),
         }
 
@@ -86,7 +89,7 @@ class SearchState:
         if len(records) != tree["step"]:
             raise ValueError(f"it has {len(records)} records of {tree['step']} steps")
         trace = Trace(**{**tree["trace"], "steps": records})
-        return SearchState(rng=rng, trace=trace, **{name: tree[name] for name in PLAIN})
+        return SearchState(rng=rng, trace=trace, best=Best(**tree["best"]), **{name: tree[name] for name in PLAIN})
 
 
 def search(
@@ -100,6 +103,7 @@ def search(
     on_step: Callable[[StepRecord], None] = lambda record: None,
     checkpoint: Checkpoint | None = None,
     on_resume: Callable[[Sequence[StepRecord]], None] = lambda records: None,
+    stopping: EarlyStopping | None = None,
 ) -> tuple[Tensor, Trace]:
     """Returns the learned parameters of the policy and the trace of the search.
 
@@ -108,7 +112,8 @@ def search(
     finite loss met so far, at least that of a uniform guess over the vocabulary, and is reported.
 
     With `checkpoint` it goes on from the state that is kept there, to the same result bit for bit; `batches` are then
-    the same ones from the start again, and `on_resume` sees the steps that were done before.
+    the same ones from the start again, and `on_resume` sees the steps that were done before. With `stopping` the
+    parameters are those that lost least where it looked, the start's among them, and fewer steps may be taken.
     """
     state = SearchState(parameters, rng, worst=math.log(objective.vocabulary))
     if checkpoint:
@@ -119,15 +124,27 @@ def search(
         on_resume(state.trace.steps)
     stepper = Stepper(policy, objective, estimator, options)
     clock = time.perf_counter() - state.trace.seconds
-    while state.step < options.steps:
+    if stopping and not state.step:
+        with objective.metered() as spent:
+            best, state.trace.held_back = stopping.looked(state.best, state.parameters, 0)
+        state.trace.pay(spent)
+        state = replace(state, best=best)
+    while state.step < options.steps and not (stopping and stopping.is_over(state.best)):
         with objective.metered() as spent:
             state, seen = stepper.advance(state, next(batches))
+            if stopping and stopping.is_due(state.step, options.steps):
+                best, seen["held_back"] = stopping.looked(state.best, _learned(state, policy, options), state.step)
+                state = replace(state, best=best)
         record = state.trace.add(spent, time.perf_counter() - clock, step=state.step, **seen)
         on_step(record)
         if checkpoint:
             checkpoint.keep(state.tree)
-    learned = state.parameters if state.average is None else policy.project(state.average, options.sparsity)
+    learned = _learned(state, policy, options) if state.best.parameters is None else state.best.parameters
     return learned, state.trace
+
+
+def _learned(state: SearchState, policy: BoundPolicy, options: SearchOptions) -> Tensor:
+    return state.parameters if state.average is None else policy.project(state.average, options.sparsity)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One search step; losses in nats per token, `expected_sparsity` under the policy that drew the masks."""
+    """One search step; losses in nats per token, `expected_sparsity` under the policy that drew the masks.
+
+    `held_back`: where the search looked, the loss of what it would then select on text that it does not learn from.
+    """
 
     step: int
     losses: tuple[float, ...]
@@ -23,6 +26,7 @@ class StepRecord:
     non_finite: int
     forward_tokens: int
     seconds: float
+    held_back: float | None = None
 
     @property
     def mean_loss(self) -> float:
@@ -32,7 +36,7 @@ class StepRecord:
 
 @dataclass
 class Trace:
-    """What a search cost and how it went."""
+    """What a search cost and how it went; `held_back` is that of its start."""
 
     steps: list[StepRecord] = field(default_factory=list)
     forward_passes: int = 0
@@ -40,12 +44,17 @@ class Trace:
     backward_passes: int = 0
     seconds: float = 0.0
     non_finite: int = 0
+    held_back: float | None = None
 
-    def add(self, spent: Spent, seconds: float, *, step: int, non_finite: int, **seen: Any) -> StepRecord:
-        """Takes in a step that cost `spent`; `seconds` is the time of the search so far."""
+    def pay(self, spent: Spent) -> None:
+        """Takes in what something cost."""
         self.forward_passes += spent.forward_passes
         self.forward_tokens += spent.forward_tokens
         self.backward_passes += spent.backward_passes
+
+    def add(self, spent: Spent, seconds: float, *, step: int, non_finite: int, **seen: Any) -> StepRecord:
+        """Takes in a step that cost `spent`; `seconds` is the time of the search so far."""
+        self.pay(spent)
         self.non_finite += non_finite
         self.seconds = seconds
         record = StepRecord(

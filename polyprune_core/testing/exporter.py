@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+import polyprune_core
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.models.describe import describe
@@ -195,12 +196,14 @@ def emptied_layer_survives(plugin: Registered) -> None:
 
 @check("exporter", SAME, excusable=True)
 def repaired_weights_survive(plugin: Registered) -> None:
-    """So does a model of which a repair has changed a weight and added a bias (`PrunedModel.updates`)."""
+    """So does a model of which a repair has changed a weight, and added a bias where `legal_shapes` let it."""
     with _sandbox(plugin) as sandbox:
         whole = dict(sandbox.pruned.state_dict())
         reader = sandbox.pruned.layout.axis["layers.1.mlp"].reader_cut.parameter
-        bias, shape = next(iter(sandbox.pruned.possible_biases().items()))
-        updates = {reader: 1.5 * whole[reader], bias: torch.linspace(-1, 1, shape[0])}
+        updates = {reader: 1.5 * whole[reader]}
+        if _shapes(plugin, sandbox.pruned.layout).added_biases:
+            bias, shape = next(iter(sandbox.pruned.possible_biases().items()))
+            updates[bias] = torch.linspace(-1, 1, shape[0])
         pruned = dataclasses.replace(sandbox.pruned, updates=updates)
         _require_same_logits(plugin, dataclasses.replace(sandbox, pruned=pruned))
 
@@ -274,10 +277,11 @@ def report_lists_every_file_with_its_hash(plugin: Registered) -> None:
 
 @check("exporter", READS_BACK)
 def no_file_holds_a_path_of_this_machine(plugin: Registered) -> None:
-    """No file names a folder of this machine, whether of the model, of the output or out of the recipe."""
+    """No file names a folder of this machine: of the model, of the output, out of the recipe, or of installed code."""
     with _sandbox(plugin) as sandbox:
         _export(plugin, sandbox)
-        foreign = [str(path).encode() for path in (sandbox.root, Path.home(), Path(SECRET).parent)]
+        code = [Path(module.__file__ or SECRET).parent.parent for module in (torch, polyprune_core)]
+        foreign = [str(path).encode() for path in (sandbox.root, Path.home(), Path(SECRET).parent, *code)]
         paths = [path for path in sandbox.out.rglob("*") if path.is_file()]
         holding = sorted(path.name for path in paths if any(text in path.read_bytes() for text in foreign))
     require(not holding, f"an absolute path stands in {', '.join(holding)}")

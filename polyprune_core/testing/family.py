@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from polyprune_core.errors import PolypruneError
 from polyprune_core.evaluation.losses import last_hidden
 from polyprune_core.models.describe import describe
-from polyprune_core.models.families import FamilyFile, also
+from polyprune_core.models.families import FamilyFile, also, family_of
 from polyprune_core.models.heads import logits_head
 from polyprune_core.models.layout import ModelLayout
 from polyprune_core.models.quiet import quiet
@@ -78,31 +79,56 @@ def masks_of(space: MaskSpace) -> Iterator[tuple[str, Tensor]]:
         yield f"the first {space.name} sublayer gone", keep
 
 
-def _cases(model_type: str) -> Iterator[tuple[str, nn.Module, MaskSpace, Tensor]]:
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One mask (U,) of a tiny model, and what is made of it: each once, and looked at by all checks."""
+
+    name: str
+    model: Any
+    space: MaskSpace
+    keep: Tensor
+
+    def pruned_from(self, base: LoadedModel) -> PrunedModel:
+        """Returns `base`, which is the same model, without what the mask removes."""
+        return tiny_pruned(base, self.space, self.keep)
+
+    @cached_property
+    def pruned(self) -> PrunedModel:
+        """The model without what the mask removes."""
+        return self.pruned_from(LoadedModel("tiny", self.model, tiny_tokenizer(), "", None))
+
+    @cached_property
+    def built(self) -> Any:
+        """The smaller model."""
+        with quiet():
+            return self.pruned.build()
+
+    @cached_property
+    def gated(self) -> Tensor:
+        """Logits of the whole model, multiplied by the mask."""
+        with gated(self.model, self.space.layout, self.space.axis_keep(self.keep)):
+            return logits_of(self.model)
+
+
+def _cases(model_type: str) -> tuple[Case, ...]:
+    return _cases_of(model_type, repr(family_of(model_type)))
+
+
+@lru_cache(maxsize=1)
+def _cases_of(model_type: str, _described: str) -> tuple[Case, ...]:
+    """Returns the cases of a type, as its family describes it now: the checks of one type come after one another."""
     model = _model(model_type)
     layout = describe(model)
-    for kind in kinds_of(layout):
-        space = space_of(layout, kind)
-        for name, keep in masks_of(space):
-            yield name, model, space, keep
+    spaces = [space_of(layout, kind) for kind in kinds_of(layout)]
+    return tuple(Case(name, model, space, keep) for space in spaces for name, keep in masks_of(space))
 
 
-def _uneven(model_type: str) -> Iterator[tuple[str, nn.Module, MaskSpace, Tensor]]:
-    """Yields one case for each kind."""
-    done: set[str] = set()
+def _uneven(model_type: str) -> list[Case]:
+    """Returns one case for each kind."""
+    first: dict[str, Case] = {}
     for case in _cases(model_type):
-        if case[2].name not in done:
-            done.add(case[2].name)
-            yield case
-
-
-def _gated(model: nn.Module, space: MaskSpace, keep: Tensor) -> Tensor:
-    with gated(model, space.layout, space.axis_keep(keep)):
-        return logits_of(model)
-
-
-def _pruned(model: Any, space: MaskSpace, keep: Tensor) -> PrunedModel:
-    return tiny_pruned(LoadedModel("tiny", model, tiny_tokenizer(), "", None), space, keep)
+        first.setdefault(case.space.name, case)
+    return list(first.values())
 
 
 @_check
@@ -132,56 +158,55 @@ def keeping_all_changes_no_bit(model_type: str) -> None:
     whole = logits_of(model)
     for kind in kinds_of(layout):
         space = space_of(layout, kind)
-        keep = torch.ones(len(space), dtype=torch.bool)
-        require(torch.equal(_gated(model, space, keep), whole), f"gated {kind} is another model with all kept")
-        with Compactor(model, layout) as compactor, compactor.applied(space.axis_keep(keep)):
+        case = Case(kind, model, space, torch.ones(len(space), dtype=torch.bool))
+        require(torch.equal(case.gated, whole), f"gated {kind} is another model with all kept")
+        with Compactor(model, layout) as compactor, compactor.applied(space.axis_keep(case.keep)):
             require_close(logits_of(model), whole, ROUNDING, f"compacted {kind} with all kept")
-        require(torch.equal(logits_of(_pruned(model, space, keep).build()), whole), f"built {kind} with all kept")
+        require(torch.equal(logits_of(case.built), whole), f"built {kind} with all kept")
 
 
 @_check
 def gated_is_compact(model_type: str) -> None:
     """Multiplying by the mask gives what running the smaller model in place gives."""
-    for name, model, space, keep in _cases(model_type):
-        expected = _gated(model, space, keep)
-        with Compactor(model, space.layout) as compactor, compactor.applied(space.axis_keep(keep)):
-            require_close(logits_of(model), expected, ROUNDING, name)
+    for case in _cases(model_type):
+        keep, expected = case.space.axis_keep(case.keep), case.gated
+        with Compactor(case.model, case.space.layout) as compactor, compactor.applied(keep):
+            require_close(logits_of(case.model), expected, ROUNDING, case.name)
 
 
 @_check
 def built_is_gated_and_as_large_as_said(model_type: str) -> None:
     """The smaller model gives the gated one's logits, and has the parameters that its price says."""
-    for name, model, space, keep in _cases(model_type):
-        pruned = _pruned(model, space, keep)
-        with quiet():
-            built = pruned.build()
-        require_close(logits_of(built), _gated(model, space, keep), ROUNDING, name)
-        found = sum(parameter.numel() for parameter in built.parameters())
-        require(found == pruned.parameters, f"{name}: {found} parameters, of which {pruned.parameters} were expected")
+    for case in _cases(model_type):
+        require_close(logits_of(case.built), case.gated, ROUNDING, case.name)
+        found, expected = sum(parameter.numel() for parameter in case.built.parameters()), case.pruned.parameters
+        require(found == expected, f"{case.name}: {found} parameters, of which {expected} were expected")
 
 
 @_check
 def written_and_read_back_is_gated(model_type: str) -> None:
     """The folder that is written loads to a model with the gated one's logits."""
-    for name, model, space, keep in _uneven(model_type):
-        with tempfile.TemporaryDirectory() as dense, tempfile.TemporaryDirectory() as folder, quiet():
-            model.save_pretrained(dense)  # type: ignore[operator]
-            tiny_tokenizer().save_pretrained(dense)
-            base = load_model(dense, dtype="float32", device="cpu")
-            write_model(tiny_pruned(base, space, keep), Path(folder), torch.float32, "5GB", {})
-            read = load_model(folder, dtype="float32", device="cpu").model
-        require_close(logits_of(read), _gated(model, space, keep), ROUNDING, name)
+    with tempfile.TemporaryDirectory() as dense, quiet():
+        _model(model_type).save_pretrained(dense)
+        tiny_tokenizer().save_pretrained(dense)
+        base = load_model(dense, dtype="float32", device="cpu")
+        for case in _uneven(model_type):
+            with tempfile.TemporaryDirectory() as folder:
+                write_model(case.pruned_from(base), Path(folder), torch.float32, "5GB", {})
+                read = load_model(folder, dtype="float32", device="cpu").model
+            require_close(logits_of(read), case.gated, ROUNDING, case.name)
 
 
 @_check
 def generation_with_a_cache_is_that_without(model_type: str) -> None:
     """The smaller model generates the same tokens with its cache and without it."""
-    for name, model, space, keep in _uneven(model_type):
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    for case in _uneven(model_type):
         with quiet():
-            built: Any = _pruned(model, space, keep).build()
-            options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-            with_, without = (built.generate(tiny_windows()[:2], use_cache=use, **options) for use in (True, False))
-        require(torch.equal(with_, without), f"{name}: other tokens with the cache")
+            with_, without = (
+                case.built.generate(tiny_windows()[:2], use_cache=use, **options) for use in (True, False)
+            )
+        require(torch.equal(with_, without), f"{case.name}: other tokens with the cache")
 
 
 @_check
@@ -190,14 +215,13 @@ def padding_on_the_left_changes_nothing(model_type: str) -> None:
     ids = tiny_windows()[:2, :6]
     padded = torch.cat([torch.ones(2, 2, dtype=ids.dtype), ids], dim=1)
     mask = torch.cat([torch.zeros(2, 2, dtype=ids.dtype), torch.ones_like(ids)], dim=1)
-    for name, model, space, keep in _uneven(model_type):
+    for case in _uneven(model_type):
         with quiet(), torch.no_grad():
-            built = _pruned(model, space, keep).build()
-            alone = built(input_ids=ids, use_cache=False).logits
+            alone = case.built(input_ids=ids, use_cache=False).logits
             places = (mask.cumsum(1) - 1).clamp(min=0)
-            told = {"position_ids": places} if _takes_places(built) else {}
-            after = built(input_ids=padded, attention_mask=mask, use_cache=False, **told).logits[:, 2:]
-        require_close(after, alone, 10 * ROUNDING, name)
+            told = {"position_ids": places} if _takes_places(case.built) else {}
+            after = case.built(input_ids=padded, attention_mask=mask, use_cache=False, **told).logits[:, 2:]
+        require_close(after, alone, 10 * ROUNDING, case.name)
 
 
 def _takes_places(model: nn.Module) -> bool:

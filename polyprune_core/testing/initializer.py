@@ -45,7 +45,9 @@ def _score(
 
 def _calibration(plugin: Registered, model: nn.Module, **how: Any) -> Calibration:
     """Returns calibration with all that the plugin says it needs, and no budget unless it says so."""
-    return tiny_calibration(model, budget=SelectionRule(0.3) if "budget" in plugin.provider.needs else None, **how)
+    needs = plugin.provider.needs
+    budget = SelectionRule(0.3) if "budget" in needs else None
+    return tiny_calibration(model, budget=budget, held_back="held-back" in needs, **how)
 
 
 def _accepted(plugin: Registered) -> Iterator[str]:

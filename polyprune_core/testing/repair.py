@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.models.sources import LoadedModel, load_model
-from polyprune_core.plugins.registry import Registered
+from polyprune_core.plugins.contracts import adds_biases
+from polyprune_core.plugins.registry import Registered, load_registry
 from polyprune_core.plugins.validation import check_updates
 from polyprune_core.pruning.mask_file import MaskFile, write_masks
 from polyprune_core.pruning.pruned_model import PrunedModel
@@ -110,6 +111,16 @@ def repair_costs_are_declared(plugin: Registered) -> None:
         )
         for need, number in (("calibration", counted), ("gradients", calibration.backward_passes)):
             require(need in plugin.provider.needs or not number, f"it made {number} passes; add {need!r} to its needs")
+
+
+@check("repair", FITS)
+def added_biases_are_declared(plugin: Registered) -> None:
+    """`adds_biases`, of the repair or of its `start`, says whether readers get biases that had none."""
+    told = adds_biases(made(plugin), lambda spec: load_registry().build("repair", spec))
+    with _base() as base:
+        added = _repaired(plugin, _pruned(base)).added()
+    require(told or not added, f"it adds {', '.join(added[:1])}; declare adds_biases = True")
+    require(added or not told, "adds_biases is True, and it adds none to a model without biases; leave it out")
 
 
 @check("repair", FITS, "building_uses_no_global_randomness")

@@ -112,9 +112,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="w1", eos_token="w2", unk_token="w0")
 
 
-def tiny_windows() -> Tensor:
+def tiny_windows(seed: int = 0) -> Tensor:
     """Returns token windows (5, 12)."""
-    return torch.randint(VOCABULARY, (5, 12), generator=generator(0, "tiny windows"))
+    return torch.randint(VOCABULARY, (5, 12), generator=generator(seed, "tiny windows"))
 
 
 @torch.no_grad()
@@ -150,10 +150,11 @@ def tiny_calibration(
     seed: int = 0,
     batch_size: int = 8,
     budget: SelectionRule | None = None,
+    held_back: bool = False,
 ) -> Calibration:
     """Returns calibration on `windows` (N, T), by default `tiny_windows()`, with a generator made from `seed`.
 
-    `budget`: for a metric that needs it.
+    `budget` and, made from another seed, windows `held_back`: for a metric that needs them.
     """
     text = tiny_windows() if windows is None else windows
     rng = generator(seed, "tiny calibration")
@@ -166,7 +167,17 @@ def tiny_calibration(
         updates: Mapping[str, Tensor] = load_registry().build("repair", spec).repair(pruned, calibration)
         return updates
 
-    return Calibration(model, describe(model), text, rng, batch_size, budget=budget, measure=measure, mend=mend)
+    return Calibration(
+        model,
+        describe(model),
+        text,
+        rng,
+        batch_size,
+        budget=budget,
+        measure=measure,
+        mend=mend,
+        held_back=tiny_windows(seed=1) if held_back else None,
+    )
 
 
 def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:

@@ -30,6 +30,11 @@ def user_path(text: str) -> Path:
     return path
 
 
+def size_told(count: int) -> str:
+    """Returns a number of bytes for people: "2.2 MB", or "6.1 kB" where that would be less than 0.1 MB."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all, unless it holds just that already; text as UTF-8.
 

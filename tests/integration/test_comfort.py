@@ -13,9 +13,13 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from click.shell_completion import BashComplete
 from commandline import polyprune
+
+from polyprune_core.cli import cli
 
 PROGRAM = "from polyprune_core.cli import main; main()"
 SMALL = ("compare", "-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--batch-size", "2")
@@ -35,13 +39,14 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | changes
 
 
-def completed(words: str) -> list[str]:
-    """What is offered in place of the last word."""
-    asked = environment(
-        _POLYPRUNE_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(len(words.split(" ")) - 1)
-    )
-    run = subprocess.run([sys.executable, "-c", PROGRAM], env=asked, capture_output=True, text=True, check=False)
-    return [line.partition(",")[2] for line in run.stdout.splitlines()]
+def asking(words: str) -> dict[str, str]:
+    """What a shell sets to ask what is offered in place of the last word."""
+    place = str(len(words.split(" ")) - 1)
+    return {"_POLYPRUNE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": place}
+
+
+def offers(printed: str) -> list[str]:
+    return [line.partition(",")[2] for line in printed.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +68,14 @@ def completed(words: str) -> list[str]:
     ],
 )
 def test_a_shell_is_offered_commands_plugins_models_and_formats(words, offered) -> None:
-    assert completed(words) == offered
+    with mock.patch.dict(os.environ, asking(words)):
+        assert offers(BashComplete(cli, {}, "polyprune", "_POLYPRUNE_COMPLETE").complete()) == offered
+
+
+def test_a_shell_is_answered_by_the_program_itself() -> None:
+    asked = environment(**asking("polyprune comp"))
+    run = subprocess.run([sys.executable, "-c", PROGRAM], env=asked, capture_output=True, text=True, check=False)
+    assert offers(run.stdout) == ["compare", "completion"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -187,6 +187,26 @@ def test_a_form_that_a_plan_does_not_have_is_refused(tmp_path, form) -> None:
     assert "table or json" in run.err
 
 
+def test_what_cells_leave_is_found_without_weights_and_is_what_they_leave(finished, tmp_path) -> None:
+    plan = planned("-o", tmp_path)
+    rows = {tuple(row[name] for name in ("kind", "initializer", "estimator")): row for row in finished[1]}
+    whole = next(row["parameters_kept"] for row in finished[1] if row["kind"] == "dense")
+    assert plan["parameters"] == whole
+    largest_unit = 4 * 128 * 128  # a KV head of tiny with its queries
+    for cell in plan["cells"]:
+        row = rows[tuple(cell["row"][name] for name in ("kind", "initializer", "estimator"))]
+        assert abs(cell["parameters"] - row["parameters_kept"]) <= 2 * largest_unit
+    kept = 1 - plan["cells"][1]["row"]["sparsity"]
+    assert plan["cells"][1]["parameters"] <= whole - (1 - kept) * plan["prunable"]["head+channel"]
+
+
+def test_a_budget_that_cannot_be_met_is_refused_as_the_run_would(tmp_path) -> None:
+    run = dry("-o", tmp_path, "--sparsity", "0.999")
+    assert (run.status, run.out) == (2, "")
+    assert "0.999" in run.err
+    assert not list(tmp_path.iterdir())
+
+
 LONG = ("--estimators", "reinforce-released", "--policy", "probabilities")
 LONG += ("--granularity", "head+channel,channel", "--scope", "kind,layer")
 
@@ -213,8 +233,9 @@ sys.exit(f"loaded: {sorted(heavy & sys.modules.keys())}")
 """
 
 
-def test_no_heavy_library_is_loaded_where_the_store_is_empty(tmp_path) -> None:
-    command = [sys.executable, "-c", WATCHED, *GRID, "--dry-run", "-o", str(tmp_path / "new")]
+def test_no_heavy_library_is_loaded_where_neither_model_nor_store_is_here(tmp_path) -> None:
+    distant = (*GRID, "-m", "somebody/model-of-theirs")
+    command = [sys.executable, "-c", WATCHED, *distant, "--dry-run", "-o", str(tmp_path / "new")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ, check=False)
     assert run.stderr == "loaded: []\n"
     assert "6 to do" in run.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -13,6 +14,7 @@ from commandline import Run, polyprune
 from safetensors.torch import load_file
 
 from polyprune_core.models.sources import load_model
+from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_plugins.exporters.huggingface import HuggingFace
 
 SMALL = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
@@ -66,6 +68,14 @@ def test_masks_become_the_model_that_prune_would_have_written(masks, tmp_path) -
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("new", "whole"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    card = (tmp_path / "new" / "README.md").read_text("utf-8")
+    assert card == (tmp_path / "whole" / "README.md").read_text("utf-8")
+    (command,) = (line for line in card.splitlines() if line.startswith("polyprune prune"))
+    again = shlex.split(command.removesuffix(" --exporter huggingface --output pruned"))[1:]
+    assert polyprune(*again, "--exporter", "masks", "-o", tmp_path / "again", "--quiet").status == 0
+    assert MaskFile.read(tmp_path / "again").keep.equal(MaskFile.read(masks).keep)
+    scored = MaskFile.read(masks).measured[0]
+    assert f"| {scored['text']} | {scored['window']} | {scored['tokens']:,} | {scored['perplexity']:.4f} | " in card
 
 
 @pytest.mark.parametrize("how", ["the beginning of its id", "its file"])
@@ -76,6 +86,9 @@ def test_a_finished_cell_becomes_a_model(masks, store, tmp_path, how) -> None:
     assert run.status == 0, run.err
     assert json.loads(run.out)["verification"]["top1_agreement"] == 1.0
     assert export(masks, tmp_path / "same").status == 0
+    card = (tmp_path / "new" / "README.md").read_text("utf-8")
+    assert "\npolyprune compare --model" in card
+    assert "| this model | dense |" in card
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("new", "same"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
@@ -165,9 +178,9 @@ def test_an_export_never_takes_the_place_of_what_it_reads(masks, store, tmp_path
     ):
         run = export(read, output, "--overwrite")
         assert run.status == 2
-        assert f"{relation} what is exported, {read}, which is read" in run.err
+        assert f"{relation} what was decided, {read}, which is read" in run.err
     assert {path: path.read_bytes() for path in read.iterdir()} == before
-    refused(export(store, store / "new", "--cell", wanda_cell(store)), store / "new", "lies in what is exported")
+    refused(export(store, store / "new", "--cell", wanda_cell(store)), store / "new", "lies in what was decided")
 
 
 def test_a_cell_is_asked_of_a_store_only(masks, store, tmp_path) -> None:

@@ -28,6 +28,7 @@ from polyprune_core.pruning.gating import gated
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
+from polyprune_core.testing.exporter import modules_of_models_in
 from polyprune_plugins.exporters.huggingface import HuggingFace
 from polyprune_plugins.exporters.masks import Masks
 from polyprune_plugins.granularities.attention import Attention
@@ -484,6 +485,25 @@ def test_masks_of_other_units_are_refused(llama: LoadedModel, masks: Path) -> No
     path.write_text(path.read_text().replace("layers.3.mlp", "layers.9.mlp"))
     with pytest.raises(ModelError, match="do not fit"):
         MaskFile.read(masks).apply(llama)
+
+
+def test_what_transformers_saves_again_has_card_licence_and_provenance(
+    exports: dict[str, Exported], bases: dict[str, Path], tmp_path: Path
+) -> None:
+    with_licence = tmp_path / "base"
+    shutil.copytree(bases["llama"], with_licence)
+    (with_licence / "LICENSE").write_text("do as you like")
+    folder = tmp_path / "pruned"
+    folder.mkdir()
+    base = load_model(str(with_licence), device="cpu")
+    HuggingFace().export(pruned(base, CASES["llama heads and channels"]), folder)
+    with modules_of_models_in(tmp_path / "modules"):
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        model.save_pretrained(tmp_path / "again")
+    for name in ("README.md", "LICENSE", "modeling_polyprune.py"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+    ours, theirs = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "again"))
+    assert ours["polyprune"] == theirs["polyprune"]
 
 
 def test_a_card_shows_foreign_text_as_text(llama: LoadedModel, tmp_path: Path) -> None:

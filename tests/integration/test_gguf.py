@@ -150,11 +150,10 @@ def test_a_tokenizer_without_a_form_is_refused_unless_token_ids_are_enough(tmp_p
     Gguf(ids_only=True).check(base)
 
 
-def test_biases_that_no_architecture_holds_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    case = Case("qwen3", "", {"tie_word_embeddings": True}, biases=True)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ModelError, match=r"no place for the biases.*--repair least-squares:bias=false"):
-        Gguf().export(pruned(dense(tmp_path, case), case), tmp_path / "out")
+@pytest.mark.parametrize(("family", "holds"), [("llama", True), ("qwen2", True), ("qwen3", False)])
+def test_it_says_of_each_family_whether_biases_that_a_repair_adds_have_a_place(tmp_path: Path, family, holds) -> None:
+    layout = describe(dense(tmp_path, Case(family, "", {"tie_word_embeddings": True})).model)
+    assert Gguf().legal_shapes(layout).added_biases is holds
 
 
 def test_uniform_shapes_and_blocks_are_chosen_before_the_selection(tmp_path: Path) -> None:

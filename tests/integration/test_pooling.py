@@ -16,6 +16,7 @@ from commandline import polyprune
 from polyprune_core import ConfigError, Provider
 from polyprune_core.config.cell import Metric, Pruned
 from polyprune_core.config.grid import cells
+from polyprune_core.config.held_back import HELD_BACK
 from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
@@ -25,7 +26,6 @@ from polyprune_core.results.row import row_from_json
 from polyprune_core.runs.decision import Decider
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.opening import open_harness
-from polyprune_core.runs.pooling import HELD_BACK
 from polyprune_core.utils.progress import Reporter
 
 SAMPLES, LENGTH = 4, 32
@@ -78,7 +78,7 @@ def asked(metric: str = "wanda", **coordinates: Any) -> Metric:
 
 def loss_by_hand(harness: Harness, cell: Pruned) -> float:
     """The loss of the smaller model, built as an exporter would, on the windows held back."""
-    model, windows = Decider(harness).decide(cell).pruned.build(), harness.held_back(cell.seed)
+    model, windows = Decider(harness).decide(cell).pruned.build(), harness.windows.held_back(cell.seed)
     with torch.inference_mode():
         logits = model(windows).logits.float()
     return float(F.cross_entropy(logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten()))
@@ -108,7 +108,7 @@ def test_the_windows_are_those_that_the_metric_does_not_look_at(harness) -> None
         METRIC.seen.clear()
         Decider(harness).decide(asked("seeing", seed=seed))
         held, pool = (
-            {tuple(ids) for ids in w.tolist()} for w in (harness.held_back(seed), harness.calibration_windows)
+            {tuple(ids) for ids in w.tolist()} for w in (harness.windows.held_back(seed), harness.windows.calibration)
         )
         looked = {tuple(ids) for _, windows in METRIC.seen for ids in windows.tolist()}
         assert (len(looked), len(held)) == (SAMPLES, HELD_BACK)
@@ -150,13 +150,13 @@ def test_the_evaluation_text_has_no_say(harness, short_texts, tmp_path) -> None:
 def test_a_text_that_leaves_nothing_to_hold_back_is_told_of_before_anything_runs(short_texts) -> None:
     registry = load_registry()
     text = {"calibration": str(short_texts / "learn.txt"), "evaluation": str(short_texts / "test.txt"), "seq_len": 32}
-    every = len(
-        open_harness(
-            Comparison(model="tiny", scope="kind", scale="raw", **text), registry, Reporter()
-        ).calibration_windows
-    )
+    settled = Comparison(model="tiny", scope="kind", scale="raw", **text)
+    every = len(open_harness(settled, registry, Reporter()).windows.calibration)
     with pytest.raises(ConfigError, match=f"has {every} windows of 32 tokens, and a metric looks at all of them"):
         open_harness(Comparison(model="tiny", calibration_samples=every, **text), registry, Reporter())
+    searched = {"scope": "kind", "scale": "raw", "estimators": "rloo", "baselines": (), "calibration_samples": every}
+    with pytest.raises(ConfigError, match="nor for --early-stopping"):
+        open_harness(Comparison(model="tiny", early_stopping=1, **searched, **text), registry, Reporter())
 
 
 def test_searches_keep_the_scope_of_their_policy() -> None:

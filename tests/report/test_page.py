@@ -158,7 +158,7 @@ def test_what_comes_first_says_which_row_is_lowest_and_whether_that_means_anythi
     )
     assert last.startswith("4 searches against their own starts: 2 better")
     one = dataclasses.replace(results, rows=[row for row in results.rows if row.cell.seed in (None, 0)])
-    assert "not set apart from all others" in findings(one)[0]
+    assert "not shown to be better than every other row" in findings(one)[0]
 
 
 def chart_of(store: Path) -> Chart:

@@ -25,6 +25,7 @@ from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import Policy, Scores
 from polyprune_core.search import checkpoint as resume
 from polyprune_core.search.checkpoint import Checkpoint, pack, unpack, unsupported_type
+from polyprune_core.search.early_stopping import EarlyStopping
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import Trace
 from polyprune_core.utils.progress import Reporter
@@ -134,6 +135,7 @@ registry = functools.cache(load_registry)
 
 
 def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_resume=nothing, policy=None, **changes):
+    stopping = changes.pop("stopping", None)
     start = PolicyStart(space, Scores(torch.linspace(0, 1, len(space)), "rising"), SelectionRule(0.5))
     family = registry().build("policy", policy or "probabilities").bind(start)
     return search(
@@ -147,6 +149,7 @@ def run(space, estimator=None, checkpoint=None, dies=None, on_step=nothing, on_r
         on_step,
         checkpoint,
         on_resume,
+        stopping,
     )
 
 
@@ -205,6 +208,17 @@ def test_every_policy_goes_on_with_what_its_optimizer_and_its_average_remember(s
             run(space, RLOO(), Checkpoint(tmp_path / "search", CELL, Told()), dies=done, **how)
         assert same(run(space, RLOO(), Checkpoint(tmp_path / "search", CELL, Told()), **how), run(space, RLOO(), **how))
         (tmp_path / "search").unlink()
+
+
+@pytest.mark.usefixtures("at_every_step")
+@pytest.mark.parametrize("done", range(1, STEPS))
+def test_a_search_that_looks_at_text_held_back_goes_on_with_what_it_saw(space, tmp_path, done) -> None:
+    stopping = EarlyStopping(lambda parameters: float(parameters[0]), patience=1)
+    with pytest.raises(Killed):
+        run(space, RLOO(), Checkpoint(tmp_path / "search", CELL, Told()), dies=done, stopping=stopping)
+    resumed = run(space, RLOO(), Checkpoint(tmp_path / "search", CELL, Told()), stopping=stopping)
+    assert same(resumed, run(space, RLOO(), stopping=stopping))
+    assert sum(record.held_back is not None for record in resumed[1].steps) == 2
 
 
 @by_estimator

@@ -16,6 +16,7 @@ from polyprune_core.plugins.validation import check_estimator
 from polyprune_core.pruning.budget import SelectionRule, pools, project, select
 from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import MaskBatch, Policy, Scores
+from polyprune_core.search.early_stopping import EarlyStopping
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import entropy, expected_sparsity
 from polyprune_plugins.estimators.antithetic import Antithetic
@@ -70,7 +71,7 @@ def planted(space) -> FakeObjective:
 
 
 def run(space, objective=None, estimator=None, seed: int = 0, policy=None, on_step=lambda record: None, **changes):
-    scope = changes.pop("scope", "kind")
+    scope, stopping = changes.pop("scope", "kind"), changes.pop("stopping", None)
     options = replace(OPTIONS, **changes)
     learned, trace = search(
         Probabilities().bind(
@@ -83,6 +84,7 @@ def run(space, objective=None, estimator=None, seed: int = 0, policy=None, on_st
         options,
         torch.Generator().manual_seed(seed),
         on_step,
+        stopping=stopping,
     )
     return Policy(learned), trace
 
@@ -291,3 +293,40 @@ def test_too_few_or_unpaired_masks_are_refused_with_what_is_needed(estimator, ma
 @pytest.mark.parametrize(("estimator", "masks"), [(RLOO(), 2), (RLOO(), 3), (Reinforce(), 1), (Antithetic(), 4)])
 def test_a_number_of_masks_the_estimator_can_use_is_accepted(estimator, masks) -> None:
     check_estimator("name", estimator, masks)
+
+
+def stopped(space, held_back: dict[int, float], patience: int, **changes):
+    """Runs a search whose policy loses what `held_back` says after so many steps, and in between what it did before."""
+    seen: list[torch.Tensor] = []
+
+    def loss(parameters: torch.Tensor) -> float:
+        seen.append(parameters)
+        return held_back[5 * (len(seen) - 1)]
+
+    learned, trace = run(space, stopping=EarlyStopping(loss, patience), **changes)
+    return learned.keep_prob, trace, seen
+
+
+def test_a_search_stops_once_it_no_longer_loses_less_on_text_held_back_and_takes_what_lost_least(space) -> None:
+    learned, trace, seen = stopped(space, {0: 3.0, 5: 2.0, 10: 2.5, 15: 2.0}, patience=2, steps=40)
+    assert len(trace.steps) == 15
+    assert torch.equal(learned, seen[1])
+    assert (trace.held_back, [record.held_back for record in trace.steps if record.held_back]) == (3.0, [2.0, 2.5, 2.0])
+
+
+def test_a_search_that_gains_nothing_on_text_held_back_gives_its_start(space) -> None:
+    learned, trace, seen = stopped(space, {0: 3.0, 5: 3.1}, patience=1, steps=40)
+    assert len(trace.steps) == 5
+    assert torch.equal(learned, seen[0])
+
+
+def test_the_last_look_is_at_the_end(space) -> None:
+    learned, trace, seen = stopped(space, {0: 3.0, 5: 2.5, 10: 2.0}, patience=3, steps=8)
+    assert [record.step for record in trace.steps if record.held_back] == [5, 8]
+    assert torch.equal(learned, seen[2])
+
+
+def test_a_search_that_looks_steps_as_one_that_does_not(space) -> None:
+    _, plain = run(space, steps=8)
+    _, looked, _ = stopped(space, {0: 3.0, 5: 2.5, 10: 2.0}, patience=3, steps=8)
+    assert [record.losses for record in looked.steps] == [record.losses for record in plain.steps]

@@ -7,15 +7,14 @@ trust. Weights are written in the number format that the dense model is stored i
 
 from __future__ import annotations
 
-import html
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
+from polyprune_plugins.exporters.card import card
 
 if TYPE_CHECKING:
     from polyprune_core import LoadedModel, ModelLayout, PrunedModel
@@ -25,43 +24,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(DIR{trust})
 tokenizer = AutoTokenizer.from_pretrained(DIR{trust})
-"""
-
-CARD = """\
----
-{front}
----
-
-# {name}, pruned
-
-{base} with {removed} of its prunable parameters removed, as units of {granularity}.
-It has {parameters}, in {layers}. The weights stay under {licence}.
-
-```python
-DIR = "path/to/this/folder"
-{reload}```
-
-{code}
-{measured}{elsewhere}
-| made with | polyprune {version} |
-|---|---|
-{table}
-"""
-
-
-MEASURED = """\
-| perplexity | this model | dense |
-|---|---|---|
-| {text}, {tokens:,} tokens in windows of {window} | {perplexity:.4f} | {dense:.4f} |
-
-"""
-ELSEWHERE = """\
-Any program that loads an ordinary {family} checkpoint loads this folder.
-"""
-ELSEWHERE_WITH_CODE = """\
-An adapter for all layers is `LoraConfig(target_modules="all-linear")`. For programs that run no code of a folder,
-`polyprune export` writes the same model anew from its masks or its results: `--exporter huggingface:pad=widest` as an
-ordinary {family} checkpoint, `--exporter gguf` for llama.cpp, `--exporter onnx` for ONNX Runtime.
 """
 
 
@@ -91,7 +53,12 @@ class HuggingFace:
         step = self.pad if isinstance(self.pad, int) else 1
         # An expert of zeros would still be chosen, so that where there are experts layers keep as many.
         uniform = self.shape == "uniform" or (self.pad == "widest" and any(axis.router for axis in layout.axes))
-        return LegalShapes({"channel": step} if step > 1 else {}, equal_widths=uniform, empty_sublayers=not uniform)
+        return LegalShapes(
+            {"channel": step} if step > 1 else {},
+            equal_widths=uniform,
+            empty_sublayers=not uniform,
+            added_biases=self.pad != "widest",
+        )
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
         import torch
@@ -105,11 +72,11 @@ class HuggingFace:
         has_code = hasattr(model.config, "auto_map")
         reload = RELOAD.format(trust=", trust_remote_code=True" if has_code else "")
         parameters = model.num_parameters()
-        (out_dir / "README.md").write_text(_card(pruned, origin, parameters, reload), encoding="utf-8")
+        (out_dir / "README.md").write_text(card(pruned, origin, parameters, reload), encoding="utf-8")
         return export_report(out_dir, "huggingface", reload, parameters, trust_remote_code=has_code)
 
     def _padded(self, pruned: PrunedModel) -> PrunedModel:
-        from polyprune_core import ConfigError, ModelError, padded
+        from polyprune_core import ConfigError, padded
 
         if self.pad == "none" or not pruned.needs_code:
             return pruned
@@ -122,12 +89,6 @@ class HuggingFace:
             channels = {axis.name: axis.size for axis in axes if axis.kind == "mlp"}
             sizes = {name: min(-(-left[name] // self.pad) * self.pad, size) for name, size in channels.items()}
             return padded(pruned, sizes)
-        if added := pruned.added():
-            raise ModelError(
-                f"pad=widest makes an ordinary {pruned.layout.family} model, which has no place for the biases that "
-                f"the repair added ({added[0]}, …). Repair without them, as with --repair least-squares:bias=false, or "
-                "leave pad=widest out."
-            )
         widest = {axis.kind: max(left[each.name] for each in axes if each.kind == axis.kind) for axis in axes}
         heads = next((axis for axis in axes if axis.kind in ("attention", "query")), None)
         while True:
@@ -172,53 +133,6 @@ class Vllm(HuggingFace):
         if groups < self.tp:  # vLLM gives every device the same key-value heads then
             return held
         return held.both(LegalShapes({"head": self.tp, "query-head": self.tp // math.gcd(groups, self.tp)}))
-
-
-def _card(pruned: PrunedModel, origin: dict[str, Any], parameters: int, reload: str) -> str:
-    base, sparsity = origin["base"], origin["sparsity"]
-    licence, hub = pruned.base.licence, pruned.base.hub_id
-    front = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [polyprune, pruning]"]
-    front += [f"license: {licence.lower()}"] if licence else []
-    front += [f"base_model: {hub}"] if hub else []
-    asked = "" if sparsity["asked"] is None else f" ({sparsity['asked']:.2%} asked for)"
-    code = (
-        "`modeling_polyprune.py` gives each layer its own widths; read it before you trust it. Where polyprune is\n"
-        "installed, `polyprune_core.register_models()` takes its place, and nothing has to be trusted.\n"
-    )
-    formats = origin["dtype"]
-    rows = {"base model": base["name"], "base weights": base["source"], "base weights, sha256": base["sha256"]}
-    rows |= {"weights": f"{formats['written']} (of the base: {formats['stored']})", "decided in": formats["computed"]}
-    rows |= origin["recipe"]
-    rows = {name: value for name, value in rows.items() if value is not None}
-    table = "\n".join(f"| {_text(name)} | {_text(value)} |" for name, value in rows.items())
-    return CARD.format(
-        front="\n".join(front),
-        name=_text(base["name"].rsplit("/", 1)[-1]),
-        base=_text(base["name"]),
-        removed=f"{sparsity['achieved']:.2%}{asked}",
-        granularity=_text(origin["granularity"]),
-        parameters=f"{parameters:,} of the {origin['parameters']['dense']:,} parameters",
-        layers=f"{len(origin['layers'])} of {pruned.layout.num_layers} layers",
-        licence=f"the licence of the base model ({licence})" if licence else "the licence of the base model",
-        reload=reload,
-        code=code if "trust_remote_code" in reload else "",
-        measured=_measured(pruned.measured),
-        elsewhere=(ELSEWHERE_WITH_CODE if "trust_remote_code" in reload else ELSEWHERE).format(
-            family=pruned.layout.family
-        ),
-        version=origin["version"],
-        table=table,
-    )
-
-
-def _measured(found: Mapping[str, Any]) -> str:
-    return MEASURED.format(**dict(found) | {"text": _text(found["text"])}) if found else ""
-
-
-def _text(value: Any) -> str:
-    """Text that Markdown shows as it is, on one line: no tag, no link, no new cell."""
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)).split())
-    return html.escape(re.sub(r"([\\|`*\[\]!])", r"\\\1", line), quote=False)
 
 
 @hookimpl

@@ -32,7 +32,8 @@ class Masked:
 
     def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
         # A router chooses among all of its rows, also those of zeros: all experts stay.
-        return LegalShapes({axis.kind: axis.size for axis in layout.axes if axis.router})
+        whole = {axis.kind: axis.size for axis in layout.axes if axis.router}
+        return LegalShapes(whole, added_biases=False)
 
     def check(self, base: LoadedModel) -> None:
         """Refuses a model whose code would not be written with it."""
@@ -43,13 +44,8 @@ class Masked:
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
         import torch
 
-        from polyprune_core import ModelError, export_report, padded, write_model
+        from polyprune_core import export_report, padded, write_model
 
-        if added := pruned.added():
-            raise ModelError(
-                f"a dense {pruned.layout.family} model has no place for the biases that the repair added ({added[0]}, "
-                "…). Repair without them, as with --repair least-squares:bias=false, or use --exporter huggingface."
-            )
         dtype = pruned.base.stored_dtype if self.dtype == "stored" else getattr(torch, self.dtype)
         axes = pruned.layout.divided(pruned.axis_keep())
         whole = padded(pruned.stored_as(dtype), {axis.name: axis.size for axis in axes})
@@ -77,8 +73,5 @@ WHOLE = "it has all parameters of the dense model, and zeros among them"
 
 @hookimpl
 def polyprune_exporters() -> Iterator[Provider[Exporter]]:
-    xfail = {
-        "parameters_are_those_that_are_left": WHOLE,
-        "repaired_weights_survive": "a dense model has no place for biases that a repair adds",
-    }
+    xfail = {"parameters_are_those_that_are_left": WHOLE}
     yield Provider("masked", "the dense shape with zeros, loads anywhere", Masked, xfail=xfail)

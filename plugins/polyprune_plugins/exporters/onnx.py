@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyprune_core import Exporter, ExportReport, Provider, Runtime, hookimpl
+from polyprune_plugins.exporters.onnx_int8 import ROUNDING, quantise, restored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 FILE = "model.onnx"
+FORMATS = {"f32": "float32", "int8": "int8"}
 INSIDE = "model."  # how torch.onnx calls the model within what is exported
 LARGEST = 1_500_000_000  # bytes; ONNX holds no more than 2 GB in one file
 RELOAD = """\
@@ -40,9 +42,19 @@ model = Onnx().load(Path(DIR)).model
 
 @dataclass(frozen=True)
 class Onnx:
-    """`cache`: with keys and values of the tokens before as inputs and outputs. Weights are float32."""
+    """`cache`: with keys and values of the tokens before as inputs and outputs.
+
+    `type`: the number format of matrices in the file. With `int8` it is a quarter as large; ONNX Runtime computes in
+    float32 all the same.
+    """
 
     cache: bool = True
+    type: Literal["f32", "int8"] = "f32"
+
+    @property
+    def rounding(self) -> float:
+        """What is lost of a weight: half a step of the largest in its row."""
+        return ROUNDING if self.type == "int8" else 0.0
 
     def check(self, base: LoadedModel) -> None:
         """Refuses a model whose code would not be written with it, and asks for what torch exports with."""
@@ -51,7 +63,7 @@ class Onnx:
         check_writable(base)
         missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
         if missing:
-            raise ConfigError(f"torch exports ONNX with {' and '.join(missing)}: pip install 'polyprune[onnx]'.")
+            raise ConfigError(f"ONNX is written with {' and '.join(missing)}: pip install 'polyprune[onnx]'.")
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
         from polyprune_core import export_report, write_settings
@@ -60,12 +72,16 @@ class Onnx:
         model.config.dtype = model.dtype
         parameters = model.num_parameters()
         origin = pruned.provenance() | {"layers": pruned.kept_layers}
-        origin["dtype"] |= {"written": "float32"}
-        write_settings(model, pruned.base.tokenizer, out_dir, origin)
+        origin["dtype"] |= {"written": FORMATS[self.type]}
+        write_settings(model, pruned.base.tokenizer, out_dir, origin, pruned.base.licence_files)
         with _quiet():
             program = _exported(model, self.cache)
-            program.save(out_dir / FILE, external_data=4 * parameters > LARGEST)
-        return export_report(out_dir, "onnx", RELOAD, parameters, opset=OPSET, cache=self.cache)
+            _forget_origins(program.model)
+            large = 4 * parameters > LARGEST
+            program.save(out_dir / FILE, external_data=large)
+            if self.type == "int8":
+                quantise(out_dir / FILE, large)
+        return export_report(out_dir, "onnx", RELOAD, parameters, opset=OPSET, cache=self.cache, type=self.type)
 
     def load(
         self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
@@ -146,17 +162,24 @@ def _exported(model: Any, cache: bool) -> Any:
     )
 
 
+def _forget_origins(graph: Any) -> None:
+    """Takes out of a graph the lines of code, with the folders of this machine, that its parts were made by."""
+    for part in (graph, graph.graph, *graph.graph.all_nodes()):
+        part.metadata_props.clear()
+
+
 def _weights(file: Path) -> dict[str, Tensor]:
     """Returns the parameters in a graph, by transformers' names; of tied ones both."""
     import onnx
     import torch
     from onnx import numpy_helper
 
-    found = {}
-    for stored in onnx.load(str(file)).graph.initializer:
-        if stored.name.startswith(INSIDE) and not stored.name.endswith("inv_freq"):
-            value = torch.from_numpy(numpy_helper.to_array(stored, str(file.parent)).copy())
-            found[stored.name.removeprefix(INSIDE)] = value
+    stored = {}
+    for each in onnx.load(str(file)).graph.initializer:
+        if each.name.startswith(INSIDE) and not each.name.endswith("inv_freq"):
+            value = torch.from_numpy(numpy_helper.to_array(each, str(file.parent)).copy())
+            stored[each.name.removeprefix(INSIDE)] = value
+    found = restored(stored)
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     if embedding not in found and head in found:
         found[embedding] = found[head]

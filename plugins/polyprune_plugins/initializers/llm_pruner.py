@@ -111,7 +111,7 @@ def dealt_out(values: Tensor, dim: int, heads: int, width: int) -> Tensor:
 def polyprune_initializers() -> Iterator[Provider[Initializer]]:
     yield Provider(
         "llm-pruner",
-        "Taylor estimate of the loss change (needs gradients)",
+        "Taylor estimate of how the loss changes",
         LLMPruner,
         needs=frozenset({"calibration", "gradients"}),
         reference="arXiv 2305.11627, eqs. 3 to 6; released code",

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bias:
+    adds_biases = True
+
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         biases: dict[str, Tensor] = {}
         for reader in pruned.cut_readers():

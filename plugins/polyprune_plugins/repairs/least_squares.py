@@ -37,6 +37,10 @@ class LeastSquares:
         if not 0 <= self.ridge < float("inf"):
             raise PluginError(f"repair 'least-squares': ridge={self.ridge} is not a number from 0; give one, as 0.1.")
 
+    @property
+    def adds_biases(self) -> bool:
+        return self.bias
+
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         updates: dict[str, Tensor] = {}
         for reader in pruned.cut_readers():

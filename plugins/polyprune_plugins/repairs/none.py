@@ -1,4 +1,4 @@
-"""No repair: the weights that stay are those of the dense model."""
+"""No repair: the weights that stay are left as they are, those of the dense model or of a repair before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class NoRepair:
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
-        return {}
+        return pruned.updates
 
 
 @hookimpl

@@ -37,6 +37,10 @@ class Sequential:
         if not 0 < self.ridge < float("inf"):
             raise PluginError(f"repair 'sequential': ridge={self.ridge} is not a number above 0; give one, as 0.1.")
 
+    @property
+    def adds_biases(self) -> bool:
+        return self.bias
+
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         return calibration.refitted(pruned, self.refit) if pruned.cut_readers(routed=True) else {}
 

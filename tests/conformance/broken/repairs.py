@@ -94,6 +94,13 @@ class UncountedPasses(Sound):
 
 
 @dataclass(frozen=True)
+class UndeclaredBiases(Sound):
+    def repair(self, pruned: PrunedModel, calibration: Calibration) -> Updates:
+        name, shape = next(iter(pruned.possible_biases().items()))
+        return {**super().repair(pruned, calibration), name: torch.zeros(shape)}
+
+
+@dataclass(frozen=True)
 class DrawsGlobally(Sound):
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Updates:
         random.random()
@@ -167,6 +174,7 @@ FAULTS = {
     UndeclaredText: "repair_costs_are_declared",
     UndeclaredGradients: "repair_costs_are_declared",
     UncountedPasses: "repair_costs_are_declared",
+    UndeclaredBiases: "added_biases_are_declared",
     DrawsGlobally: "repairing_uses_no_global_randomness",
     IgnoresItsGenerator: "same_calibration_gives_the_same_updates",
     EditsTheDenseModel: "repair_leaves_its_inputs_alone",

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import pytest
+from elsewhere import Here
 from grids import GRID, IN_ANOTHER_PROCESS, cell_files, grid, results_of
 
 from polyprune_core.config.settings import Comparison
@@ -40,16 +41,14 @@ def engine(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return ("--workers", "2", "--threads", "1")
 
 
-def test_two_workers_give_the_rows_that_one_process_gives(unbroken, engine, tmp_path) -> None:
-    run = grid(tmp_path / "store", *engine)
-    assert run.status == 0, run.err
-    assert results_of(run.rows) == results_of(unbroken[1].rows)
-    assert not list((tmp_path / "store" / "cells").glob(".*"))
-    assert "polyprune: " not in run.err
-    assert len([line for line in run.err.splitlines() if "/10 " in line]) == len(run.rows) == 10
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this machine are in this process."""
+    monkeypatch.setattr("polyprune_core.utils.processes.Processes", Here)
 
 
 def test_a_store_half_filled_here_is_filled_by_workers_and_read_as_one(unbroken, copy, engine) -> None:
+    """The rows are those that one process gives, and each is told once."""
     rows = [row for row in unbroken[1].rows if row["estimator"] in ("rloo", "antithetic") or row["kind"] == "dense"]
     for row in rows:
         for path in (copy / "cells").glob(f"{row['id']}*"):
@@ -59,16 +58,21 @@ def test_a_store_half_filled_here_is_filled_by_workers_and_read_as_one(unbroken,
     assert run.status == 0, run.err
     assert results_of(run.rows) == results_of(unbroken[1].rows)
     assert {name: cell_files(copy)[name] for name in kept} == kept
+    assert not list((copy / "cells").glob(".*"))
+    assert "polyprune: " not in run.err
+    assert len([line for line in run.err.splitlines() if "/10 " in line]) == len(run.rows) == 10
 
 
+@pytest.mark.usefixtures("here")
 def test_masks_spread_over_workers_give_the_rows_that_one_process_gives(unbroken, tmp_path) -> None:
     run = grid(tmp_path / "store", "--mask-workers", "2", "--threads", "1")
     assert run.status == 0, run.err
     assert results_of(run.rows) == results_of(unbroken[1].rows)
 
 
-def test_what_cannot_be_had_is_said_once_and_nothing_is_run(engine, tmp_path) -> None:
-    run = grid(tmp_path / "store", "-m", "no-such-model", *engine)
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_had_is_said_once_and_nothing_is_run(tmp_path) -> None:
+    run = grid(tmp_path / "store", "-m", "no-such-model", "--workers", "2")
     assert run.status == 2
     assert run.err.count("no model named 'no-such-model'") == 1
     assert cell_files(tmp_path / "store") == {}
@@ -80,6 +84,7 @@ def test_options_of_ray_are_refused_without_it(tmp_path) -> None:
     assert "--gpus-per-cell is about --executor ray" in run.err
 
 
+@pytest.mark.usefixtures("here")
 def test_where_the_store_cannot_be_seen_files_come_back_with_the_rows(unbroken, tmp_path, monkeypatch) -> None:
     elsewhere = tmp_path / "another-file-system"
     marked = crewed.Crewed._marked
@@ -148,6 +153,52 @@ def test_a_worker_killed_within_a_search_changes_no_row(name, tmp_path) -> None:
     assert len(killer.killed) == 1
     assert rows["many"] == rows["one"]
     assert all(row["status"] == "ok" for row in rows["one"])
+
+
+class Leaver(Reporter):
+    """Takes a node from the cluster once a search steps, with the workers on it."""
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        self.leave, self.left = leave, 0
+        self.statuses = list[str]()
+
+    def status(self, text: str) -> None:
+        self.statuses.append(text)
+
+    @contextmanager
+    def task(self, label: str, total: int, about: object = None) -> Iterator[Task]:
+        yield _Leaving(self) if about else Task()
+
+
+class _Leaving(Task):
+    def __init__(self, leaver: Leaver) -> None:
+        self.leaver = leaver
+
+    def update(self, done: float, note: str = "", loss: float | None = None) -> None:
+        if not self.leaver.left:
+            self.leaver.left += 1
+            self.leaver.leave()
+
+
+@pytest.mark.slow
+def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        lost, _ = (cluster.add_node(num_cpus=1) for _ in range(2))
+        leaver = Leaver(lambda: cluster.remove_node(lost, allow_graceful=False))
+        asked: dict[str, Any] = {"executor": "ray", "address": cluster.address, "workers": 2, "cpus_per_cell": 1}
+        many = compare(Comparison(**LONG, **asked), load_registry(), Store(tmp_path / "many"), leaver)
+        one = compare(Comparison(**LONG), load_registry(), Store(tmp_path / "one"), Reporter())
+    finally:
+        cluster.shutdown()
+    assert leaver.left == 1
+    (told,) = [text for text in leaver.statuses if "a worker of Ray was lost" in text]
+    assert told.endswith("what it had in hand is run again")
+    assert results_of([row.to_json() for row in many.rows]) == results_of([row.to_json() for row in one.rows])
 
 
 def test_an_interrupted_run_leaves_no_worker_and_a_store_that_goes_on(tmp_path, cells_run) -> None:

@@ -6,16 +6,18 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from commandline import Run
-from grids import ESTIMATORS, FEW, GRID, IN_ANOTHER_PROCESS, cell_files, grid, results_of
+from elsewhere import Fork, forks, killed_before
+from grids import ESTIMATORS, FEW, GRID, cell_files, grid, results_of
 
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.models.sources import load_model
+from polyprune_core.runs import workplace
+from polyprune_core.search import checkpoint
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 
@@ -89,28 +91,12 @@ def test_the_same_weights_with_another_configuration_or_tokenizer_are_another_mo
     assert cells_run == ["dense"]
 
 
-KILLED = """
-import os, signal
-from polyprune_core.cli import main
-
-replace, written = os.replace, []
-
-def dying(source, target):
-    if str(target).endswith(".json"):
-        written.append(target)
-    if len(written) == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-
-os.replace = dying
-main()
-"""
-
-
+@forks
 def test_a_run_killed_in_the_middle_of_a_write_goes_on_to_the_same_rows(unbroken, tmp_path, cells_run) -> None:
-    command = [sys.executable, "-c", KILLED, *GRID, "-o", str(tmp_path / "store")]
-    killed = subprocess.run(command, env=os.environ | IN_ANOTHER_PROCESS, capture_output=True, timeout=240, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    def prepare() -> None:
+        killed_before(os, "replace", 6, lambda source, target: str(target).endswith(".json"))
+
+    assert Fork(prepare, *GRID, "-o", tmp_path / "store").finished().status == -signal.SIGKILL
     assert len(list((tmp_path / "store" / "cells").glob("[!.]*.json"))) == 5
     assert not (tmp_path / "store" / "results.json").exists()
     rest = grid(tmp_path / "store")
@@ -119,32 +105,16 @@ def test_a_run_killed_in_the_middle_of_a_write_goes_on_to_the_same_rows(unbroken
     assert results_of(rest.rows) == results_of(unbroken[1].rows)
 
 
-KILLED_WITHIN = """
-import os, signal
-from polyprune_core.search import checkpoint as resume
-from polyprune_core.cli import main
-from polyprune_core.evaluation.losses import Objective
-
-resume.SECONDS_BETWEEN, resume.SHARE_OF_TIME = 0.0, 1.0
-losses, calls = Objective.losses, []
-
-def dying(self, masks, ids):
-    if len(masks) > 1:  # those of a step; poolings are tried one by one
-        calls.append(masks)
-    if len(calls) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return losses(self, masks, ids)
-
-Objective.losses = dying
-main()
-"""
-
-
+@forks
 def test_a_run_killed_within_a_search_goes_on_in_that_search_to_the_same_rows(tmp_path, cells_run, monkeypatch) -> None:
     asked = (*FEW[:-1], "reinforce", "--steps", "6", "-o")
-    command = [sys.executable, "-c", KILLED_WITHIN, *asked, str(tmp_path / "store")]
-    killed = subprocess.run(command, env=os.environ | IN_ANOTHER_PROCESS, capture_output=True, timeout=240, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+
+    def prepare() -> None:
+        checkpoint.SECONDS_BETWEEN, checkpoint.SHARE_OF_TIME = 0.0, 1.0
+        # Steps alone: poolings are tried mask by mask.
+        killed_before(Objective, "losses", 4, lambda self, masks, ids: len(masks) > 1)
+
+    assert Fork(prepare, *asked, tmp_path / "store").finished().status == -signal.SIGKILL
     (left,) = (tmp_path / "store" / "cells").glob("*.search.safetensors")
     calls = []
     losses = Objective.losses
@@ -174,53 +144,33 @@ def test_a_broken_checkpoint_is_told_and_its_cell_starts_over(tmp_path, unbroken
     assert not path.exists()
 
 
-TWIN = """
-import os, sys, time
-from pathlib import Path
-from polyprune_core.runs import workplace
-from polyprune_core.cli import main
-
-meeting, me = Path(sys.argv.pop(1)), sys.argv.pop(1)
-open_harness, run = workplace.open_harness, workplace.run_cell
-
-def met(*arguments):
-    harness = open_harness(*arguments)
-    (meeting / f"{me}.here").touch()
-    while len(list(meeting.glob("*.here"))) < 2:
-        time.sleep(0.01)
-    return harness
-
-def noted(decider, blank, *rest):
-    with open(meeting / "ran", "a") as file:
-        file.write(f"{blank.id} {me}\\n")
-    time.sleep(0.05)
-    return run(decider, blank, *rest)
-
-workplace.open_harness, workplace.run_cell = met, noted
-main()
-"""
-
-
+@forks
 def test_two_processes_on_one_store_share_the_cells_and_agree(unbroken, tmp_path) -> None:
     meeting, store = tmp_path / "meeting", tmp_path / "store"
     meeting.mkdir()
-    twins = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWIN, str(meeting), name, *GRID, "-o", str(store), "--format", "json"],
-            env=os.environ | IN_ANOTHER_PROCESS,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("one", "two")
-    ]
-    try:
-        runs = [Run(None, *twin.communicate(timeout=240)) for twin in twins]
-    finally:
-        for twin in twins:
-            twin.kill()
-    assert [twin.returncode for twin in twins] == [0, 0], [run.err for run in runs]
+
+    def prepare() -> None:
+        open_harness, run = workplace.open_harness, workplace.run_cell
+
+        def met(*given: Any) -> Any:
+            harness = open_harness(*given)
+            (meeting / f"{os.getpid()}.here").touch()
+            while len(list(meeting.glob("*.here"))) < 2:
+                time.sleep(0.01)
+            return harness
+
+        def noted(decider: Any, blank: Any, *rest: Any) -> Any:
+            with (meeting / "ran").open("a") as file:
+                file.write(f"{blank.id}\n")
+            time.sleep(0.05)
+            return run(decider, blank, *rest)
+
+        workplace.open_harness, workplace.run_cell = met, noted
+
+    twins = [Fork(prepare, *GRID, "-o", store, "--format", "json") for _ in range(2)]
+    runs = [twin.finished() for twin in twins]
+    assert [run.status for run in runs] == [0, 0]
     assert runs[0].rows == runs[1].rows
     assert results_of(runs[0].rows) == results_of(unbroken[1].rows)
-    ran = [line.split()[0] for line in (meeting / "ran").read_text().splitlines()]
+    ran = (meeting / "ran").read_text().splitlines()
     assert sorted(ran) == sorted(row["id"] for row in runs[0].rows)

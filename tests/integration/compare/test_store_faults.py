@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 from commandline import refused
+from elsewhere import Fork, forks
 from filelock import FileLock
-from grids import FEW, GRID, IN_ANOTHER_PROCESS, cell_files, grid, results_of
+from grids import FEW, GRID, cell_files, grid, results_of
+
+from polyprune_core.runs import workplace
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 
@@ -59,36 +60,29 @@ def test_a_cell_file_that_only_looks_like_ours_is_named(copy, record, fault) -> 
     assert str(path) in run.rows[5]["error"]
 
 
-FULL = """
-import resource
-from polyprune_core.runs import workplace
-from polyprune_core.cli import main
-
-open_harness = workplace.open_harness
-
-def full(*arguments):
-    harness = open_harness(*arguments)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
-    return harness
-
-workplace.open_harness = full
-main()
-"""
-
-
+@forks
 def test_on_a_full_disk_every_file_is_named_and_the_results_are_printed(unbroken, copy, record) -> None:
     kept = cell_files(copy)
-    arguments = [*GRID, "--seeds", "0,1", "-o", str(copy), "--format", "json"]
-    command = [sys.executable, "-c", FULL, *arguments]
-    run = subprocess.run(
-        command, env=os.environ | IN_ANOTHER_PROCESS, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert run.returncode == 1, run.stderr
-    rows = json.loads(run.stdout)["rows"]
+
+    def prepare() -> None:
+        open_harness = workplace.open_harness
+
+        def full(*given: Any) -> Any:
+            import resource  # which Windows has not
+
+            harness = open_harness(*given)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+            return harness
+
+        workplace.open_harness = full
+
+    run = Fork(prepare, *GRID, "--seeds", "0,1", "-o", copy, "--format", "json").finished()
+    assert run.status == 1, run.err
+    rows = run.rows
     assert {row["status"] for row in rows} == {"ok"}
     old = {row["id"] for row in record["rows"]}
     assert results_of([row for row in rows if row["id"] in old]) == results_of(record["rows"])
-    warned = [line for line in run.stderr.splitlines() if line.startswith("warning: cannot write ")]
+    warned = [line for line in run.err.splitlines() if line.startswith("warning: cannot write ")]
     assert len(warned) == len([row for row in rows if row["id"] not in old]) + 1
     for row in rows:
         assert any(row["id"] in line for line in warned) == (row["id"] not in old)

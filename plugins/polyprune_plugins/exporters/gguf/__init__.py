@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
-from polyprune_plugins.exporters.gguf.architecture import Form, check_form
+from polyprune_plugins.exporters.gguf.architecture import Form, check_form, holds_biases
 from polyprune_plugins.exporters.gguf.fields import write_fields
 from polyprune_plugins.exporters.gguf.quantise import MIXTURES, ROUNDING, STEP, missing
 from polyprune_plugins.exporters.gguf.tensors import read_tensors, write_file
@@ -90,7 +90,12 @@ class Gguf:
         uniform = self.shape == "uniform"
         channels = min(axis.size for axis in layout.of_kind("mlp"))
         step = self.step if self.step <= channels else 1
-        return LegalShapes({"channel": step} if step > 1 else {}, equal_widths=uniform, empty_sublayers=not uniform)
+        return LegalShapes(
+            {"channel": step} if step > 1 else {},
+            equal_widths=uniform,
+            empty_sublayers=not uniform,
+            added_biases=holds_biases(layout.family),
+        )
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
         from polyprune_core import export_report, write_settings
@@ -102,7 +107,7 @@ class Gguf:
         origin["dtype"] |= {"written": kind}
         model = form.pruned.build()
         words = vocabulary(pruned.base.tokenizer, model.config.vocab_size)
-        write_settings(model, pruned.base.tokenizer, out_dir, origin)
+        write_settings(model, pruned.base.tokenizer, out_dir, origin, pruned.base.licence_files)
         write_file(out_dir / FILE, form, model, kind, lambda writer: write_fields(writer, form, model, words, origin))
         told = words.get("tokenizer.ggml.pre", "none: token ids alone; tokenizer.json lies beside the file")
         details = {"architecture": form.architecture, "type": kind, "tokenizer": told}

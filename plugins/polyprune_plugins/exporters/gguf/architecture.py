@@ -26,12 +26,8 @@ class Form:
 
     @classmethod
     def of(cls, pruned: PrunedModel, step: int) -> Form:
-        """Returns the form of a model whose channels come in multiples of `step` wherever the dense model's do.
-
-        Raises:
-            ModelError: no architecture holds it.
-        """
-        from polyprune_core import ModelError, padded
+        """Returns the form of a model whose channels come in multiples of `step` wherever the dense model's do."""
+        from polyprune_core import padded
 
         family, left = pruned.layout.family, _left(pruned)
         kept = pruned.kept_layers
@@ -48,20 +44,19 @@ class Form:
         filled = padded(pruned, sizes) if any(left[name] != size for name, size in sizes.items()) else pruned
         left = _left(filled)
         widths = {(axis.kind, left[axis.name]) for axis in _axes(filled) if axis.layer in kept}
-        added = pruned.added()
-        alike = len(widths) == len({kind for kind, _ in widths}) and not added
+        alike = len(widths) == len({kind for kind, _ in widths}) and not pruned.added()
         architecture = ALIKE[family] if alike else VARYING[family]
-        if architecture == "openelm" and added:
-            raise ModelError(
-                f"GGUF has no place for the biases that the repair added to a {family} model ({added[0]}, …). Repair "
-                "without them, as with --repair least-squares:bias=false or none; --exporter huggingface writes them."
-            )
         return cls(filled, architecture)
 
     @property
     def permuted(self) -> bool:
         """Whether the rows of queries and keys stand in another order than in transformers."""
         return self.architecture in TURNS_NEIGHBOURS
+
+
+def holds_biases(family: str) -> bool:
+    """Whether the architecture for layers that differ has biases of every linear module."""
+    return VARYING.get(family) != "openelm"
 
 
 def check_form(base: LoadedModel, varying: bool) -> None:
