@@ -60,12 +60,16 @@ def shell(example: Example) -> None:
     """Runs the block: polyprune's commands in this process, which has its libraries loaded; anything else in bash."""
     text = os.path.expandvars(example.parsed.replace("\\\n", " "))
     lines = [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
-    if all(words[:1] == ["polyprune"] and not set(words) & {">", "|", "&&"} for words in lines if words):
+    if all(words[:1] == ["polyprune"] and not set(words) & {"|", "&&"} for words in lines if words):
         outputs = []
         for words in filter(None, lines):
-            done = polyprune(*words[1:])
+            asked, _, target = (words[1:-2], *words[-2:]) if ">" in words else (words[1:], "", "")
+            done = polyprune(*asked)
             assert done.status == 0, done.err
-            outputs.append(done.out)
+            if target:
+                Path(target).write_text(done.out, encoding="utf-8")
+            else:
+                outputs.append(done.out)
     else:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         command = ["bash", "-euo", "pipefail", "-c", example.parsed]

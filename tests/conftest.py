@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
-import torch
-from torch import nn
 
-from polyprune_core.models.describe import describe
-from polyprune_core.models.layout import Axis, Cut, ModelLayout
-from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import UnitGroup
-from polyprune_core.testing.tiny import CONFIGURATIONS, tiny_model, tiny_windows
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-torch.set_num_threads(1)
+    from polyprune_core.pruning.space import MaskSpace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that a test starts: several run side by side
+CONFIGURATIONS = ("llama", "mistral", "qwen2", "qwen3")  # those of `polyprune_core.testing.tiny`, read without torch
+# Of the first folders many files take long: none of them is left to one worker at the end.
+FIRST = ("tests/pure/", "tests/packaging/", "tests/integration/", "docs/", "plugins/", "tests/conformance/")
+LAST = "tests/unit/"
 hypothesis.settings.register_profile("polyprune", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis.settings.load_profile("polyprune")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs what needs no torch first, and what is quick last."""
+
+    def place(item: pytest.Item) -> int:
+        order = (*FIRST, "", *LAST)
+        return next(
+            (i for i, folder in enumerate(order) if folder and item.nodeid.startswith(f"{folder}/")), len(FIRST)
+        )
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,15 +50,20 @@ def _signals_as_usual() -> Iterator[None]:
 @pytest.fixture
 def tiny() -> Callable[..., nn.Module]:
     """Builds a fresh model: tiny(family, seed=0, **config changes)."""
+    from polyprune_core.testing.tiny import tiny_model
+
     return tiny_model
 
 
 @pytest.fixture(scope="session")
 def _models() -> dict[str, nn.Module]:
-    return {family: tiny_model(family) for family in CONFIGURATIONS}
+    from polyprune_core.testing import tiny
+
+    assert set(CONFIGURATIONS) == set(tiny.CONFIGURATIONS)
+    return {family: tiny.tiny_model(family) for family in CONFIGURATIONS}
 
 
-@pytest.fixture(params=sorted(CONFIGURATIONS))
+@pytest.fixture(params=CONFIGURATIONS)
 def model(request: pytest.FixtureRequest, _models: dict[str, nn.Module]) -> nn.Module:
     """One model a family, shared by all tests: a test must leave it as it was."""
     return _models[request.param]
@@ -58,12 +78,16 @@ def llama(_models: dict[str, nn.Module]) -> nn.Module:
 @pytest.fixture(scope="session")
 def ids() -> torch.Tensor:
     """Token windows, (5, 12)."""
+    from polyprune_core.testing.tiny import tiny_windows
+
     return tiny_windows()
 
 
 @pytest.fixture
 def space_of() -> Callable[..., MaskSpace]:
     """Builds the mask space of a model: space_of(model, granularity, ...)."""
+    from polyprune_core.models.describe import describe
+    from polyprune_core.pruning.space import MaskSpace
 
     def build(model: nn.Module, *granularities: Any) -> MaskSpace:
         layout = describe(model)
@@ -78,6 +102,9 @@ def make_space() -> Callable[..., MaskSpace]:
 
     Each argument is (kind, layer, entries, entry cost[, entries per unit[, cost of the rest of the sublayer]]).
     """
+    from polyprune_core.models.layout import Axis, Cut, ModelLayout
+    from polyprune_core.pruning.space import MaskSpace
+    from polyprune_core.pruning.types import UnitGroup
 
     def build(*rows: tuple[Any, ...]) -> MaskSpace:
         axes, groups = [], []

@@ -220,3 +220,23 @@ def test_a_distribution_of_its_own_leans_on_public_names_alone(rule) -> None:
 
 def test_there_are_distributions_to_check() -> None:
     assert {path.parent.name for path in DISTRIBUTIONS} == {"polyprune_example", "polyprune_evolution"}
+
+
+WITHOUT = """
+import sys
+import pytest
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ImportError(f"{name} is not to be had")
+
+sys.meta_path.insert(0, Missing())
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", sys.argv[1]]))
+"""
+
+
+def test_pure_tests_are_collected_where_there_is_no_torch() -> None:
+    pure = Path(__file__).parents[1] / "pure"
+    run = subprocess.run([sys.executable, "-c", WITHOUT, str(pure)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout

@@ -78,20 +78,21 @@ def test_masks_become_the_model_that_prune_would_have_written(masks, tmp_path) -
     assert f"| {scored['text']} | {scored['window']} | {scored['tokens']:,} | {scored['perplexity']:.4f} | " in card
 
 
-@pytest.mark.parametrize("how", ["the beginning of its id", "its file"])
-def test_a_finished_cell_becomes_a_model(masks, store, tmp_path, how) -> None:
+def test_a_finished_cell_becomes_a_model_by_the_beginning_of_its_id_or_by_its_file(masks, store, tmp_path) -> None:
     cell = wanda_cell(store)
-    source = (store, "--cell", cell[:6]) if how != "its file" else (store / "cells" / f"{cell}.json",)
-    run = export(source[0], tmp_path / "new", *source[1:], "--verify", "--format", "json")
+    run = export(store, tmp_path / "by-id", "--cell", cell[:6], "--verify", "--format", "json")
     assert run.status == 0, run.err
     assert json.loads(run.out)["verification"]["top1_agreement"] == 1.0
+    assert export(store / "cells" / f"{cell}.json", tmp_path / "by-file").status == 0
     assert export(masks, tmp_path / "same").status == 0
-    card = (tmp_path / "new" / "README.md").read_text("utf-8")
-    assert "\npolyprune compare --model" in card
-    assert "| this model | dense |" in card
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("new", "same"))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    for name in ("by-id", "by-file"):
+        card = (tmp_path / name / "README.md").read_text("utf-8")
+        assert "\npolyprune compare --model" in card
+        assert "| this model | dense |" in card
+    by_id, by_file, same = (load_file(tmp_path / name / "model.safetensors") for name in ("by-id", "by-file", "same"))
+    assert by_id.keys() == by_file.keys() == same.keys()
+    assert all(torch.equal(by_id[name], tensor) for name, tensor in same.items())
+    assert all(torch.equal(by_file[name], tensor) for name, tensor in same.items())
 
 
 def test_a_cell_goes_to_masks_and_those_to_another_budget(store, tmp_path) -> None:

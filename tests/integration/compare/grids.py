@@ -23,6 +23,8 @@ ESTIMATORS = ("reinforce", "rloo", "antithetic", "reinforce-released")
 GRID = ("compare", *SMALL, "--estimators", ",".join(ESTIMATORS))
 # One baseline and one search: enough where the number of rows does not matter.
 FEW = ("compare", *SMALL, "--baselines", "random", "--estimators", "rloo")
+# The same without the choice of a pooling.
+FEWER = (*FEW, "--scope", "kind", "--scale", "raw")
 NOT_THE_RESULT = {"search_seconds", "peak_memory_mb"}
 IN_ANOTHER_PROCESS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 

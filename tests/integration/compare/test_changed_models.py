@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from commandline import refused
-from grids import FEW, grid, results_of
+from grids import FEWER, grid, results_of
 from test_failing_cells import BROKEN, Estimator, Initializer, failed_alone, installed
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -156,7 +156,7 @@ def alone(short_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
     """The rows where nobody changes anything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(short_texts)
-        return results_of(grid(tmp_path_factory.mktemp("alone"), base=FEW).rows)
+        return results_of(grid(tmp_path_factory.mktemp("alone"), base=FEWER).rows)
 
 
 def scored(space: Any, change: Callable[[Any], None]) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_an_initializer_that_changes_what_rows_are_measured_with_fails_and_the_o
 ) -> None:
     change, told = CHANGES[what]
     installed("initializer", "faulty", Initializer(lambda space: scored(space, change)))
-    mixed = grid(tmp_path / "mixed", "--baselines", "faulty,random", base=FEW)
+    mixed = grid(tmp_path / "mixed", "--baselines", "faulty,random", base=FEWER)
     reason = failed_alone(mixed, "faulty", tmp_path / "mixed")
     for part in ("initializer 'faulty'", str(BROKEN), told):
         assert part in reason
@@ -190,7 +190,7 @@ def test_an_estimator_that_changes_the_model_behind_its_back_fails_and_the_other
         return torch.zeros_like(policy.keep_prob), None
 
     installed("estimator", "faulty", Estimator(gradient))
-    mixed = grid(tmp_path / "mixed", "--estimators", "faulty,rloo", base=FEW)
+    mixed = grid(tmp_path / "mixed", "--estimators", "faulty,rloo", base=FEWER)
     reason = failed_alone(mixed, "faulty", tmp_path / "mixed")
     assert "estimator 'faulty'" in reason
     assert results_of([row for row in mixed.rows if row["estimator"] != "faulty"]) == alone
@@ -202,7 +202,7 @@ def test_what_units_cost_is_not_a_plugins_to_change(installed, tmp_path, alone) 
         return torch.arange(len(space)).float()
 
     installed("initializer", "faulty", Initializer(score))
-    mixed = grid(tmp_path, "--baselines", "faulty,random", base=FEW)
+    mixed = grid(tmp_path, "--baselines", "faulty,random", base=FEWER)
     assert "the cost of units of head+channel" in failed_alone(mixed, "faulty", tmp_path)
     assert results_of([row for row in mixed.rows if row["initializer"] != "faulty"]) == alone
 
@@ -222,7 +222,7 @@ def test_the_scores_of_other_cells_are_not_a_policys_to_change(installed, tmp_pa
 
     installed("policy", "faulty", Faulty())
     both = ("--baselines", "magnitude", "--initializers", "magnitude", "--sparsity", "0.2,0.3")
-    seen = [grid(tmp_path / policy, *both, "--policy", policy, base=FEW) for policy in ("probabilities", "faulty")]
+    seen = [grid(tmp_path / policy, *both, "--policy", policy, base=FEWER) for policy in ("probabilities", "faulty")]
     plain_rows, rows = ([row["perplexity"] for row in run.rows if row["kind"] == "baseline"] for run in seen)
     assert len(rows) == 2
     assert rows == plain_rows
@@ -240,7 +240,7 @@ def test_a_granularity_that_changes_the_model_is_refused_before_anything_is_meas
             return channel.groups(layout)
 
     installed("granularity", "faulty", Faulty())
-    refused(grid(tmp_path, "--granularity", "faulty", base=FEW), "granularity 'faulty'", "weights or buffers")
+    refused(grid(tmp_path, "--granularity", "faulty", base=FEWER), "granularity 'faulty'", "weights or buffers")
 
 
 def test_where_a_change_cannot_be_put_back_nothing_is_measured_any_more(installed, tmp_path) -> None:
@@ -252,7 +252,7 @@ def test_where_a_change_cannot_be_put_back_nothing_is_measured_any_more(installe
 
     installed("initializer", "faulty", Initializer(lambda space: scored(space, change)))
     try:
-        run = grid(tmp_path, "--baselines", "faulty,random", base=FEW)
+        run = grid(tmp_path, "--baselines", "faulty,random", base=FEWER)
     finally:
         table.clear()
         table.update(before)

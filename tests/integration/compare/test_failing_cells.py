@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from commandline import Run, polyprune, refused
-from grids import FEW, grid, results_of
+from grids import FEWER, grid, results_of
 
 from polyprune_core import MaskBatch, Provider
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
@@ -96,14 +96,14 @@ SCORES = {
 @pytest.mark.parametrize("fault", SCORES)
 def test_an_initializer_that_returns_what_it_must_not_fails_its_own_cell(installed, tmp_path, fault) -> None:
     installed("initializer", "faulty", Initializer(SCORES[fault]))
-    reason = failed_alone(grid(tmp_path, "--baselines", "faulty,random", base=FEW), "faulty", tmp_path)
+    reason = failed_alone(grid(tmp_path, "--baselines", "faulty,random", base=FEWER), "faulty", tmp_path)
     assert "'faulty'" in reason
     assert str(BROKEN) in reason
 
 
 def test_searches_from_a_failing_initializer_fail_and_those_from_others_do_not(installed, tmp_path) -> None:
     installed("initializer", "faulty", Initializer(SCORES["not finite"]))
-    run = grid(tmp_path, "--initializers", "faulty,wanda", base=FEW)
+    run = grid(tmp_path, "--initializers", "faulty,wanda", base=FEWER)
     failed_alone(run, "faulty", tmp_path)
     assert [row["status"] for row in run.rows] == ["ok", "ok", "failed", "failed", "ok", "ok"]
 
@@ -117,7 +117,7 @@ GRADIENTS = {
 @pytest.mark.parametrize("fault", GRADIENTS)
 def test_an_estimator_that_returns_what_it_must_not_fails_its_own_cell(installed, tmp_path, fault) -> None:
     installed("estimator", "faulty", Estimator(GRADIENTS[fault]))
-    reason = failed_alone(grid(tmp_path, "--estimators", "faulty,rloo", base=FEW), "faulty", tmp_path)
+    reason = failed_alone(grid(tmp_path, "--estimators", "faulty,rloo", base=FEWER), "faulty", tmp_path)
     for part in ("'faulty'", str(BROKEN), "gradient", "2088"):
         assert part in reason
 
@@ -132,7 +132,7 @@ MASKS = {
 @pytest.mark.parametrize("fault", MASKS)
 def test_an_estimator_that_draws_what_it_must_not_fails_its_own_cell(installed, tmp_path, fault) -> None:
     installed("estimator", "faulty", Estimator(masks=MASKS[fault]))
-    failed_alone(grid(tmp_path, "--estimators", "faulty,rloo", base=FEW), "faulty", tmp_path)
+    failed_alone(grid(tmp_path, "--estimators", "faulty,rloo", base=FEWER), "faulty", tmp_path)
 
 
 RAISING: dict[str, tuple[str, Any]] = {
@@ -150,7 +150,7 @@ def test_an_ordinary_exception_of_a_plugin_fails_its_own_cell(installed, tmp_pat
     installed(kind, "faulty", implementation)
     option = {"initializer": "--baselines", "estimator": "--estimators"}[kind]
     others = {"initializer": "random", "estimator": "rloo"}[kind]
-    reason = failed_alone(grid(tmp_path, option, f"faulty,{others}", base=FEW), "faulty", tmp_path)
+    reason = failed_alone(grid(tmp_path, option, f"faulty,{others}", base=FEWER), "faulty", tmp_path)
     assert "faulty" in reason
     assert str(BROKEN) in reason
     assert len(reason.splitlines()) == 1
@@ -158,7 +158,7 @@ def test_an_ordinary_exception_of_a_plugin_fails_its_own_cell(installed, tmp_pat
 
 def test_verbose_shows_where_in_the_plugin_it_was(installed, tmp_path) -> None:
     installed("initializer", "faulty", Initializer(explode))
-    run = grid(tmp_path, "--baselines", "faulty", "-v", base=FEW)
+    run = grid(tmp_path, "--baselines", "faulty", "-v", base=FEWER)
     assert run.status == 1
     assert "Traceback" in run.err
     assert re.search(r"test_failing_cells\.py., line \d+, in explode", run.err)
@@ -167,36 +167,36 @@ def test_verbose_shows_where_in_the_plugin_it_was(installed, tmp_path) -> None:
 
 def test_an_ordinary_exception_of_a_granularity_is_one_line_that_names_it(installed, tmp_path) -> None:
     installed("granularity", "faulty", mock.Mock(groups=explode))
-    refused(grid(tmp_path, "--granularity", "faulty", base=FEW), "faulty", BROKEN)
+    refused(grid(tmp_path, "--granularity", "faulty", base=FEWER), "faulty", BROKEN)
 
 
 def test_the_other_cells_and_the_model_are_as_if_the_failing_ones_were_not_there(installed, tmp_path) -> None:
     installed("initializer", "faulty", Initializer(SCORES["too few"]))
-    mixed = grid(tmp_path / "mixed", "--baselines", "faulty,random", base=FEW)
-    alone = grid(tmp_path / "alone", base=FEW)
+    mixed = grid(tmp_path / "mixed", "--baselines", "faulty,random", base=FEWER)
+    alone = grid(tmp_path / "alone", base=FEWER)
     assert results_of([row for row in mixed.rows if row["initializer"] != "faulty"]) == results_of(alone.rows)
 
 
 def test_a_failed_cell_is_run_again_and_the_others_are_not(installed, tmp_path, cells_run) -> None:
     asked = ("--baselines", "faulty,random")
     installed("initializer", "faulty", Initializer(SCORES["too few"]))
-    assert grid(tmp_path, *asked, base=FEW).status == 1
+    assert grid(tmp_path, *asked, base=FEWER).status == 1
     cells_run.clear()
     installed("initializer", "faulty", Initializer(lambda space: torch.arange(len(space)).float()))
-    mended = grid(tmp_path, *asked, base=FEW)
+    mended = grid(tmp_path, *asked, base=FEWER)
     assert mended.status == 0
     assert cells_run == ["faulty"]
 
 
 def test_a_failed_cell_is_a_row_of_the_table_too(installed, tmp_path) -> None:
     installed("initializer", "faulty", Initializer(SCORES["too few"]))
-    run = polyprune(*FEW, "-o", tmp_path, "--baselines", "faulty")
+    run = polyprune(*FEWER, "-o", tmp_path, "--baselines", "faulty")
     assert run.status == 1
     assert re.search(r"^ *faulty .*failed", run.out, re.M)
 
 
 def test_quiet_still_says_why_a_cell_failed(installed, tmp_path) -> None:
     installed("initializer", "faulty", Initializer(SCORES["too few"]))
-    run = polyprune(*FEW, "-o", tmp_path, "--baselines", "faulty", "-q")
+    run = polyprune(*FEWER, "-o", tmp_path, "--baselines", "faulty", "-q")
     assert run.status == 1
     assert "'faulty'" in run.out + run.err

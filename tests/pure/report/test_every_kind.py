@@ -23,7 +23,7 @@ from polyprune_core.report.latex import escape as escape_latex
 from polyprune_core.report.markdown import escape as escape_markdown
 from polyprune_core.results.statistics import overlap
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+PUBLISHED = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 EVERY = kinds()
 PAIRS = [(form, show) for form in FORMS for show in SHOWN if form != "json" or show == "results"]
 Report = Callable[..., str]

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -162,7 +163,7 @@ def asked(text: str) -> Comparison:
         seen.append(request)
         raise ConfigError("far enough")
 
-    with mock.patch("polyprune_core.runs.compare.compare", compare):
+    with mock.patch.dict(sys.modules, {"polyprune_core.runs.compare": SimpleNamespace(compare=compare)}):
         result = CliRunner().invoke(cli, words[1:])
     assert str(result.exception) == "far enough", result.output
     return seen[0]
