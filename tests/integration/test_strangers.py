@@ -19,6 +19,14 @@ from polyprune_core import Provider, UnitGroup, deprecated, hookimpl, initialize
 """
 
 
+@pytest.fixture(autouse=True)
+def _short(short_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short texts where a command names none."""
+    for command in ("COMPARE", "PRUNE"):
+        monkeypatch.setenv(f"POLYPRUNE_{command}_CALIBRATION", str(short_texts / "learn.txt"))
+        monkeypatch.setenv(f"POLYPRUNE_{command}_EVALUATION", str(short_texts / "test.txt"))
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Installs a distribution of one module: install(name, source, version="1.0", group="polyprune")."""
