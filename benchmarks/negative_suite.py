@@ -103,7 +103,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "negative_suite.json")
     output = parser.parse_args().output
     ours = load_registry().all()
-    shared = open_harness(Comparison(**SMALL), Registry(ours, ()), Reporter())
+    registry = Registry(ours, ())
+    shared = open_harness(settled(Comparison(**SMALL), registry), registry, Reporter())
     rows = [when_loaded(name, source) for name, (source, _) in loading.FAULTS.items()]
     for kind, provider, check in faults():
         item = Registered(kind, _named(provider), SOURCE)

@@ -246,7 +246,8 @@ def exports() -> str:
     for row in _read("exports")["rows"]:
         found = row.get("in_runtime")
         if not found:
-            said = "not within its tolerance" if row["status"] == 1 else row.get("refused", "")
+            why = row.get("refused", "").removeprefix("polyprune: ").partition(". ")[0]
+            said = "not within its tolerance" if row["status"] == 1 else f"refused: {why}"
             lines.append(f"| {row['decision']} | `{row['exporter']}` | {said} | | | | |")
             continue
         this, dense = found["pruned"], found["dense"]

@@ -37,7 +37,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"polyprune_core\.(config\.cell\.\w+|runs\.(evaluation_report\.Side|export\.Exported))|Paired"),
     (r"py:class", r"nn\.(Module|Parameter)|Tensor|Generator|Path|Sequence|Mapping|Callable|Iterable|Iterator|Any"),
     (r"py:class", r"ModuleType"),
-    (r"py:.*", r"PreTrained\w+|(dict|Mapping)\[str|P|T|State|polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
+    (r"py:.*", r"PreTrained\w+|(dict|Mapping|Sequence\[Mapping)\[str|P|T|State"),
+    (r"py:.*", r"polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
     (
         r"py:class",
         r"polyprune_core\.(pruning\.(mask_header\.Base|pricing\.PricedBudget)|evaluation\.moments\.Reading|models\.layout\.Stack)",

@@ -162,7 +162,7 @@ class _Sublayer:
             entry_parameters=entry,
             module_parameters=inside - entry * size + sum(self.model.get_parameter(name).numel() for name in shared),
             outputs=says["outputs"],
-            config_counts=tuple((f, self._count(n) // size) for f, n in says.get("config", {}).items()),
+            config_counts=tuple((self._field(f), self._count(n) // size) for f, n in says.get("config", {}).items()),
             cached_values=says["cache"] * self.width * (self._count(says["counted_on"]) if whole else 1),
             of=f"layers.{self.index}.{of}" if of else "",
             within=None if self.path == self.name else self.path,
@@ -181,6 +181,13 @@ class _Sublayer:
             stack=self._stack(cuts) if "stack" in says else None,
             buffers=tuple(f"{self.path}.{name}" for name in self._present(self.home, says.get("buffers", ()))),
         )
+
+    def _field(self, name: str) -> str:
+        """Returns what the configuration itself calls a field, which it may answer to by other names."""
+        config: Any = self.model.config
+        config = getattr(config, self.family.text) if self.family.text else config
+        found: str = (getattr(config, "attribute_map", None) or {}).get(name, name)
+        return found
 
     def _path(self, name: str) -> str:
         return f"{self.prefix}.{name}" if name != "." else self.prefix

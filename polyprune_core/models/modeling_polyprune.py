@@ -60,15 +60,14 @@ class PerLayerModel:
             linear.bias = nn.Parameter(linear.weight.new_zeros(outputs))
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Takes the card, and the texts of licences, along from the pruned folder that the model was read from."""
+        """Takes this file along, and the card and the texts of licences from where the model was read."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        source, target = pathlib.Path(self.name_or_path), pathlib.Path(save_directory)
-        if not self.name_or_path or not (source / "modeling_polyprune.py").is_file():
-            return
-        for name in ("README.md", "LICENSE*", "LICENCE*", "NOTICE*"):
-            for file in source.glob(name):
-                if not (target / file.name).exists():
-                    shutil.copyfile(file, target / file.name)
+        code, source, target = pathlib.Path(__file__), pathlib.Path(self.name_or_path), pathlib.Path(save_directory)
+        is_pruned = (source / code.name).is_file()
+        beside = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*") if self.name_or_path and is_pruned else ()
+        for file in (code, *(found for name in beside for found in source.glob(name))):
+            if not (target / file.name).exists():
+                shutil.copyfile(file, target / file.name)
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -233,7 +233,8 @@ def polyprune_repairs() -> Iterable[Provider[Repair]]:
     It returns new values of parameters by their names in the dense model, in the shape that is left of them
     (`pruned.shapes()`), or a bias for a reader that has none (`pruned.possible_biases()`). What it does not name stays
     as it is. `pruned.cut_readers()` gives the modules that lost inputs, with their dense weights and what stays of
-    them, and `calibration` has the text and `moments` of what each takes in in the dense model; its passes are counted.
+    them, each expert of a mixture by itself (it is `routed`, and has no place for a bias), and `calibration` has the
+    text and `moments` of what each takes in in the dense model; its passes are counted.
     `calibration.windows` are those of `--repair-samples`, whatever the metric saw.
 
     A repair that adds biases declares `adds_biases = True`, or a property where an option decides, so that a format

@@ -117,7 +117,7 @@ def compact_config(pruned: Pruned) -> PreTrainedConfig:
         for index, layer in enumerate(per_layer)
         if (different := {field: value for field, value in layer.items() if value != values.get(field)})
     }
-    biases = [name.rpartition(".")[0] for name in map(renaming(pruned), pruned.added())]
+    biases = [name.rpartition(".")[0] for name in map(renaming(pruned), [*_added_before(pruned), *pruned.added()])]
     if not varying and not biases and not resized:
         try:
             config: PreTrainedConfig = stock["AutoConfig"](**values)
@@ -185,6 +185,14 @@ def _skipped_before(pruned: Pruned, index: int) -> list[str]:
     if dense.config.to_dict().get("per_layer_config"):
         skip += getattr(dense.config.per_layer_config[index], "skip", ())
     return skip
+
+
+def _added_before(pruned: Pruned) -> list[str]:
+    """The biases, by name, that a dense model which is a smaller one itself has beside those of its family."""
+    model: Any = pruned.base.model
+    says = getattr(model.config, "polyprune", None) or {}
+    gone = Remains.of(model, pruned.layout, pruned.axis_keep()).gone
+    return [f"{module}.bias" for module in says.get("biases", ()) if not module.startswith(gone)]
 
 
 def _resized(pruned: Pruned) -> dict[str, Any]:

@@ -279,6 +279,7 @@ def _require_apart(layout: ModelLayout, groups: Sequence[UnitGroup]) -> None:
             divided = divided or span
             if divided in owner:
                 raise ConfigError(
-                    f"granularities {owner[divided]!r} and {group.kind!r} both remove {divided}; choose one of the two."
+                    f"granularities {owner[divided]!r} and {group.kind!r} both remove {divided}; choose one of the "
+                    "two, or prune twice: with one of them, and what that writes with the other."
                 )
             owner[divided] = group.kind

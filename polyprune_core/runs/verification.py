@@ -146,9 +146,15 @@ def check_in_runtime(
     )
     drift = abs(found.told - found.ours) / positions
     if not found.largest <= tolerance or not drift <= tolerance / 10 or check.tokenizer is False:
+        advice = "report this to the exporter's author."
+        if runtime.tolerance is None and check.tokenizer is not False:
+            advice = (
+                f"it is more than {TIMES_DENSE:g} times as far off as the dense model: this is no rounding, or this "
+                "model answers to rounding more strongly. Write a format of more bits, or leave --verify out."
+            )
         raise VerificationError(
             f"{runtime.name} computes another model than transformers from the same weights. Nothing was written; "
-            "report this to the exporter's author.\n" + "\n".join(check.lines())
+            f"{advice}\n" + "\n".join(check.lines())
         )
     return check
 

@@ -16,7 +16,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-import polyprune_core
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.models.describe import describe
@@ -280,7 +279,7 @@ def no_file_holds_a_path_of_this_machine(plugin: Registered) -> None:
     """No file names a folder of this machine: of the model, of the output, out of the recipe, or of installed code."""
     with _sandbox(plugin) as sandbox:
         _export(plugin, sandbox)
-        code = [Path(module.__file__ or SECRET).parent.parent for module in (torch, polyprune_core)]
+        code = [Path(file).parents[1] for file in (torch.__file__, Path(__file__).parent)]
         foreign = [str(path).encode() for path in (sandbox.root, Path.home(), Path(SECRET).parent, *code)]
         paths = [path for path in sandbox.out.rglob("*") if path.is_file()]
         holding = sorted(path.name for path in paths if any(text in path.read_bytes() for text in foreign))

@@ -63,11 +63,16 @@ def space_of(layout: ModelLayout, kind: str) -> MaskSpace:
 
 
 def masks_of(space: MaskSpace) -> Iterator[tuple[str, Tensor]]:
-    """Yields names of masks and masks (U,): a draw, with the first unit of each group, and whole sublayers gone."""
+    """Yields names of masks and masks (U,): a draw with the first unit of each group, layers alike, a sublayer gone."""
     keep = torch.rand(len(space), generator=generator(0, "family masks")) < 0.5
     for where, least in zip(space.slices(), space.floors, strict=True):
         keep[where.start : where.start + max(1, least)] = True
     yield f"half of {space.name} kept", keep
+    alike = torch.zeros(len(space), dtype=torch.bool)
+    for where, group, least in zip(space.slices(), space.groups, space.floors, strict=True):
+        alike[where.start : where.start + max(1, least, group.count // 2)] = True
+    if not alike.all():
+        yield f"as many of {space.name} kept in every layer", alike
     if not any(space.floors):
         keep = torch.ones(len(space), dtype=torch.bool)
         keep[space.slices()[0]] = False

@@ -138,3 +138,12 @@ def test_adapters_are_merged_before_they_are_written(places, tmp_path) -> None:
     before = load_model(str(places["huggingface"])).model.state_dict()
     assert names.keys() == before.keys()
     assert any(not torch.equal(names[name], before[name]) for name in names)
+
+
+def test_training_goes_on_from_what_a_repair_has_made_of_the_decision(recovered, places, tmp_path) -> None:
+    masks = tmp_path / "repaired"
+    polyprune_core.prune(from_masks=places["masks"], repair="bias", exporter="masks", output=masks, limit=2, quiet=True)
+    found = polyprune_core.recover(masks, repair="recover:lr=1e-9", **texts(places), **(SMALL | {"tokens": 512}))
+    before, after = (row.evaluations[0].nll for row in found.rows[2:])
+    assert after == pytest.approx(before, rel=1e-3)
+    assert abs(before - recovered[0].rows[2].evaluations[0].nll) > 1e-2

@@ -12,7 +12,9 @@ from polyprune_core.evaluation import moments
 from polyprune_core.evaluation.calibration import Calibration
 from polyprune_core.evaluation.moments import MomentStore
 from polyprune_core.models.describe import describe
+from polyprune_core.models.sources import load_model
 from polyprune_core.pruning.space import MaskSpace
+from polyprune_core.pruning.writable import write_model
 from polyprune_core.runs.repair_notes import of_experts
 from polyprune_core.testing.tiny import logits_of, tiny_base, tiny_calibration, tiny_pruned
 from polyprune_core.utils.rng import generator
@@ -181,3 +183,35 @@ def test_experts_that_a_repair_leaves_as_they_are_are_told_of(base, granularity,
     assert len(found) == (told is not None)
     assert told is None or (told in found[0] and f"repair {repair} leaves the experts of 3 layers" in found[0])
     assert not list(of_experts(pruned, repair, {axis.stack.parameter: 0 for axis in layout.axes if axis.stack}))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_cut_and_then_the_channels_of_those_that_stay(family, tmp_path) -> None:
+    base = tiny_base(tmp_path / "dense", family)
+    layout = describe(base.model)
+    experts = MaskSpace(layout, [*Expert().groups(layout), *Head().groups(layout)], "expert+head")
+    keep = torch.ones(len(experts), dtype=torch.bool)
+    keep[[0, 1, 7]] = False
+    keep[-2] = False  # a head, so that a repair adds a bias
+    first = tiny_pruned(base, experts, keep)
+    first = dataclasses.replace(first, updates=Sequential().repair(first, tiny_calibration(base.model)))
+    write_model(first, new(tmp_path / "first"), torch.float32, "5GB", {})
+
+    again = load_model(str(tmp_path / "first"), dtype="float32", device="cpu")
+    layout = describe(again.model)
+    channels = MaskSpace(layout, Channel().groups(layout), "channel")
+    second = tiny_pruned(again, channels, torch.arange(len(channels)) % 3 != 1)
+    second = dataclasses.replace(second, updates=LeastSquares().repair(second, tiny_calibration(again.model)))
+    write_model(second, new(tmp_path / "second"), torch.float32, "5GB", {})
+
+    read = load_model(str(tmp_path / "second"), dtype="float32", device="cpu").model
+    torch.testing.assert_close(logits_of(read), logits_of(second.build()), rtol=0, atol=1e-5)
+    assert second.parameters == read.num_parameters() < first.parameters
+    assert read.get_parameter("model.layers.0.mlp.experts.down_proj").shape == (4, 36, 16)
+    assert second.active_parameters is not None
+    assert second.active_parameters < first.active_parameters
+
+
+def new(folder):
+    folder.mkdir()
+    return folder

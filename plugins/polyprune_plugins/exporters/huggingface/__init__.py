@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
-from polyprune_plugins.exporters.card import card
+from polyprune_plugins.exporters.huggingface.card import card
 
 if TYPE_CHECKING:
     from polyprune_core import LoadedModel, ModelLayout, PrunedModel
@@ -100,7 +100,7 @@ class HuggingFace:
 
     def runtime(self) -> Runtime:
         """transformers alone."""
-        return Runtime("transformers", {}, Path(__file__).with_name("run_transformers.py"))
+        return Runtime("transformers", {}, Path(__file__).parents[1] / "run_transformers.py")
 
     def load(
         self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyprune_core import Exporter, ExportReport, Provider, Runtime, hookimpl
-from polyprune_plugins.exporters.onnx_int8 import ROUNDING, quantise, restored
+from polyprune_plugins.exporters.onnx.int8 import ROUNDING, quantise, restored
 
 if TYPE_CHECKING:
     from torch import Tensor
