@@ -17,14 +17,17 @@ from polyprune_core.pruning import provenance
 ONNX = pytest.param("onnx", marks=pytest.mark.slow)
 EXPORTERS = ["gguf:f32", "masked", ONNX, "huggingface"]
 SMALL = ["--model", "tiny", "--calibration-samples", "2", "--seq-len", "16", "--eval-seq-len", "16", "--limit", "2"]
+SMALL += ["--calibration", "learn.txt", "--evaluation", "test.txt"]
+
+pytestmark = pytest.mark.usefixtures("two_short_texts")
 
 
 @pytest.fixture(scope="module")
-def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def masks(two_short_texts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("interrupted") / "masks"
-    found = polyprune_core.prune(
-        model="tiny", initializer="magnitude", sparsity=0.3, scope="global", scale="raw", limit=2, quiet=True
-    )
+    texts = {"calibration": "learn.txt", "evaluation": "test.txt", "limit": 2}
+    decided = {"initializer": "magnitude", "sparsity": 0.3, "scope": "global", "scale": "raw"}
+    found = polyprune_core.prune(model="tiny", quiet=True, **texts, **decided)
     found.export("masks", folder)
     return folder
 

@@ -11,12 +11,21 @@ from commandline import Run, polyprune
 
 TINY = ("--model", "tiny", "--limit", "2", "--eval-seq-len", "32", "--seq-len", "32", "--calibration-samples", "4")
 COMPARE = ("compare", *TINY, "-q", "--format", "json")
+POOLED = ("--scope", "kind", "--scale", "raw")
 CODES = "\x1b[2J\x1b]0;title\x07[bold red]marked[/]\x9b31m\r\u202eright\u2066\n\tsecond line"
 HEADER = """
 from dataclasses import dataclass
 import torch
 from polyprune_core import Provider, UnitGroup, deprecated, hookimpl, initializer
 """
+
+
+@pytest.fixture(autouse=True)
+def _short(short_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short texts where a command names none."""
+    for command in ("COMPARE", "PRUNE"):
+        monkeypatch.setenv(f"POLYPRUNE_{command}_CALIBRATION", str(short_texts / "learn.txt"))
+        monkeypatch.setenv(f"POLYPRUNE_{command}_EVALUATION", str(short_texts / "test.txt"))
 
 
 @pytest.fixture
@@ -77,18 +86,28 @@ def results(run: Run) -> list[tuple[str, float]]:
     return [(row["kind"], row["perplexity"]) for row in run.rows if row["status"] == "ok"]
 
 
+@pytest.fixture(scope="module")
+def alone(short_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, float]]:
+    """What the other cells give where there is no fault."""
+    texts = ("--calibration", short_texts / "learn.txt", "--evaluation", short_texts / "test.txt")
+    store = tmp_path_factory.mktemp("alone") / "runs"
+    return results(polyprune(*COMPARE, *texts, *POOLED, "--baselines", "random,magnitude", "-o", store))
+
+
 @pytest.mark.parametrize("fault", IN_A_RUN)
-def test_a_fault_in_a_run_is_blamed_and_the_other_cells_are_as_if_it_had_not_been(install, tmp_path, fault) -> None:
+def test_a_fault_in_a_run_is_blamed_and_the_other_cells_are_as_if_it_had_not_been(
+    install, alone, tmp_path, fault
+) -> None:
     body, told = IN_A_RUN[fault]
-    alone = polyprune(*COMPARE, "--baselines", "random,magnitude", "-o", tmp_path / "alone")
     install("strangers-metric", metric("faulty", body), version="0.7")
-    run = polyprune(*COMPARE, "--baselines", "faulty,random,magnitude", "-o", tmp_path / "mixed")
+    run = polyprune(*COMPARE, *POOLED, "--baselines", "faulty,random,magnitude", "-o", tmp_path / "mixed")
     assert run.status == 1
     (failed,) = [row for row in run.rows if row["status"] == "failed"]
     assert failed["initializer"] == "faulty"
     assert failed["error"].startswith("initializer 'faulty' of strangers-metric 0.7")
     assert told in failed["error"]
-    assert results(run) == results(alone)
+    assert len(alone) == 3
+    assert results(run) == alone
 
 
 def test_a_plugin_without_a_fault_gives_the_row_of_our_own_to_the_bit(install, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -155,8 +156,9 @@ def test_magnitude_is_the_sum_of_the_absolute_weights_to_a_power(model, space_of
     torch.testing.assert_close(found, summed_over_units(space, values), **ROUNDING)
 
 
-def taylor_values(model: nn.Module, ids: torch.Tensor, taylor: str) -> dict[str, torch.Tensor]:
-    """Returns an estimate for every weight, from transformers' own loss and back-propagation, window by window."""
+@functools.cache
+def gradients(model: nn.Module, ids: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Returns means of gradients and of their squares, from transformers' own loss, window by window."""
     model = copy.deepcopy(model).requires_grad_(True)
     gradient = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     square = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -166,6 +168,12 @@ def taylor_values(model: nn.Module, ids: torch.Tensor, taylor: str) -> dict[str,
         for name, p in model.named_parameters():
             gradient[name] += p.grad / len(ids)
             square[name] += p.grad.square() / len(ids)
+    return gradient, square
+
+
+def taylor_values(model: nn.Module, ids: torch.Tensor, taylor: str) -> dict[str, torch.Tensor]:
+    """Returns an estimate for every weight, by back-propagation."""
+    gradient, square = gradients(model, ids)
     values = {}
     for name, p in model.named_parameters():
         w, g, f = p.detach(), gradient[name], square[name]
