@@ -15,13 +15,14 @@ CALLED = {
     "builtin:pydocs": "Python reference",
     "tinystories.txt": "TinyStories (unseen)",
 }
-# What papers set, the best metric alone, the best that is done without back-propagation and with it: (metric, repair,
+# What papers set, the best metrics alone, the best that is done without back-propagation and with it: (metric, repair,
 # the forward tokens of a search from the metric).
 SHOWN = (
     ("magnitude", "none", 0),
     ("wanda", "none", 0),
     ("flap", "bias", 0),
     ("llm-pruner", "none", 0),
+    ("sleb", "none", 0),
     ("thinet", "none", 0),
     ("thinet", "sequential", 0),
     ("thinet", "sequential", 1_024_000),
@@ -39,6 +40,7 @@ def table(record: dict[str, Any]) -> str:
         found = [row for row in record["rows"] if _is(row, metric, repair, searched, tokens)]
         if found:
             called = f"`{metric}`, searched from" if searched else f"`{metric}`"
+            called += ", whole layers" if found[0]["granularity"] == "layer" else ""
             called += "" if repair == "none" else f", repaired by `{repair.partition(':')[0]}`"
             rows.append(_line(called + (" ∇" if found[0]["backward_passes"] else ""), found, names))
     head = f"| criterion | {' | '.join(CALLED.get(name, name) for name in names)} |"
@@ -46,8 +48,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def _is(row: dict[str, Any], metric: str, repair: str, searched: int, tokens: dict[str, int]) -> bool:
-    asked = (row["initializer"], row["repair"], row["sparsity"], row["granularity"])
-    if row["status"] != "ok" or asked != (metric, repair, SPARSITY, "head+channel"):
+    if row["status"] != "ok" or (row["initializer"], row["repair"], row["sparsity"]) != (metric, repair, SPARSITY):
         return False
     return row["kind"] == "search" and tokens[row["id"]] == searched if searched else row["kind"] == "baseline"
 

@@ -80,7 +80,9 @@ def budgets(record: dict[str, Any]) -> dict[str, int]:
 def _name(row: dict[str, Any], budget: int | None) -> str:
     finer = "" if row["granularity"] == "head+channel" else f", {row['granularity'].split('+')[0]}s"
     if not row["estimator"]:
-        return f"{row['initializer']}{finer}"
+        # Of a metric that is told the sparsity there is one for every sparsity.
+        alike = row["initializer"].removesuffix(f"={row['sparsity']:g}")
+        return f"{alike}{finer}"
     return f"{row['initializer']} → {row['estimator']}{finer}, {short(budget)} tokens"
 
 
@@ -164,6 +166,20 @@ def shares(record: dict[str, Any], sparsity: float, most: float = math.inf) -> s
         cells += [f"{line.kl[name] / min(each.kl[name] for each in best.values()):.0%}" for name in names]
         cost = [str(line.seeds), short(line.forward_tokens), str(line.backward_passes or ""), number(line.perplexity)]
         told.append(f"| {' | '.join([line.criterion, line.repair, *cost, *cells])} |")
+    return "\n".join(told)
+
+
+def lengths(record: dict[str, Any], sparsity: float) -> str:
+    """Returns a Markdown table: nats over the dense model on every text, in windows of every length."""
+    rows = [row for row in record["rows"] if row["status"] == "ok" and row["sparsity"] == sparsity]
+    places = list(dict.fromkeys((each["text"], each["seq_len"]) for row in rows for each in row["evaluations"]))
+    told = ["| criterion | repair | " + " | ".join(f"{text}, {length:,}" for text, length in places) + " |"]
+    told.append("|---|---" + "|---:" * len(places) + "|")
+    for row in rows:
+        excess = {(each["text"], each["seq_len"]): each["excess"] for each in row["evaluations"]}
+        told.append(
+            f"| {row['initializer']} | {row['repair']} | " + " | ".join(f"{excess[p]:.2f}" for p in places) + " |"
+        )
     return "\n".join(told)
 
 

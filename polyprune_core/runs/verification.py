@@ -149,8 +149,8 @@ def check_in_runtime(
         advice = "report this to the exporter's author."
         if runtime.tolerance is None and check.tokenizer is not False:
             advice = (
-                f"it is more than {TIMES_DENSE:g} times as far off as the dense model: this is no rounding, or this "
-                "model answers to rounding more strongly. Write a format of more bits, or leave --verify out."
+                f"it is over {TIMES_DENSE:g} times as far off as the dense model: this is no rounding, or this model "
+                "answers to rounding more strongly. Write a format of more bits, or leave --verify out."
             )
         raise VerificationError(
             f"{runtime.name} computes another model than transformers from the same weights. Nothing was written; "

@@ -29,6 +29,7 @@ from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.testing.exporter import modules_of_models_in
+from polyprune_core.testing.tiny import tiny_model, tiny_tokenizer, tiny_windows
 from polyprune_plugins.exporters.huggingface import HuggingFace
 from polyprune_plugins.exporters.masks import Masks
 from polyprune_plugins.granularities.attention import Attention
@@ -485,6 +486,31 @@ def test_masks_of_other_units_are_refused(llama: LoadedModel, masks: Path) -> No
     path.write_text(path.read_text().replace("layers.3.mlp", "layers.9.mlp"))
     with pytest.raises(ModelError, match="do not fit"):
         MaskFile.read(masks).apply(llama)
+
+
+BEFORE = {"original_max_position_embeddings": 16}
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "dynamic": {},
+    "yarn": BEFORE,
+    "longrope": BEFORE | {"short_factor": [1.0] * 3, "long_factor": [2.0] * 3},
+    "llama3": BEFORE | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_layers_that_differ_have_every_rotary_embedding_of_transformers(kind: str, tmp_path: Path) -> None:
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **ROPES[kind]}
+    tiny_model("llama", rope_parameters=rope).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    made = pruned(load_model(str(tmp_path / "base"), dtype="float32", device="cpu"), CASES["llama heads and channels"])
+    (tmp_path / "out").mkdir()
+    HuggingFace().check(made.base)
+    HuggingFace().export(made, tmp_path / "out")
+    with modules_of_models_in(tmp_path / "modules"), torch.no_grad():
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+        found, expected = (model(tiny_windows()).logits for model in (again, made.build()))
+    assert torch.equal(found, expected)
 
 
 def test_what_transformers_saves_again_has_card_licence_and_provenance(
