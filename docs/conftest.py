@@ -31,7 +31,7 @@ run_python = PythonEvaluator()
 LESS_WORK = {
     f"POLYPRUNE_{command}_{option}": "4"
     for command in ("COMPARE", "PRUNE")
-    for option in ("CALIBRATION_SAMPLES", "LIMIT", "STEPS")
+    for option in ("CALIBRATION_SAMPLES", "REPAIR_SAMPLES", "LIMIT", "STEPS")
 }
 FILE_NAME = re.compile(r"# ([\w/-]+\.\w+)\n")
 WORD = re.compile(r"[^\W\d_]{2,}")
