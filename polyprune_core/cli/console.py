@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -15,8 +15,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from polyprune_core.config.settings import parse
 from polyprune_core.errors import ConfigError
 from polyprune_core.errors import plain as plain
-from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.utils.progress import Reporter, Task
+
+if TYPE_CHECKING:
+    from polyprune_core.plugins.registry import Registry
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -46,6 +48,8 @@ def opened(asked: type[R], values: dict[str, Any], quiet: bool, verbose: bool) -
     Raises:
         ConfigError: what is asked for contradicts itself, or names what there is not.
     """
+    from polyprune_core.plugins.registry import load_registry
+
     check_loudness(quiet, verbose)
     console = stderr()
     request, registry = parse(asked, values), load_registry()

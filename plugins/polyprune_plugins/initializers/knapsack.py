@@ -89,7 +89,7 @@ def stream_sizes(space: MaskSpace, calibration: Calibration) -> dict[int, float]
 def polyprune_initializers() -> Iterator[Provider[Initializer]]:
     yield Provider(
         "knapsack",
-        "the order of obs; layers compete by the error that a refit leaves, for each parameter",
+        "the order of obs, and for each layer the slope of the error that it leaves",
         Knapsack,
         needs=frozenset({"calibration"}),
         reference="the errors of obs; allocation as in ZipLM, arXiv 2302.04089, section 3.2",
