@@ -351,6 +351,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "repaired headline": lambda: repaired.headline(_read("repair"), 0.3),
     **{f"repaired {s}": lambda s=s: repaired.shares(_read("repair"), s, 1.5) for s in (0.2, 0.3, 0.5)},
     **{f"repaired gemma {s}": lambda s=s: repaired.shares(_read("gemma"), s, 1.5) for s in (0.2, 0.3)},
+    "query heads": lambda: repaired.shares(_read("query_heads"), 0.3),
     "repaired three texts": lambda: repaired.shares(_read("three_texts"), 0.2),
     **{f"long windows {s}": lambda s=s: repaired.lengths(_read("long_windows"), s) for s in (0.2, 0.3)},
     "repair seconds": repair_seconds,

@@ -17,6 +17,7 @@ from polyprune_core.models.describe import describe
 from polyprune_core.models.quiet import quiet
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.runs.verification import ask_runtime
+from polyprune_core.testing.checking import world_restored
 from polyprune_core.testing.tiny import VOCABULARY, tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.exporters.gguf import Gguf
@@ -141,6 +142,15 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused_before_the_search(nam
     case, exporter, message = REFUSED[name]
     with pytest.raises(ModelError, match=message):
         exporter.check(dense(tmp_path, case))
+
+
+# Configurations that have no rope, one for each kind of layer, or other names for what llama.cpp is asked about.
+@pytest.mark.parametrize("model_type", ["gemma3_text", "gpt2", "opt", "falcon", "mixtral"])
+def test_a_family_that_llama_cpp_has_no_form_for_is_refused_by_its_name(model_type: str) -> None:
+    with world_restored(), quiet():
+        base = LoadedModel("theirs", tiny_model(model_type), words(), "", None)
+    with pytest.raises(ModelError, match=f"not for {model_type}. Use huggingface"):
+        Gguf().check(base)
 
 
 def test_a_tokenizer_without_a_form_is_refused_unless_token_ids_are_enough(tmp_path: Path) -> None:

@@ -15,11 +15,16 @@ from polyprune_plugins.exporters.onnx import Onnx
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("exporter", [Onnx(), Onnx(cache=False), Onnx(type="int8")], ids=repr)
-def test_onnx_runtime_computes_what_transformers_computes_of_the_same_weights(exporter: Onnx, tmp_path: Path) -> None:
+CASES = [("qwen2", Onnx()), ("qwen2", Onnx(cache=False)), ("qwen2", Onnx(type="int8")), ("gemma3_text", Onnx())]
+
+
+@pytest.mark.parametrize(("family", "exporter"), CASES, ids=repr)
+def test_onnx_runtime_computes_what_transformers_computes_of_the_same_weights(
+    family: str, exporter: Onnx, tmp_path: Path
+) -> None:
     for module in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
-    base, windows = tiny_base(tmp_path / "base", "qwen2"), tiny_windows()[:2]
+    base, windows = tiny_base(tmp_path / "base", family), tiny_windows()[:2]
     space = tiny_space(base.model)
     keep = torch.rand(len(space), generator=generator(0, "onnx")) < 0.6
     for units, group in zip(space.slices(), space.groups, strict=True):

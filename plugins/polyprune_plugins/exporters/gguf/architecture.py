@@ -69,9 +69,9 @@ def check_form(base: LoadedModel, varying: bool) -> None:
 
     config: Any = base.model.config
     family = getattr(config, "base_model_type", config.model_type)
-    rope = config.rope_parameters["rope_type"]
     if family not in ALIKE:
         raise ModelError(f"{base.name}: GGUF is written for {', '.join(ALIKE)}, not for {family}. Use huggingface.")
+    rope = config.rope_parameters["rope_type"]
     if config.hidden_act != "silu":
         raise ModelError(f"{base.name}: llama.cpp computes MLPs of {family} with silu, not {config.hidden_act}.")
     if rope not in ROPES:

@@ -30,6 +30,7 @@ OPSET = 18
 FILE = "model.onnx"
 FORMATS = {"f32": "float32", "int8": "int8"}
 INSIDE = "model."  # how torch.onnx calls the model within what is exported
+CONSTANT = "constant."
 LARGEST = 1_500_000_000  # bytes; ONNX holds no more than 2 GB in one file
 RELOAD = """\
 # onnxruntime.InferenceSession(DIR + "/model.onnx"), or with torch:
@@ -77,6 +78,7 @@ class Onnx:
         with _quiet():
             program = _exported(model, self.cache)
             _forget_origins(program.model)
+            _set_constants_apart(program.model, set(model.state_dict()))
             large = 4 * parameters > LARGEST
             program.save(out_dir / FILE, external_data=large)
             if self.type == "int8":
@@ -168,6 +170,15 @@ def _forget_origins(graph: Any) -> None:
         part.metadata_props.clear()
 
 
+def _set_constants_apart(graph: Any, weights: set[str]) -> None:
+    """Renames what a model computes once and no checkpoint holds, so that it is not taken for a weight."""
+    stored = graph.graph.initializers
+    for name in [name for name in stored if name.removeprefix(INSIDE) not in weights and name.startswith(INSIDE)]:
+        constant = stored.pop(name)
+        constant.name = CONSTANT + name.removeprefix(INSIDE)
+        stored[constant.name] = constant
+
+
 def _weights(file: Path) -> dict[str, Tensor]:
     """Returns the parameters in a graph, by transformers' names; of tied ones both."""
     import onnx
@@ -176,7 +187,7 @@ def _weights(file: Path) -> dict[str, Tensor]:
 
     stored = {}
     for each in onnx.load(str(file)).graph.initializer:
-        if each.name.startswith(INSIDE) and not each.name.endswith("inv_freq"):
+        if each.name.startswith(INSIDE):
             value = torch.from_numpy(numpy_helper.to_array(each, str(file.parent)).copy())
             stored[each.name.removeprefix(INSIDE)] = value
     found = restored(stored)
