@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from polyprune_core.models.quiet import quiet
+from polyprune_core.models.sources import load_model
 from polyprune_core.runs.verification import ask_runtime
-from polyprune_core.testing.tiny import tiny_base, tiny_pruned, tiny_space, tiny_windows
+from polyprune_core.testing.tiny import tiny_base, tiny_model, tiny_pruned, tiny_space, tiny_tokenizer, tiny_windows
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.exporters.onnx import Onnx
 
@@ -48,3 +50,18 @@ def test_onnx_runtime_computes_what_transformers_computes_of_the_same_weights(
     for token in answer["generated"][:8]:
         assert token == int(back(ids).logits[0, -1].argmax())
         ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_what_a_model_computes_once_has_the_precision_of_the_graph_and_not_of_the_dense_model(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    with quiet():
+        tiny_model("gemma3_text", hidden_size=42).save_pretrained(tmp_path / "base")
+        tiny_tokenizer().save_pretrained(tmp_path / "base")
+    base = load_model(str(tmp_path / "base"), dtype="bfloat16", device="cpu")
+    space = tiny_space(base.model)
+    (tmp_path / "out").mkdir()
+    Onnx().export(tiny_pruned(base, space, torch.arange(len(space)) % 4 > 0), tmp_path / "out")
+    stored = {each.name: each for each in onnx.load(str(tmp_path / "out" / "model.onnx")).graph.initializer}
+    scale = onnx.numpy_helper.to_array(stored["constant.model.embed_tokens.embed_scale"])
+    assert float(scale) == pytest.approx(base.model.config.hidden_size**0.5, rel=1e-6)

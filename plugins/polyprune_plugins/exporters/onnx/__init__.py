@@ -67,7 +67,7 @@ class Onnx:
             raise ConfigError(f"ONNX is written with {' and '.join(missing)}: pip install 'polyprune[onnx]'.")
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
-        from polyprune_core import export_report, write_settings
+        from polyprune_core import assemble_model, export_report, write_settings
 
         model: Any = pruned.build().float().cpu()
         model.config.dtype = model.dtype
@@ -75,6 +75,8 @@ class Onnx:
         origin = pruned.provenance() | {"layers": pruned.kept_layers}
         origin["dtype"] |= {"written": FORMATS[self.type]}
         write_settings(model, pruned.base.tokenizer, out_dir, origin, pruned.base.licence_files)
+        # Read as `load` does: constants that were computed in the format of the dense model have its rounding.
+        model = assemble_model(out_dir, model.state_dict(), sha256="", dtype="float32", device="cpu").model
         with _quiet():
             program = _exported(model, self.cache)
             _forget_origins(program.model)
