@@ -8,7 +8,7 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import CELL, LOADING_LOCAL, OUTPUT, given, options
+from polyprune_core.cli.options import CELL, LOADING_LOCAL, OUTPUT, given, options, table_or_json
 from polyprune_core.cli.params import UserPath, setting
 
 WHAT = [
@@ -25,14 +25,7 @@ WHAT = [
 @options(("Export",), WHAT, LOADING_LOCAL, OUTPUT)
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the pruned model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What is printed.",
-)
+@table_or_json
 def export(
     source: Path,
     config: Path | None,

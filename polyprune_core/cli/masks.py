@@ -7,6 +7,7 @@ from pathlib import Path
 
 import rich_click as click
 
+from polyprune_core.cli.options import table_or_json
 from polyprune_core.cli.params import UserPath
 
 
@@ -18,14 +19,7 @@ def masks() -> None:
 @masks.command()
 @click.argument("first", type=UserPath())
 @click.argument("second", type=UserPath())
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What is printed.",
-)
+@table_or_json
 def diff(first: Path, second: Path, form: str) -> None:
     """Compare two folders of masks: units that both keep, and rank correlation of their scores, layer by layer."""
     from dataclasses import asdict

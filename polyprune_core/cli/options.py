@@ -25,6 +25,15 @@ from polyprune_core.errors import ConfigError
 # Options of the commands themselves: what they ask for is in no request.
 OF_THE_COMMAND = {name: name for name in ("output", "overwrite", "quiet", "verbose", "dry_run")} | {"format": "form"}
 
+table_or_json = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What is printed.",
+)
+
 
 CUTTING = [
     setting(

@@ -8,7 +8,17 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import CELL, CUTTING, EVALUATED, EVALUATION, LOADING_LOCAL, OUTPUT, given, options
+from polyprune_core.cli.options import (
+    CELL,
+    CUTTING,
+    EVALUATED,
+    EVALUATION,
+    LOADING_LOCAL,
+    OUTPUT,
+    given,
+    options,
+    table_or_json,
+)
 from polyprune_core.cli.params import UserPath, complete_text, plugin_names, setting
 
 WHAT = [
@@ -48,14 +58,7 @@ TEXT = [
 @options(("Recover",), WHAT, TEXT, LOADING_LOCAL, OUTPUT)
 @click.option("--output", "-o", type=UserPath(), required=True, help="New folder for the trained model.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What is printed.",
-)
+@table_or_json
 def recover(
     source: str,
     config: Path | None,

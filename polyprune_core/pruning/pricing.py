@@ -25,8 +25,8 @@ from polyprune_core.pruning.types import LegalShapes, Selection
 LATENCY_STEP = 0.01
 
 
-class Gauge(Protocol):
-    """What only the loaded model can tell."""
+class Sizes(Protocol):
+    """Bytes of a model's numbers."""
 
     @property
     def itemsize(self) -> int:
@@ -35,6 +35,10 @@ class Gauge(Protocol):
     @property
     def stored_itemsize(self) -> int:
         """Bytes of one number in the files of the weights."""
+
+
+class Gauge(Sizes, Protocol):
+    """What only the loaded model can tell."""
 
     def latency(self, space: MaskSpace, selection: Selection) -> float:
         """The smaller model's time as a fraction of the dense model's, measured on this device."""
@@ -111,10 +115,23 @@ def price_budget(
         BudgetError: the model already meets it, or nothing that may be removed can.
     """
     if target.currency in ADDITIVE:
-        currency = ADDITIVE[target.currency]
-        itemsize = gauge.stored_itemsize if currency.stored else gauge.itemsize
-        return _priced(target, currency, space, scope, min_keep, itemsize, protect, shapes)
+        return price_sum(target, space, scope, min_keep, gauge, protect, shapes)
     return _timed(target, space, scope, min_keep, gauge, protect, shapes)
+
+
+def price_sum(
+    target: BudgetSpec,
+    space: MaskSpace,
+    scope: str,
+    min_keep: int,
+    sizes: Sizes,
+    protect: Protect = NOTHING,
+    shapes: LegalShapes = ANY_SHAPE,
+) -> PricedBudget:
+    """Returns what `price_budget` does, of a currency in `ADDITIVE`, for which nothing has to be measured."""
+    currency = ADDITIVE[target.currency]
+    itemsize = sizes.stored_itemsize if currency.stored else sizes.itemsize
+    return _priced(target, currency, space, scope, min_keep, itemsize, protect, shapes)
 
 
 def _priced(

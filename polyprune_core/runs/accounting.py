@@ -17,7 +17,7 @@ from polyprune_core.models.placement import pick_device, pick_dtype
 from polyprune_core.models.reading import model_without_weights
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.budget import SelectionRule
-from polyprune_core.pruning.pricing import ADDITIVE, Gauge, PricedBudget, price_budget
+from polyprune_core.pruning.pricing import ADDITIVE, PricedBudget, Sizes, price_sum
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.runs.asked_shapes import legal_shapes
 from polyprune_core.runs.pooling import in_scopes
@@ -36,14 +36,11 @@ class Account:
 
 
 @dataclass(frozen=True)
-class _Gauge:
-    """Bytes of a number as the model computes and as its files store it; nothing is measured."""
+class _Sizes:
+    """Bytes of a number as the model computes and as its files store it."""
 
     itemsize: int
     stored_itemsize: int
-
-    def latency(self, space: MaskSpace, selection: object) -> float:
-        raise NotImplementedError
 
 
 def account(folder: Path, config: Comparison, registry: Registry) -> Account:
@@ -55,10 +52,10 @@ def account(folder: Path, config: Comparison, registry: Registry) -> Account:
     """
     layout, stored = describe(model_without_weights(folder, config.trust_remote_code)), stored_dtype(folder)
     computed = pick_dtype(config.dtype, pick_device(config.device), stored)
-    gauge = _Gauge(computed.itemsize, getattr(torch, stored).itemsize)
+    sizes = _Sizes(computed.itemsize, getattr(torch, stored).itemsize)
     spaces = {name: registry.space(name, layout) for name in config.granularity}
     asked = [cell for cell in cells(config) if isinstance(cell, Pruned) and cell.target.currency in ADDITIVE]
-    removed = {cell: _removed(cell, config, spaces[cell.granularity], gauge, registry) for cell in asked}
+    removed = {cell: _removed(cell, config, spaces[cell.granularity], sizes, registry) for cell in asked}
     total = layout.total_parameters
     return Account(
         total,
@@ -67,12 +64,12 @@ def account(folder: Path, config: Comparison, registry: Registry) -> Account:
     )
 
 
-def _removed(cell: Pruned, config: Comparison, space: MaskSpace, gauge: Gauge, registry: Registry) -> int:
+def _removed(cell: Pruned, config: Comparison, space: MaskSpace, sizes: Sizes, registry: Registry) -> int:
     """Returns the parameters that a selection under the cell's budget removes, in the first scope that can meet it."""
     shapes, protect, least = legal_shapes(cell.shapes, space.layout, registry), config.protected, config.min_keep
 
     def price(scope: str) -> PricedBudget:
-        return price_budget(cell.target, space, scope, least, gauge, protect, shapes)
+        return price_sum(cell.target, space, scope, least, sizes, protect, shapes)
 
     scope, terms = next(iter(in_scopes(cell.scope, price).items()))
     rule = SelectionRule(terms.sparsity, scope, least, shapes, protect)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import Tensor
-
-from polyprune_core.config.held_back import is_due
 
 
 @dataclass(frozen=True)
@@ -22,16 +19,12 @@ class EarlyStopping:
     loss: Callable[[Tensor], float]
     patience: int
 
-    def is_due(self, done: int, steps: int) -> bool:
-        """Whether it is time for a look after `done` of the steps."""
-        return is_due(done, steps)
-
-    def looked(self, best: Best, parameters: Tensor, step: int) -> tuple[Best, float]:
+    def looked(self, best: Best, parameters: Tensor) -> tuple[Best, float]:
         """Returns the best parameters so far, those given among them, and the loss of those given."""
         loss = self.loss(parameters)
         if loss < best.loss or best.parameters is None:
-            return Best(parameters, loss, step), loss
-        return Best(best.parameters, best.loss, best.step, best.looks_since + 1), loss
+            return Best(parameters, loss), loss
+        return replace(best, looks_since=best.looks_since + 1), loss
 
     def is_over(self, best: Best) -> bool:
         """Whether the search ends."""
@@ -40,13 +33,8 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class Best:
-    """The parameters (P,) of the lowest loss at a look, the step it came after, and how many looks there were since."""
+    """The parameters (P,) of the lowest loss at a look, that loss, and how many looks there were since."""
 
     parameters: Tensor | None = None
     loss: float = math.inf
-    step: int = 0
     looks_since: int = 0
-
-    def tree(self) -> dict[str, Any]:
-        """Returns it as numbers and a tensor."""
-        return vars(self).copy()

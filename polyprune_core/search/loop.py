@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyprune_core.config.held_back import is_due
 from polyprune_core.errors import PluginError
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.plugins.contracts import PRECONDITIONERS, BoundPolicy, GradientEstimator, State
@@ -70,7 +71,7 @@ class SearchState:
         """Returns the state as nested mappings and lists of numbers and tensors."""
         return {name: getattr(self, name) for name in PLAIN} | {
             "rng": self.rng.get_state(),
-            "best": self.best.tree(),
+            "best": vars(self.best),
             "trace": asdict(self.trace),
         }
 
@@ -126,14 +127,14 @@ def search(
     clock = time.perf_counter() - state.trace.seconds
     if stopping and not state.step:
         with objective.metered() as spent:
-            best, state.trace.held_back = stopping.looked(state.best, state.parameters, 0)
+            best, state.trace.held_back = stopping.looked(state.best, state.parameters)
         state.trace.pay(spent)
         state = replace(state, best=best)
     while state.step < options.steps and not (stopping and stopping.is_over(state.best)):
         with objective.metered() as spent:
             state, seen = stepper.advance(state, next(batches))
-            if stopping and stopping.is_due(state.step, options.steps):
-                best, seen["held_back"] = stopping.looked(state.best, _learned(state, policy, options), state.step)
+            if stopping and is_due(state.step, options.steps):
+                best, seen["held_back"] = stopping.looked(state.best, _learned(state, policy, options))
                 state = replace(state, best=best)
         record = state.trace.add(spent, time.perf_counter() - clock, step=state.step, **seen)
         on_step(record)

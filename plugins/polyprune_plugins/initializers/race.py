@@ -44,16 +44,15 @@ class Race:
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
 
-        field = list(self.starters(space, calibration).values())
-        text, seen = calibration.held_back, 0
-        losses = torch.zeros(len(field))
+        field = torch.stack(list(self.starters(space, calibration).values()))
+        keep = torch.stack([calibration.budget.select(values, space).keep for values in field])
+        text, seen, losses = calibration.held_back, 0, torch.zeros(len(field))
         while len(field) > 1 and seen < len(text):
             ids = text[seen : seen + max(self.windows, seen)]
-            keep = torch.stack([calibration.budget.select(values, space).keep for values in field])
             losses = losses + calibration.losses(space, keep, ids).nan_to_num(nan=math.inf) * len(ids)
             seen += len(ids)
             better = losses.argsort(stable=True)[: math.ceil(len(field) / 2)]
-            field, losses = [field[place] for place in better.tolist()], losses[better]
+            field, keep, losses = field[better], keep[better], losses[better]
         return field[0]
 
     def starters(self, space: MaskSpace, calibration: Calibration) -> dict[bytes, Tensor]:
