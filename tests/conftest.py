@@ -18,23 +18,8 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that a test starts: several run side by side
 CONFIGURATIONS = ("llama", "mistral", "qwen2", "qwen3")  # those of `polyprune_core.testing.tiny`, read without torch
-# Of the first folders many files take long: none of them is left to one worker at the end.
-FIRST = ("tests/pure/", "tests/packaging/", "tests/integration/", "docs/", "plugins/", "tests/conformance/")
-LAST = "tests/unit/"
 hypothesis.settings.register_profile("polyprune", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis.settings.load_profile("polyprune")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs what needs no torch first, and what is quick last."""
-
-    def place(item: pytest.Item) -> int:
-        order = (*FIRST, "", *LAST)
-        return next(
-            (i for i, folder in enumerate(order) if folder and item.nodeid.startswith(f"{folder}/")), len(FIRST)
-        )
-
-    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,10 +15,7 @@ from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.testing.tiny import (
     VOCABULARY,
     logits_of,
-    tiny_base,
     tiny_calibration,
-    tiny_pruned,
-    tiny_space,
     tiny_windows,
 )
 from polyprune_core.utils.rng import generator
@@ -27,17 +24,6 @@ from polyprune_plugins.repairs.least_squares import LeastSquares
 
 WINDOWS = torch.randint(VOCABULARY, (22, 12), generator=generator(0, "windows"))
 FEW = Distil(start="least-squares", tokens=5 * 4 * 12, lr=3e-3)
-
-
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory):
-    """A model without its second layer, so that the small one counts its layers anew."""
-    base = tiny_base(tmp_path_factory.mktemp("base"))
-    space = tiny_space(base.model)
-    keep = torch.rand(len(space), generator=torch.Generator().manual_seed(0)) < 0.6
-    keep[[where.start for where in space.slices()]] = True
-    keep[space.layer == 1] = False
-    return tiny_pruned(base, space, keep)
 
 
 def calibration(pruned, keeper=None, progress=lambda done, total: None):

@@ -13,7 +13,7 @@ from polyprune_core.evaluation.losses import token_losses
 from polyprune_core.models.describe import describe
 from polyprune_core.search import checkpoint
 from polyprune_core.search.checkpoint import Checkpoint
-from polyprune_core.testing.tiny import VOCABULARY, tiny_base, tiny_calibration, tiny_pruned, tiny_space
+from polyprune_core.testing.tiny import VOCABULARY, tiny_calibration
 from polyprune_core.utils.rng import generator
 from polyprune_plugins.repairs import recover
 from polyprune_plugins.repairs.recover import Recover
@@ -22,17 +22,6 @@ from polyprune_plugins.repairs.recover import Recover
 WINDOWS = (torch.arange(12) + torch.arange(22)[:, None]) % VOCABULARY
 FEW = {"full": Recover("full", tokens=5 * 4 * 12, lr=3e-3), "lora": Recover("lora", tokens=5 * 4 * 12, rank=2, lr=1e-2)}
 methods = pytest.mark.parametrize("method", FEW)
-
-
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory):
-    """A model without its second layer, so that the small one counts its layers anew."""
-    base = tiny_base(tmp_path_factory.mktemp("base"))
-    space = tiny_space(base.model)
-    keep = torch.rand(len(space), generator=torch.Generator().manual_seed(0)) < 0.6
-    keep[[where.start for where in space.slices()]] = True
-    keep[space.layer == 1] = False
-    return tiny_pruned(base, space, keep)
 
 
 def calibration(pruned, keeper=None, progress=lambda done, total: None):
