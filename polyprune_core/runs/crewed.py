@@ -114,7 +114,7 @@ class Crewed:
     def map(self, config: Comparison, cells: Sequence[AnyCell]) -> Iterator[Row]:
         """Yields rows; cells that another run on the store has come last."""
         check_plugins(config, self.registry)
-        work = work_of(config, self.registry, evaluation_tokens(config) or 1, ())
+        work = work_of(config, self.registry, evaluation_tokens(config) or 1)
         groups = grouped(cells, work)
         engine = engine_of(config, config.device, talking=True)
         size = min(workers_of(config, engine), len(groups))
