@@ -6,6 +6,7 @@ A value alone, NAME:value, is that of the plugin's first option.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -36,6 +37,13 @@ def describe_options(provider: Provider[Any]) -> dict[str, str]:
         name: f"{_type(parameter.annotation)} = {parameter.default!r}"
         for name, parameter in inspect.signature(provider.factory).parameters.items()
     }
+
+
+def explain_options(docstring: str) -> tuple[str, dict[str, str]]:
+    """Returns a docstring without its part "Options:", which is its last, and what that part says of each option."""
+    text, _, part = docstring.partition("Options:\n")
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", part, re.M)
+    return text.rstrip(), {name: " ".join(meaning.split()) for name, meaning in found}
 
 
 def _type(annotation: Any) -> str:

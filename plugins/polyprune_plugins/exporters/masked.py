@@ -1,6 +1,7 @@
-"""Masked: the dense shape with zeros where units were removed. It loads wherever the dense model does.
+"""Masked: a checkpoint in the dense shape, with zeros for removed units. It loads wherever the dense model does.
 
-Nothing is smaller or faster; the files compress well, and other formats can be held against what it computes.
+The model is not smaller and not faster. The files compress well, and other formats can be compared with what it
+computes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ tokenizer = AutoTokenizer.from_pretrained(DIR)
 
 @dataclass(frozen=True)
 class Masked:
-    """`max_shard_size`: the size at which the weights are split; `dtype`: as of `huggingface`."""
+    """Writes a dense checkpoint with zeros in place of removed units.
+
+    Options:
+        max_shard_size: the largest size of one file of weights.
+        dtype: the number format of the weights; `stored` is that of the dense model's files.
+    """
 
     max_shard_size: str = "5GB"
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
