@@ -66,7 +66,9 @@ class ComparisonResults(Results):
         groups = Arrangement(sort="perplexity", keep=keep).groups(self)
         ranked = [summary for _, group in groups for summary in group if summary.row.cell.kind != "dense"]
         if not ranked or ranked[0].perplexity is None:
-            raise ConfigError("no row of a pruned model that is asked for has finished; see error of the rows.")
+            raise ConfigError(
+                "no finished row of a pruned model meets these conditions; give others, or see `error` of the rows."
+            )
         return ranked[0]
 
     def plot(self, axes: Axes | None = None) -> Axes:

@@ -144,7 +144,10 @@ class Axis:
         """
         found = [cut for cut in self.cuts if cut.parameter == f"{self.reader}.weight"]
         if not found:
-            raise ModelError(f"no linear module reads {self.name}, so what it takes in cannot be measured or gated.")
+            raise ModelError(
+                f"no linear module reads {self.name}, so its entries can be neither measured nor gated; "
+                "choose another granularity or metric."
+            )
         return found[0]
 
     @property

@@ -262,7 +262,9 @@ def resolve(
         except ModelError as error:
             raise ModelError(f"{error} (There is no folder {name!r} here either.)") from error
     if "/" in name or os.sep in name or path.suffix == ".gguf":
-        raise ModelError(f"there is no file or folder {name!r}.")
+        raise ModelError(
+            f"there is no file or folder {name!r}; give one that exists, a hub id, or one of {', '.join(catalogue())}."
+        )
     raise ModelError(f"{unknown_name('model', name, catalogue())} {ALLOWED}")
 
 

@@ -66,4 +66,5 @@ def build(kind: str, provider: Provider[Any], options: Mapping[str, Any]) -> Any
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise PluginError(f"{kind} {provider.name!r}: option {where}={first['input']!r}: {first['msg']}.") from error
+        reason = first["msg"].replace("Input should be", "it has to be")
+        raise PluginError(f"{kind} {provider.name!r}: option {where}={first['input']!r}: {reason}.") from error

@@ -159,8 +159,8 @@ class MaskFile:
         """
         if base.sha256 != self.base.sha256:
             raise ModelError(
-                f"the masks in {self.folder} are for {self.base.name} with weights sha256 {self.base.sha256}, "
-                f"but {base.name} has {base.sha256}. Give the model that they were made from."
+                f"the masks in {self.folder} are for {self.base.name} with weights sha256 {self.base.sha256[:12]}…, "
+                f"but {base.name} has {base.sha256[:12]}…. Give the model that they were made from as --model."
             )
         try:
             return MaskSpace(describe(base.model), self.groups, self.granularity)

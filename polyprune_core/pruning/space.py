@@ -283,9 +283,11 @@ def _require_apart(layout: ModelLayout, groups: Sequence[UnitGroup]) -> None:
         for span, _ in group.spans:
             divided = layout.axis[span].of if span in layout.axis else ""
             divided = divided or span
+            if owner.get(divided) == group.kind:
+                raise ConfigError(f"granularity {group.kind!r} is given twice; give it once.")
             if divided in owner:
                 raise ConfigError(
                     f"granularities {owner[divided]!r} and {group.kind!r} both remove {divided}; choose one of the "
-                    "two, or prune twice: with one of them, and what that writes with the other."
+                    "two, or prune twice: first with one of them, then the model that is written with the other."
                 )
             owner[divided] = group.kind

@@ -55,7 +55,10 @@ def check_writable(base: LoadedModel) -> None:
     except Exception as error:
         # Not a list of types: what a configuration of any model leads to inside transformers is nowhere stated.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{base.name} cannot be built with layers of several widths: {reason}") from error
+        raise ModelError(
+            f"{base.name} cannot be built with layers of several widths: {reason}. "
+            "--exporter masks writes what stays without the model."
+        ) from error
 
 
 def write_model(

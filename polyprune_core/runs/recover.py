@@ -133,9 +133,9 @@ def recover(
         PolypruneError: there is no such model, its dense one cannot be had, or the folder cannot be written.
     """
     exporter, trainer = registry.build("exporter", request.exporter), registry.get("repair", request.trainer)
-    registry.build("repair", request.trainer)
     if "gradients" not in trainer.provider.needs:
-        raise ConfigError(f"--repair {request.trainer} trains nothing; give recover, recover:lora, distil or another.")
+        raise ConfigError(f"--repair {request.repair} trains nothing; give recover, recover:lora, distil or another.")
+    registry.build("repair", request.trainer)
     if request.verify:
         require_runtime(exporter)
     if output is None:

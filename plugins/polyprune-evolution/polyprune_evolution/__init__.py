@@ -50,7 +50,9 @@ class Evolution:
             if value is not None and value < least:
                 raise PluginError(f"evolution: option {name}={value} is too small; give {least} or more.")
         if not 0 < self.sigma < math.inf:
-            raise PluginError(f"evolution: option sigma={self.sigma:g} is no length; give a number above 0.")
+            raise PluginError(
+                f"evolution: option sigma={self.sigma:g} is no standard deviation; give a number above 0."
+            )
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         _require_something_to_trade(space, calibration)

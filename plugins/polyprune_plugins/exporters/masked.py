@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
+from polyprune_plugins.exporters.shard_size import check_shard_size
 
 if TYPE_CHECKING:
     from polyprune_core import LoadedModel, ModelLayout, PrunedModel
@@ -35,6 +36,9 @@ class Masked:
 
     max_shard_size: str = "5GB"
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+
+    def __post_init__(self) -> None:
+        check_shard_size(self.max_shard_size, "masked")
 
     def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
         # A router chooses among all of its rows, also those of zeros: all experts stay.

@@ -85,7 +85,7 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:
-            raise ConfigError(f"gaussian: option sigma={self.sigma:g} is no deviation; give a number above 0.")
+            raise ConfigError(f"gaussian: option sigma={self.sigma:g} is no standard deviation; give a number above 0.")
 
     def bind(self, given: PolicyStart) -> BoundPolicy:
         return BoundGaussian(self, given)

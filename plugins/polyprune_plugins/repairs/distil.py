@@ -44,7 +44,10 @@ class Distil:
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or not 0 < self.lr < math.inf:
-            raise PluginError(f"repair 'distil': tokens={self.tokens} and lr={self.lr} have to be numbers above 0.")
+            raise PluginError(
+                f"repair 'distil': tokens={self.tokens}, lr={self.lr:g} cannot be used; give tokens from 1 "
+                "and lr above 0."
+            )
 
     @property
     def trained_tokens(self) -> int:

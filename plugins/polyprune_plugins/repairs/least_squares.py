@@ -42,7 +42,9 @@ class LeastSquares:
 
     def __post_init__(self) -> None:
         if not 0 <= self.ridge < float("inf"):
-            raise PluginError(f"repair 'least-squares': ridge={self.ridge} is not a number from 0; give one, as 0.1.")
+            raise PluginError(
+                f"repair 'least-squares': ridge={self.ridge:g} cannot be used; give 0 or a number above 0, such as 0.1."
+            )
 
     @property
     def adds_biases(self) -> bool:

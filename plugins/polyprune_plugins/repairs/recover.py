@@ -50,7 +50,8 @@ class Recover:
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.rank < 1 or not 0 <= self.lr < math.inf:
             raise ConfigError(
-                f"repair 'recover': tokens={self.tokens}, rank={self.rank} and lr={self.lr} have to be above 0."
+                f"repair 'recover': tokens={self.tokens}, rank={self.rank}, lr={self.lr:g} cannot be used; give "
+                "tokens and rank from 1, and lr above 0 (0 stands for the default of the method)."
             )
         if self.method == "lora" and find_spec("peft") is None:
             raise ConfigError(

@@ -42,7 +42,9 @@ class Sequential:
 
     def __post_init__(self) -> None:
         if not 0 < self.ridge < float("inf"):
-            raise PluginError(f"repair 'sequential': ridge={self.ridge} is not a number above 0; give one, as 0.1.")
+            raise PluginError(
+                f"repair 'sequential': ridge={self.ridge:g} cannot be used; give a number above 0, such as 0.1."
+            )
 
     @property
     def adds_biases(self) -> bool:

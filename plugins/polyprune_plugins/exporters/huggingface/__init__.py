@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
 from polyprune_plugins.exporters.huggingface.card import card
+from polyprune_plugins.exporters.shard_size import check_shard_size
 
 if TYPE_CHECKING:
     from polyprune_core import LoadedModel, ModelLayout, PrunedModel
@@ -45,6 +46,13 @@ class HuggingFace:
     shape: Literal["free", "uniform"] = "free"
     pad: Literal["none", "widest"] | int = "none"
     by_shard = True
+
+    def __post_init__(self) -> None:
+        from polyprune_core import ConfigError
+
+        check_shard_size(self.max_shard_size, "huggingface")
+        if isinstance(self.pad, int) and self.pad < 1:
+            raise ConfigError(f"huggingface: option pad={self.pad} is no width; give 1 or more, widest or none.")
 
     def check(self, base: LoadedModel) -> None:
         """Refuses a model whose code would not be written with it."""
@@ -134,6 +142,7 @@ class Vllm(HuggingFace):
     def __post_init__(self) -> None:
         from polyprune_core import ConfigError
 
+        super().__post_init__()
         if self.tp < 1:
             raise ConfigError(f"vllm: option tp={self.tp} is no number of devices; give 1 or more.")
 
