@@ -79,13 +79,15 @@ class Initializer(Protocol):
     `calibration.budget`. Its scores are compared across layers without scaling, whatever `--scale` says. So the run
     selects the same units that `calibration.budget.select` selects for the metric while it measures.
 
-    An initializer may declare three more attributes:
+    An initializer may declare four more members:
 
     - `comparable = True` says that its scores are comparable across layers already, at any budget, so that no scaling
       is applied to them.
     - `granularities` lists the names of the granularities that it can score, if it refuses others.
     - `made_for` names the granularity that it scores itself, if it leaves other units to another metric. `--baselines
       all` leaves the metric out of a comparison that has no units of that granularity.
+    - `windows_run(units, windows, held_back)` returns how many windows of text run forward while the metric scores this
+      many units on this many windows, if that is not once each. `--dry-run` reports it.
     """
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
@@ -149,7 +151,7 @@ class GradientEstimator(Protocol):
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
     "granularity": {"if_none": ""},
-    "initializer": {"comparable": False, "granularities": None, "made_for": None},
+    "initializer": {"comparable": False, "granularities": None, "made_for": None, "windows_run": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
     "repair": {"trained_tokens": 0, "adds_biases": False, "start": None},
     "exporter": {
@@ -160,6 +162,12 @@ OPTIONAL: dict[str, dict[str, Any]] = {
         "by_shard": False,
     },
 }
+
+
+def windows_run(metric: Initializer, units: int, windows: int, held_back: int) -> int:
+    """Returns how many windows a metric that needs text runs forward: what it declares, or each window once."""
+    own = getattr(metric, "windows_run", OPTIONAL["initializer"]["windows_run"])
+    return int(own(units, windows, held_back)) if own else windows
 
 
 def independent_units(estimator: GradientEstimator) -> bool:
