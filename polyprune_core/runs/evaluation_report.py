@@ -64,13 +64,10 @@ class Side:
 class Findings:
     """The findings of an evaluation: about a model, and about its reference if there is one. It is shown as a table.
 
-    Attributes:
-        environment: the versions and the machine.
-        conditions: the settings that hold for both models, such as the texts.
-        load: how busy the machine was.
-        model: the findings about the model.
-        reference: the findings about the reference, such as the dense model, or None.
-        ratios: the model's times as multiples of the reference's, by batch size. Both were measured in turn.
+    `environment` has the versions and the machine, `conditions` the settings that hold for both models, such as the
+    texts, and `load` how busy the machine was. `model` has the findings about the model, and `reference` those about
+    the reference, such as the dense model, or None. `ratios` has the model's times as multiples of the reference's, by
+    batch size. The times of both were measured in turn.
     """
 
     environment: dict[str, Any]

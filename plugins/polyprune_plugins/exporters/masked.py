@@ -6,13 +6,13 @@ computes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
-from polyprune_plugins.exporters.shard_size import check_shard_size
 
 if TYPE_CHECKING:
     from polyprune_core import LoadedModel, ModelLayout, PrunedModel
@@ -38,7 +38,13 @@ class Masked:
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
 
     def __post_init__(self) -> None:
-        check_shard_size(self.max_shard_size, "masked")
+        from polyprune_core import ConfigError
+
+        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size, re.IGNORECASE):
+            raise ConfigError(
+                f"masked: option max_shard_size={self.max_shard_size!r} is no size; give a number with KB, MB, GB or TB, "
+                "such as 5GB."
+            )
 
     def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
         # A router chooses among all of its rows, also those of zeros: all experts stay.

@@ -8,6 +8,7 @@ polyprune has to trust. Weights are written in the number format of the dense mo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 
 from polyprune_core import Exporter, ExportReport, LegalShapes, Provider, Runtime, hookimpl
 from polyprune_plugins.exporters.huggingface.card import card
-from polyprune_plugins.exporters.shard_size import check_shard_size
 
 if TYPE_CHECKING:
     from polyprune_core import LoadedModel, ModelLayout, PrunedModel
@@ -50,7 +50,11 @@ class HuggingFace:
     def __post_init__(self) -> None:
         from polyprune_core import ConfigError
 
-        check_shard_size(self.max_shard_size, "huggingface")
+        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size, re.IGNORECASE):
+            raise ConfigError(
+                f"huggingface: option max_shard_size={self.max_shard_size!r} is no size; give a number with KB, MB, GB or TB, "
+                "such as 5GB."
+            )
         if isinstance(self.pad, int) and self.pad < 1:
             raise ConfigError(f"huggingface: option pad={self.pad} is no width; give 1 or more, widest or none.")
 
