@@ -42,8 +42,8 @@ class Masked:
 
         if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size, re.IGNORECASE):
             raise ConfigError(
-                f"masked: option max_shard_size={self.max_shard_size!r} is no size; give a number with KB, MB, GB or TB, "
-                "such as 5GB."
+                f"masked: option max_shard_size={self.max_shard_size!r} is no size; give a number "
+                "with KB, MB, GB or TB, such as 5GB."
             )
 
     def legal_shapes(self, layout: ModelLayout) -> LegalShapes:

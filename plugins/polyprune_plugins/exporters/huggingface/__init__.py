@@ -52,8 +52,8 @@ class HuggingFace:
 
         if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size, re.IGNORECASE):
             raise ConfigError(
-                f"huggingface: option max_shard_size={self.max_shard_size!r} is no size; give a number with KB, MB, GB or TB, "
-                "such as 5GB."
+                f"huggingface: option max_shard_size={self.max_shard_size!r} is no size; give a number "
+                "with KB, MB, GB or TB, such as 5GB."
             )
         if isinstance(self.pad, int) and self.pad < 1:
             raise ConfigError(f"huggingface: option pad={self.pad} is no width; give 1 or more, widest or none.")
