@@ -1,4 +1,7 @@
-"""User errors: what was given, what is allowed, what to do. The command line prints them as one line, status 2."""
+"""Errors that a user can put right. A message says what was given, what is allowed, and what to do.
+
+The command line prints the message without a traceback, and exits with the status of the error, usually 2.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterable
 
 
 class PolypruneError(Exception):
-    """Base of every error that the user, not a programmer, can put right; the command exits with its `status`."""
+    """The base of all errors that a user can put right. The command line exits with `status`."""
 
     status = 2
 
@@ -25,23 +28,23 @@ class DataError(PolypruneError):
 
 
 class BudgetError(PolypruneError):
-    """The sparsity asked for cannot be met under the floor and scope."""
+    """The sparsity or budget that was asked for cannot be met, for instance because too many units have to stay."""
 
 
 class PluginError(PolypruneError):
-    """A plugin is missing, broken, or returned something its contract forbids."""
+    """A plugin is missing, cannot be loaded, or returned something that its contract forbids."""
 
 
 class ResultError(PolypruneError):
-    """A result says what no measurement can."""
+    """A stored result holds a value that no measurement can have."""
 
 
 class WorkerError(PolypruneError):
-    """A worker that was to do some of the work died, hung, or could not be started."""
+    """A worker process died, did not answer in time, or could not be started."""
 
 
 class VerificationError(PolypruneError):
-    """What was written computes something else than what was decided."""
+    """The model that was written to disk computes something else than the model in memory."""
 
     status = 1
 

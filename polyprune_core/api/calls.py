@@ -1,6 +1,6 @@
-"""The commands as functions: the command line's options are their keywords, and what they return is an object.
+"""The commands as functions: the options of the command line are keywords, and each call returns an object.
 
-Nothing heavy is imported before one of them is called.
+No heavy package is imported before one of the functions is called.
 """
 
 from __future__ import annotations
@@ -51,15 +51,20 @@ def _keywords_of(request: type[BaseModel]) -> Callable[[F], F]:
 
 @_keywords_of(Comparison)
 def compare(*, output: str | Path | None = None, quiet: bool = False, **options: Any) -> ComparisonResults:
-    """Compares pruning criteria on one model, as `polyprune compare` does: dense, metrics alone, then each search.
+    """Compares pruning criteria on one model, as `polyprune compare` does, and returns a row for each of them.
+
+    The rows are the dense model, then each metric alone, then each search.
 
     Args:
-        output: results store; cells finished there are read, not run again. Without one nothing is kept on disk.
-        quiet: show no progress.
-        options: those of `polyprune compare`, with underscores; of a list one value or several.
+        output: the folder of the results store. Cells that are finished there are read and not run again. Without it,
+            nothing is kept on disk.
+        quiet: whether to show no progress.
+        options: the options of `polyprune compare`, with underscores in place of dashes. An option that the command
+            line takes several times, or as a list, takes one value or a list of values.
 
     Raises:
-        PolypruneError: anything asked for cannot be had. A cell that fails alone is a row that says why, and a warning.
+        PolypruneError: an option, a model, a text or a plugin cannot be used. If a single cell fails, no error is
+            raised: its row says why, and a warning is shown.
     """
     request = _parsed(Comparison, options)
     with ExitStack() as stack:
@@ -98,17 +103,17 @@ def compare(*, output: str | Path | None = None, quiet: bool = False, **options:
 def prune(
     *, output: str | Path | None = None, overwrite: bool = False, quiet: bool = False, **options: Any
 ) -> PruningResult:
-    """Prunes one model, as `polyprune prune` does, and measures it in memory.
+    """Prunes one model, as `polyprune prune` does, and measures the pruned model in memory.
 
     Args:
-        output: new folder for what `exporter` writes, which is read back and measured again. Without one nothing is
-            written; the result can be exported later.
-        overwrite: replace a folder that polyprune wrote.
-        quiet: show no progress.
-        options: those of `polyprune prune`, with underscores.
+        output: the new folder for the files of the exporter. The model is then read back from there and measured
+            again. Without it, nothing is written, and `PruningResult.export` can write the model later.
+        overwrite: whether to replace the folder if polyprune wrote what is there.
+        quiet: whether to show no progress.
+        options: the options of `polyprune prune`, with underscores in place of dashes.
 
     Raises:
-        PolypruneError: anything asked for cannot be had.
+        PolypruneError: an option, a model, a text, a plugin or the folder cannot be used.
     """
     request = _parsed(Pruning, options)
     if output is None and "exporter" in request.model_fields_set:
@@ -124,15 +129,15 @@ def prune(
 
 @_keywords_of(EvaluateConfig)
 def evaluate(target: str | Path, *, quiet: bool = False, **options: Any) -> Findings:
-    """Evaluates a model beside the model it was made from, as `polyprune evaluate` does.
+    """Evaluates a model and the dense model that it was made from, as `polyprune evaluate` does.
 
     Args:
-        target: a model's name or folder, a pruned model's folder, or a folder of masks.
-        quiet: show no progress.
-        options: those of `polyprune evaluate`, with underscores.
+        target: the name or folder of a model, the folder of a pruned model, or a folder of masks.
+        quiet: whether to show no progress.
+        options: the options of `polyprune evaluate`, with underscores in place of dashes.
 
     Raises:
-        PolypruneError: anything asked for cannot be had.
+        PolypruneError: an option, a model, a text or a task cannot be used.
     """
     request = _parsed(EvaluateConfig, options | {"target": target})
     with UpdatingLine(quiet) as line:
@@ -152,17 +157,19 @@ def recover(
     quiet: bool = False,
     **options: Any,
 ) -> Recovered:
-    """Trains a pruned model further and the dense model alike beside it, as `polyprune recover` does.
+    """Trains a pruned model further, and the dense model in the same way, as `polyprune recover` does.
 
     Args:
-        source: a folder of masks, a results store with `cell`, a cell's file, or a pruned model's folder.
-        output: new folder for what `exporter` writes. Without one nothing is written, nor kept while it trains.
-        overwrite: replace a folder that polyprune wrote.
-        quiet: show no progress.
-        options: those of `polyprune recover`, with underscores.
+        source: a folder of masks, a results store together with the option `cell`, the file of one cell, or the folder
+            of a pruned model.
+        output: the new folder for the files of the exporter. Without it, nothing is written, and training that is
+            interrupted has to start again.
+        overwrite: whether to replace the folder if polyprune wrote what is there.
+        quiet: whether to show no progress.
+        options: the options of `polyprune recover`, with underscores in place of dashes.
 
     Raises:
-        PolypruneError: anything asked for cannot be had.
+        PolypruneError: an option, a model, a text, a plugin or the folder cannot be used.
     """
     request = _parsed(Recover, options | {"source": source})
     with UpdatingLine(quiet) as line:
@@ -175,14 +182,18 @@ def recover(
 
 
 def load_results(*paths: str | Path, comparison: int | None = None) -> ComparisonResults:
-    """Reads results stores, or their results.json, as one comparison; no model is needed.
+    """Reads the results of one comparison from one or more results stores, or from their results.json.
+
+    No model is loaded.
 
     Args:
-        paths: stores of one model, text and setting, whose cells are put together.
-        comparison: which one, counted from 0, where they hold several whose numbers may not be mixed.
+        paths: folders of results stores, or their results.json files. Their cells are put together if they have the
+            same model, texts and settings.
+        comparison: the number of the comparison to read, counted from 0, if the paths hold several comparisons with
+            different models, texts or settings.
 
     Raises:
-        PolypruneError: a path is no store, or there are several comparisons and none was chosen.
+        PolypruneError: a path is not a results store, or the paths hold several comparisons and `comparison` is None.
     """
     from polyprune_core.api.comparison import ComparisonResults
     from polyprune_core.report.load import load

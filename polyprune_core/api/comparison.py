@@ -1,4 +1,4 @@
-"""Results as an object for notebooks: shown as a table, turned into a DataFrame, a chart, or one of its models."""
+"""The results of a comparison as an object for notebooks: a table, a DataFrame, a chart, and its pruned models."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 class ComparisonResults(Results):
-    """What a comparison found: `rows` as measured, `summaries()` over their seeds, and what ran on what.
+    """The results of a comparison: its measured `rows`, their `summaries()` over seeds, and the settings of the run.
 
-    A notebook shows it as a table, and so does a shell.
+    Notebooks and Python shells show it as a table.
     """
 
     @classmethod
     def of(cls, results: Results) -> ComparisonResults:
-        """Returns these results, with what is offered here."""
+        """Returns the same results as an object of this class, which has methods for notebooks."""
         return cls(**{field.name: getattr(results, field.name) for field in dataclasses.fields(Results)})
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Returns a DataFrame of one line a row, in the columns of `polyprune report --format csv`.
+        """Returns a DataFrame with one line for each row, and the columns of `polyprune report --format csv`.
 
         Raises:
             ConfigError: pandas is not installed.
@@ -47,16 +47,17 @@ class ComparisonResults(Results):
         return pandas.DataFrame(lines, columns=head)
 
     def best(self, **coordinates: Any) -> Summary:
-        """Returns the pruned rows of the lowest mean perplexity over their seeds, of all or of those asked for.
+        """Returns the summary with the lowest mean perplexity over its seeds, among pruned rows.
 
-        It says nothing of chance: `.best` of what is returned says whether every other row at its sparsity is worse
-        beyond the noise.
+        The lowest mean may be due to chance. The attribute `best` of the summary that is returned says whether every
+        other row at its sparsity is worse by more than the noise.
 
         Args:
-            coordinates: what the rows must be, such as `sparsity=0.3` or `kind="search"`; one value or a list.
+            coordinates: conditions that the rows must meet, such as `sparsity=0.3` or `kind="search"`. A list of values
+                allows any of them. Without conditions all pruned rows are considered.
 
         Raises:
-            ConfigError: no finished row is so.
+            ConfigError: no finished row meets the conditions.
         """
         keep = {
             name: tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
@@ -65,31 +66,33 @@ class ComparisonResults(Results):
         groups = Arrangement(sort="perplexity", keep=keep).groups(self)
         ranked = [summary for _, group in groups for summary in group if summary.row.cell.kind != "dense"]
         if not ranked or ranked[0].perplexity is None:
-            raise ConfigError("no row of a pruned model that is asked for has finished; see error of the rows.")
+            raise ConfigError(
+                "no finished row of a pruned model meets these conditions; give others, or see `error` of the rows."
+            )
         return ranked[0]
 
     def plot(self, axes: Axes | None = None) -> Axes:
-        """Draws perplexity against sparsity, a line a criterion, with 95 % intervals over seeds; returns the axes.
+        """Draws perplexity against sparsity with 95 % intervals over seeds, one line per criterion; returns the axes.
 
         Args:
-            axes: where to draw; without them a new figure is made.
+            axes: the matplotlib axes to draw on. Without them a new figure is made.
 
         Raises:
-            ConfigError: matplotlib is not installed, or nothing finished that could be drawn.
+            ConfigError: matplotlib is not installed, or no finished row can be drawn.
         """
         from polyprune_core.api.plot import trade_off
 
         return trade_off(self, axes)
 
     def pruned(self, row: Row | Summary | str, *, model: str | None = None) -> PruningResult:
-        """Returns a row's pruned model, made again from what its cell kept; nothing is learned anew.
+        """Returns the pruned model of a row, made again from the decision that its cell stored, without a new search.
 
         Args:
-            row: one of `rows`, its id, or a summary for the first of its seeds.
-            model: where the dense model lies now, if not where it was.
+            row: one of `rows`, the id of a row, or a summary, which stands for the first of its seeds.
+            model: the name or folder of the dense model, if it has moved since the comparison.
 
         Raises:
-            PolypruneError: there is no such row, it decided nothing, or the dense model cannot be had.
+            PolypruneError: there is no such row, the row has no pruned model, or the dense model cannot be loaded.
         """
         from polyprune_core.api.rebuild import rebuilt
 

@@ -23,7 +23,9 @@ def rebuilt(results: Results, row: Row, model: str | None) -> PruningResult:
         PolypruneError: the row decided nothing, or the dense model cannot be had.
     """
     if row.cell.kind == "dense" or row.status != "ok":
-        raise ConfigError(f"row {row.id} ({row.cell.kind}, {row.status}) pruned no model; give one that did.")
+        raise ConfigError(
+            f"row {row.id} ({row.cell.kind}, {row.status}) has no pruned model; give a finished row that has one."
+        )
     cell = finished_cell(row, results.details.get(row.id), f"row {row.id}, if read without its store's folder,")
     asked = Comparison.model_validate({name: cell.config[name] for name in LOADING if name in cell.config})
     base = load_model(

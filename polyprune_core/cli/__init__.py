@@ -25,7 +25,7 @@ from polyprune_core.cli.prune import prune
 from polyprune_core.cli.recover import recover
 from polyprune_core.cli.report import report
 from polyprune_core.cli.streams import require_stdout, stoppable, streams, tell
-from polyprune_core.errors import PolypruneError, plain
+from polyprune_core.errors import PluginError, PolypruneError, plain
 from polyprune_core.plugins.deprecation import PluginDeprecationWarning
 from polyprune_core.plugins.discovery import NO_EXTERNAL
 from polyprune_core.version import __version__
@@ -94,7 +94,7 @@ def main() -> None:
                     sys.stdout.flush()
             return
         except PolypruneError as error:
-            if said.get("verbose"):
+            if said.get("verbose") and isinstance(error, PluginError):
                 tell("".join(traceback.format_exception(error)))
             tell("polyprune: " + str(error))
             status = error.status

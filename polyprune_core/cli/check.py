@@ -150,9 +150,11 @@ def _from_path(path: Path) -> tuple[list[Path], list[EntryPoint]]:
     if path.is_dir() and not (path / "__init__.py").is_file():
         raise ConfigError(f"{path} has no pyproject.toml and no __init__.py; give a project, a package or a .py file.")
     if not path.exists():
-        raise ConfigError(f"there is no file or folder {path}.")
+        raise ConfigError(
+            f"there is no file or folder {path}; give a plugin's name, a project, a package or a .py file."
+        )
     if path.is_file() and path.suffix != ".py":
-        raise ConfigError(f"{path} is no Python file.")
+        raise ConfigError(f"{path} is no Python file; give a .py file, a package or a project.")
     names, parent = [path.stem], path.parent
     while (parent / "__init__.py").is_file():
         names, parent = [parent.name, *names], parent.parent
@@ -166,7 +168,7 @@ def _groups(pyproject: Path) -> dict[str, dict[str, str]]:
         groups = tomllib.loads(pyproject.read_text("utf-8")).get("project", {}).get("entry-points", {})
         return {group: {name: str(value) for name, value in named.items()} for group, named in groups.items()}
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{pyproject} cannot be read: {error}.") from error
+        raise ConfigError(f"{pyproject} cannot be read: {error}. Write valid TOML there.") from error
 
 
 def _entry_points(pyproject: Path) -> list[EntryPoint]:
@@ -176,7 +178,9 @@ def _entry_points(pyproject: Path) -> list[EntryPoint]:
         raise PluginError(f"{pyproject} has no [project.entry-points.{PROJECT}], so nothing would find its plugins.")
     for name, value, _ in named:
         if not EntryPoint.pattern.match(value):
-            raise ConfigError(f"{pyproject}: {value!r}, the entry point {name}, is no name of a module.")
+            raise ConfigError(
+                f"{pyproject}: {value!r}, the entry point {name}, is no name of a module; write MODULE or MODULE:NAME."
+            )
     return [EntryPoint(*entry) for entry in named]
 
 

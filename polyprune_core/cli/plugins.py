@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import rich_click as click
@@ -95,20 +95,27 @@ def show(name: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for item in found:
         console.print(f"[bold]{escape(item.provider.name)}[/] ({item.kind}, {escape(str(item.source))})")
-        for line in _description(item).splitlines():
-            console.print(escape(plain(line)))
-        for label, value in _facts(item):
+        text, meanings = _description(item)
+        for line in text.splitlines():
+            console.print(escape(line[: len(line) - len(line.lstrip())] + plain(line)))
+        for label, value in _facts(item, meanings):
             console.print(f"[bold]{label}[/] {escape(plain(value))}")
 
 
-def _description(item: Registered) -> str:
-    """Returns the docstrings of the module that the plugin is in and of its function, or else its summary."""
+def _description(item: Registered) -> tuple[str, dict[str, str]]:
+    """Returns the docstrings of the plugin's module and of its class or function, and the meaning of each option."""
+    from polyprune_core.plugins.options import explain_options
+
     factory = item.provider.factory
-    own = inspect.getdoc(factory) if inspect.isfunction(factory) else ""
-    return "\n\n".join(filter(None, [inspect.getdoc(inspect.getmodule(factory)), own])) or plain(item.provider.summary)
+    own = inspect.getdoc(factory) or ""
+    if own.startswith(f"{getattr(factory, '__name__', '')}("):  # a dataclass without a docstring has its signature
+        own = ""
+    own, meanings = explain_options(own)
+    parts = [inspect.getdoc(inspect.getmodule(factory)), own]
+    return "\n\n".join(filter(None, parts)) or plain(item.provider.summary), meanings
 
 
-def _facts(item: Registered) -> Iterator[tuple[str, str]]:
+def _facts(item: Registered, meanings: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     from polyprune_core.plugins.options import describe_options
 
     provider = item.provider
@@ -119,5 +126,7 @@ def _facts(item: Registered) -> Iterator[tuple[str, str]]:
     yield "api", str(item.source.api)
     for option, text in describe_options(provider).items():
         yield "option", f"{option}: {text}"
+        if option in meanings:
+            yield "   ", meanings[option]
     for name, reason in provider.xfail.items():
         yield "excused from", f"{name}: {reason}"

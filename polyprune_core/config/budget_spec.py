@@ -35,8 +35,10 @@ class BudgetSpec:
         Raises:
             BudgetError: no such currency or unit, or a fraction that is not above 0 and below 1.
         """
-        currency, _, value = (part.strip() for part in text.partition("="))
+        currency, equals, value = (part.strip() for part in text.partition("="))
         currency = currency.lower().replace("_", "-")
+        if not equals and currency not in UNITS:
+            raise BudgetError(f"budget {text!r} has no currency; give CURRENCY=AMOUNT, such as parameters=0.7.")
         if currency not in UNITS:
             raise BudgetError(unknown_name("budget currency", currency, UNITS))
         units = UNITS[currency]

@@ -1,4 +1,4 @@
-"""Layers that are left whole, counted from both ends of the model."""
+"""Decoder layers that lose no unit, counted from both ends of the model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ ENDS = ("first", "last")
 
 @dataclass(frozen=True)
 class Protect:
-    """The `first` and the `last` so many decoder layers lose no unit."""
+    """Says how many decoder layers at the beginning (`first`) and at the end (`last`) of a model lose no unit."""
 
     first: int = 0
     last: int = 0
 
     @classmethod
     def parse(cls, text: str | None) -> Protect:
-        """Reads "first=4,last=2", of which one may be left out; None protects nothing.
+        """Reads a text such as "first=4,last=2", "first=4" or "last=2"; None protects no layer.
 
         Raises:
-            ConfigError: it names another end, or is no whole number.
+            ConfigError: the text names another end, or a number in it is not a whole number.
         """
         found: dict[str, int] = {}
         for part in text.split(",") if text is not None else ():
@@ -41,7 +41,7 @@ class Protect:
         return bool(self.first or self.last)
 
     def covers(self, layer: int, layers: int) -> bool:
-        """Whether a layer of a model of so many is left whole."""
+        """Returns whether layer number `layer`, counted from 0, of a model of `layers` layers is protected."""
         return layer < self.first or layer >= layers - self.last
 
 

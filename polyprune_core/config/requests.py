@@ -77,7 +77,7 @@ class Export(BaseModel):
 class Recover(BaseModel):
     """A pruned model to train further: `source` is a folder of masks, a store, a cell's file, or a model's folder.
 
-    `repair` trains; `tokens` are those that it trains on, its own default unless told.
+    `repair` is what trains. `tokens` is how many tokens it trains on; None stands for the repair's own default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -100,6 +100,15 @@ class Recover(BaseModel):
     limit: Positive | None = None
     exporter: str = "huggingface"
     verify: bool = False
+
+    @model_validator(mode="after")
+    def _tokens_once(self) -> Recover:
+        if self.tokens is not None and ":tokens=" in self.repair:
+            raise ConfigError(
+                f"--tokens {self.tokens} and --repair {self.repair} both say how many tokens to train on; give "
+                "one of them."
+            )
+        return self
 
     @property
     def place(self) -> Path:

@@ -297,7 +297,7 @@ def parse(model: type[BaseModel], values: dict[str, Any]) -> Any:
         told = value if isinstance(value, list | tuple) else [value]
         field = model.model_fields.get(name)
         if field and field.annotation is not bool and any(isinstance(each, bool) for each in told):
-            raise ConfigError(f"--{name.replace('_', '-')}: true and false are no values of it.")
+            raise ConfigError(f"--{name.replace('_', '-')}: true and false are no values of it; give text or a number.")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -316,7 +316,8 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
         return f"--{name}: " + unknown_name(name, str(fault["input"]), allowed)
     given = repr(fault["input"])
     given = given if len(given) <= 80 else f"{given[:80]}…"
-    return f"--{name}: {given} cannot be used: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+    reason = fault["msg"].replace("Input should", "it has to")
+    return f"--{name}: {given} cannot be used: {reason[0].lower()}{reason[1:]}."
 
 
 def _many(value: Any) -> tuple[Any, ...]:
@@ -341,7 +342,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(str(error))
+        told = error.strerror if isinstance(error, OSError) else None
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else told or plain(str(error))
         raise ConfigError(
             f"cannot read the configuration {path}: {reason}. Give a TOML file of option names."
         ) from error

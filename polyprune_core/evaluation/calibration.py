@@ -1,4 +1,7 @@
-"""What a metric may look at: calibration text, input statistics, gradients, and randomness of its own."""
+"""What metrics and repairs may look at: calibration text, statistics of inputs, gradients, and a random generator.
+
+Symbols in shapes: N windows of T tokens, B windows a batch, F input features of a reader, U units, K masks.
+"""
 
 from __future__ import annotations
 
@@ -46,20 +49,28 @@ Mend = Callable[[str, PrunedModel, "Calibration"], Mapping[str, Tensor]]
 
 @dataclass
 class InputStatistics:
-    """Moments over calibration tokens of one reader's input features: `mean` and `mean_square` are (F,) float32."""
+    """Means over calibration tokens of the input features of one reader.
+
+    Attributes:
+        mean: (F,) float32, the mean of each input feature.
+        mean_square: (F,) float32, the mean of the square of each input feature.
+    """
 
     mean: Tensor
     mean_square: Tensor
 
 
 class Calibration(Metered):
-    """Calibration for one model; every statistic is computed once and its cost counted.
+    """The calibration text for one model, with statistics of the model on it. Each is computed once, when asked for.
 
     Attributes:
-        windows: (N, T) int64 token windows.
-        rng: the metric's own generator.
-        readings: the passes for moments that are counted here, or were before in the same row.
-        seconds_elsewhere: what counted passes took that another row has made.
+        windows: (N, T) int64, windows of tokens of the calibration text.
+        rng: the random generator of this metric or repair alone.
+        forward_passes: forward passes over windows so far.
+        forward_tokens: tokens in these passes.
+        backward_passes: backward passes so far.
+        readings: the passes for moments whose cost this row bears already.
+        seconds_elsewhere: the time of passes that are counted here but were made for another row, in seconds.
     """
 
     def __init__(
@@ -79,13 +90,23 @@ class Calibration(Metered):
         keeper: Keeper | None = None,
         held_back: Tensor | None = None,
     ) -> None:
-        """Takes what it holds and what it draws on.
+        """Keeps its arguments; nothing is computed yet.
 
-        `compactor`: the one in use around this, where there is one; `losses` otherwise starts its own each time.
-        `budget`: for a metric that needs it. `measure`: makes the scores of another metric, for `score`. `store`:
-        where moments are kept, for others too. `readings`: passes whose cost the row bears already.
-        `mend`: makes the updates of another repair, for `repair`. `keeper`: for `save`. `held_back`: other windows, for
-        a metric that needs them.
+        Args:
+            model: the dense model.
+            layout: the axes of the model.
+            windows: (N, T) int64 token windows.
+            rng: the generator that random draws come from.
+            batch_size: windows in one forward pass.
+            progress: is called after each batch with the number of batches done, and the number of all.
+            compactor: the compactor that is active already, if there is one. Otherwise `losses` makes its own.
+            budget: the budget, for a metric that needs "budget".
+            measure: computes the scores of another metric, for `score`.
+            store: where moments are kept, which other rows may share.
+            readings: the passes whose cost this row bears already.
+            mend: computes the updates of another repair, for `repair`.
+            keeper: where `save` keeps states.
+            held_back: (M, T) int64, further windows, for a metric that needs "held-back".
         """
         super().__init__()
         self.model, self.layout, self.windows, self.rng = model, layout, windows, rng
@@ -102,49 +123,62 @@ class Calibration(Metered):
 
     @property
     def budget(self) -> SelectionRule:
-        """What the scores are selected under.
+        """The sparsity, the scope and the other rules that units will be selected under.
 
         Raises:
-            PluginError: the metric does not say that it needs "budget", so its scores serve every sparsity.
+            PluginError: the provider of the metric does not list "budget" in its needs.
         """
         if self._budget is None:
-            raise PluginError('scores made for one budget have to say so: put "budget" into the needs of the Provider.')
+            raise PluginError(
+                'a metric read `calibration.budget` without asking for it: put "budget" into the needs of its Provider.'
+            )
         return self._budget
 
     @property
     def held_back(self) -> Tensor:
-        """Windows (M, T) of the calibration text that are not among `windows`.
+        """Windows (M, T) int64 of the calibration text that are not among `windows`.
 
         Raises:
-            PluginError: the metric does not say that it needs "held-back", so none are kept for it.
+            PluginError: the provider of the metric does not list "held-back" in its needs.
         """
         if self._held_back is None:
-            raise PluginError('text is held back for who says so: put "held-back" into the needs of the Provider.')
+            raise PluginError(
+                "a metric read `calibration.held_back` without asking for it: "
+                'put "held-back" into the needs of its Provider.'
+            )
         return self._held_back
 
     def score(self, spec: str, space: MaskSpace, how: str = "raw") -> Tensor:
-        """Returns (U,) scores of another metric on this calibration, which bears their cost.
+        """Returns the scores (U,) of another metric on this text. The cost of that metric is counted here.
 
-        `spec` is NAME or NAME:option=value…; `how` they are made comparable across layers: `raw`, `zscore` or
-        `per-parameter`.
+        Args:
+            spec: the other metric as users type it: NAME or NAME:option=value,option=value.
+            space: the units to score.
+            how: how the scores are made comparable across layers: `raw`, `zscore` or `per-parameter`.
 
         Raises:
-            PluginError: there is no such metric or option, or this calibration was made without other metrics.
+            PluginError: there is no such metric or option, or no other metrics were given to this calibration.
         """
         if self._measure is None:
-            raise PluginError(f"this calibration was made without other metrics, so {spec!r} cannot be measured.")
+            raise PluginError(
+                f"the metric {spec!r} cannot be computed: this Calibration was made without `measure`. "
+                "Run the plugin through polyprune, or give `measure`."
+            )
         if (spec, space) not in self._others:
             self._others[spec, space] = self._measure(spec, self.model, space, self)
         scores = self._others[spec, space]
         return scale(scores.values, space, "raw" if scores.comparable else how)
 
     def score_others(self, values: Mapping[str, Tensor], spec: str, space: MaskSpace) -> Tensor:
-        """Returns (U,) scores: of units that have `values` the sums of these, of the rest another metric's scores.
+        """Returns scores (U,): sums of `values` for the units that have them, another metric's scores for the others.
 
-        `values` maps the names of axes, such as those of experts, to (size,); `spec` is as in `score`.
+        Args:
+            values: (size,) for each axis that it names, a value for every entry of that axis.
+            spec: the metric for the other units, as for `score`.
+            space: the units to score.
 
         Raises:
-            PluginError: as `score`, where there is a rest.
+            PluginError: as `score`, if there are other units.
         """
         scores = torch.zeros(len(space))
         for own in (True, False):
@@ -158,29 +192,39 @@ class Calibration(Metered):
         return scores
 
     def repair(self, spec: str, pruned: PrunedModel) -> Mapping[str, Tensor]:
-        """Returns what another repair changes on this calibration, which bears its cost.
+        """Returns the new values that another repair computes on this text. The cost of that repair is counted here.
+
+        Args:
+            spec: the other repair as users type it: NAME or NAME:option=value,option=value.
+            pruned: the pruned model to repair.
 
         Raises:
-            PluginError: there is no such repair or option, or this calibration was made without other repairs.
+            PluginError: there is no such repair or option, or no other repairs were given to this calibration.
         """
         if self._mend is None:
-            raise PluginError(f"this calibration was made without other repairs, so {spec!r} cannot be asked.")
+            raise PluginError(
+                f"the repair {spec!r} cannot be computed: this Calibration was made without `mend`. "
+                "Run the plugin through polyprune, or give `mend`."
+            )
         return self._mend(spec, pruned, self)
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Keeps the state of long work beside the cell, at most every few seconds, with what it has cost so far.
+        """Keeps the state of long work on disk, with the cost so far, so that an interrupted run can continue.
 
-        `state` is a tree of numbers and tensors: mappings with text as keys, lists, tuples, None. Where nothing is
-        kept, as in `polyprune prune`, this does nothing.
+        A call within a few seconds of the last state that was kept does nothing. So does every call in a command that
+        keeps no states, such as `polyprune prune`.
+
+        Args:
+            state: numbers, tensors and None, in mappings with text as keys, lists and tuples.
         """
         if self._keeper is not None:
             seconds = time.perf_counter() - self._start + self.seconds_elsewhere
             self._keeper.keep(lambda: {"state": state, "spent": counts(self), "seconds": seconds})
 
     def saved(self) -> Mapping[str, Any] | None:
-        """Returns the state that was saved last before an interruption, its tensors on the CPU; None where none was.
+        """Returns the state that was kept last before an interruption, with its tensors on the CPU, or None.
 
-        What it had cost until then is counted here in place of what has been.
+        The cost that was kept with the state replaces the cost that is counted here.
         """
         found = None if self._keeper is None else self._keeper.read(kept)
         if found is None:
@@ -192,11 +236,11 @@ class Calibration(Metered):
         return before.state
 
     def rand(self, *size: int) -> Tensor:
-        """Returns uniform draws in [0, 1) from `rng`."""
+        """Returns a tensor of this shape with uniform draws in [0, 1) from `rng`."""
         return torch.rand(size, generator=self.rng)
 
     def batches(self, batch_size: int | None = None) -> Iterator[Tensor]:
-        """Yields (B, T) batches of `windows` on the model's device, and reports progress."""
+        """Yields `windows` in batches (B, T) on the model's device, and counts a forward pass for each batch."""
         chunks = self.windows.split(batch_size or self.batch_size)
         for done, ids in enumerate(chunks, 1):
             yield ids.to(self.model.device)
@@ -204,20 +248,27 @@ class Calibration(Metered):
             self.progress(done, len(chunks))
 
     def observe(self, watched: Mapping[str, Watch]) -> None:
-        """Passes the text once through the model as it now is, without gradients.
+        """Runs the text once through the model as it is now, without gradients.
 
-        `watched` maps names of modules to what is told their positional arguments and what they return, at every call.
+        Args:
+            watched: maps the name of a module to a function. The function is called each time the module has run, with
+                the module's positional arguments and its output.
         """
         observe(self.model, watched.items(), self.batches())
 
     def observe_readers(self, axes: Iterable[str], tell: Callable[[str, Tensor], None]) -> None:
-        """As `observe`; tells the name of each axis, and what reads it takes in: (tokens, F) float32.
+        """Runs the text once through the model, and calls `tell` with the inputs of the readers of these axes.
 
-        Of a mixture that are the inner features of all its experts, one beside the other, times the router's weight,
-        and zero where an expert is not chosen.
+        For an axis of experts, the input features are the inner features of all experts side by side. Each is
+        multiplied by the router's weight for its expert, which is 0 if the expert is not chosen.
+
+        Args:
+            axes: names of axes.
+            tell: is called for each axis and batch with the name of the axis, and with the inputs (tokens, F) float32
+                of its reader.
 
         Raises:
-            ModelError: nothing reads an axis.
+            ModelError: an axis has no reader.
         """
 
         def watch(axis: str) -> tuple[str, Watch]:
@@ -228,10 +279,14 @@ class Calibration(Metered):
         observe(self.model, [watch(axis) for axis in axes], self.batches())
 
     def losses(self, space: MaskSpace, masks: Tensor, ids: Tensor) -> Tensor:
-        """Returns (K,) float32 mean next-token loss in nats of the model without the units that `masks` removes.
+        """Returns the mean next-token loss (K,) float32, in nats, of the model under each of K masks.
 
-        `masks` is (K, U) bool over the units of `space`, True where a unit stays; `ids` (B, T) tokens, for instance
-        some of `windows`. Every mask counts as one forward pass.
+        Every mask counts as one forward pass.
+
+        Args:
+            space: the units.
+            masks: (K, U) bool, True for a unit that stays.
+            ids: (B, T) int64 tokens, for instance some of `windows`.
         """
         with ExitStack() as stack:
             compactor = self._compactor or stack.enter_context(Compactor(self.model, self.layout))
@@ -240,16 +295,19 @@ class Calibration(Metered):
         return values
 
     def refitted(self, pruned: PrunedModel, refit: Refit) -> dict[str, Tensor]:
-        """Returns the parameters by name that `refit` makes of the readers that are left, layer after layer.
+        """Refits the readers of the pruned model one after another, and returns the new parameters by name.
 
-        `refit(reader, seen)` is given what the reader takes in where the model is pruned, and earlier readers are as
-        `refit` has made them, beside what it should give. The text passes once through the dense model, and through
-        the pruned one once for each reader of a layer and once more. Experts that are too large together for this are
-        left out where nothing of theirs is removed.
+        The text passes through the dense model and the pruned model side by side, layer by layer. `refit(reader, seen)`
+        is called for every reader that is left. At that time, all earlier readers have the values that `refit` returned
+        for them. `seen` (`Seen`) holds the reader's inputs in the pruned model, and the outputs that it should have. A
+        layer with R readers takes one pass through the dense model and R + 1 through the pruned one.
+
+        The experts of a layer are one reader here. If its products would need more than 16 GB and nothing of it is
+        removed, it is left as it is.
 
         Raises:
-            ModelError: a layer of the model does more than add what its readers give to its hidden states, or the
-                products of what all experts of a layer take in would take more than `AT_MOST`.
+            ModelError: a layer of the model does more than add the outputs of its readers to its hidden states, or the
+                experts of a layer are cut and their products would need more than 16 GB.
         """
         readers = [reader for reader in pruned.left_readers(routed=True) if _fits(reader)]
         batches = [ids.to(self.model.device) for ids in self.windows.split(self.batch_size)]
@@ -261,30 +319,36 @@ class Calibration(Metered):
         return updates
 
     def input_statistics(self) -> dict[str, InputStatistics]:
-        """Returns, by axis name, the moments of what the axis' reader takes in, in the unpruned model; of views too."""
+        """Returns for the name of every axis and view with a reader the statistics of the reader's inputs.
+
+        They are those of the dense model.
+        """
         readers = {axis.name: axis.reader_module for axis in self.layout.axis.values() if axis.is_read}
         moments = self._moments(list(readers.values()))
         return {name: moments[reader] for name, reader in readers.items()}
 
     def input_norms(self, modules: Iterable[str]) -> dict[str, Tensor]:
-        """Returns, by module name, (F,) float32 root mean squares over tokens of each linear module's input features.
+        """Returns for each named linear module the root mean square (F,) float32 over tokens of its input features.
 
-        Wanda's norm of an input feature, divided by the square root of the number of tokens.
+        It is the norm of Wanda (Sun et al. 2023, arXiv 2306.11695, eq. 1), divided by the square root of the number of
+        tokens.
         """
         names = list(dict.fromkeys(modules))
         moments = self._moments(names)
         return {name: moments[name].mean_square.sqrt() for name in names}
 
     def moments(self, axis: str) -> Moments:
-        """Returns mean (F,) and second moments (F, F) of what the axis' reader takes in, in the unpruned model.
+        """Returns the mean (F,) and the second moments (F, F) of the inputs of an axis' reader in the dense model.
 
-        `axis` is the name of one, or NAME[i] for the expert i of a mixture alone, as `Reader.axis` is. The first call
-        collects them for all readers of the model, in one pass, or where neither memory holds them all nor layers can
-        be run one by one, in as few as memory allows. Whoever asks for them on the same windows gets the same ones, and
-        bears their cost as if they had been collected for it alone.
+        The first call collects the moments of all readers in one pass over the text. If they do not fit into memory and
+        the layers cannot be run one by one, it takes several passes. Another row with the same windows reuses the
+        moments. Its cost is counted as if they had been collected for that row alone.
+
+        Args:
+            axis: the name of an axis, or NAME[i] for expert i alone, as in `Reader.axis`.
 
         Raises:
-            ModelError: nothing reads the axis, or its second moments would take more than `AT_MOST`.
+            ModelError: the axis has no reader, or its second moments would need more than 16 GB.
         """
         name, expert = split_expert(axis)
         module = self.layout.axis[name].reader_module
@@ -330,10 +394,11 @@ class Calibration(Metered):
         return text_hash(self.windows)
 
     def gradients(self, *, squares: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns gradients of the mean loss by parameter name, for every parameter that an axis cuts, in float32.
+        """Returns two dictionaries from the name of every parameter that an axis cuts to a float32 tensor of its shape.
 
-        The second dictionary is empty, or with `squares` holds the mean over windows of the squared gradient of each
-        window's own mean loss (one backward pass a window instead of one a batch).
+        The first has the gradient of the mean loss in nats per token. The second is empty, or with `squares` it has the
+        mean over windows of the squared gradient of the window's mean loss. `squares` takes one backward pass a window
+        instead of one a batch.
         """
         if squares not in self._gradients:
             names = dict.fromkeys(cut.parameter for axis in self.layout.axes for cut in axis.cuts)

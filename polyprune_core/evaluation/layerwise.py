@@ -29,15 +29,16 @@ ROUNDING = 0.05
 
 @dataclass(frozen=True)
 class Seen:
-    """What a reader of the pruned model takes in, z (k,), beside what it should give, t (out,); means over tokens.
+    """Means over tokens of a reader's inputs z (k,) in the pruned model, and of the outputs t (out,) it should have.
 
-    t is what the reader gives in the dense model, and what the pruned model's residual stream lacks before it.
+    t is the reader's output in the dense model, plus the difference between the residual streams of the dense and the
+    pruned model before the reader's output is added.
 
     Attributes:
-        mean: (k,) E[z].
-        products: (k, k) E[z zᵀ].
-        target: (out,) E[t].
-        cross: (out, k) E[t zᵀ].
+        mean: (k,) float32, E[z].
+        products: (k, k) float32, E[z zᵀ].
+        target: (out,) float32, E[t].
+        cross: (out, k) float32, E[t zᵀ].
     """
 
     mean: Tensor
@@ -46,7 +47,7 @@ class Seen:
     cross: Tensor
 
     def cloned(self) -> Seen:
-        """Returns the same in tensors that may be changed, where the mode of torch allows it."""
+        """Returns a copy in tensors that may be changed, unless torch's inference mode is on."""
         return Seen(*(getattr(self, each.name).clone() for each in fields(self)))
 
 

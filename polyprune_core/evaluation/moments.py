@@ -30,9 +30,13 @@ IN_MEMORY = 2e9
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one reader's inputs x over calibration tokens: `mean` (F,) is E[x], `second` (F, F) is E[x xᵀ]; float32.
+    """Means over calibration tokens of one reader's inputs x (F,), and of the products of every two of them.
 
-    Of one expert alone those are means over the tokens that it is chosen for, 0 where there are none.
+    For a single expert they are means over the tokens that it is chosen for, and 0 if there are none.
+
+    Attributes:
+        mean: (F,) float32, E[x].
+        second: (F, F) float32, E[x xᵀ].
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""The order in which the units of every layer go, and what each costs, where the others are fitted anew."""
+"""Greedy removal of units layer by layer: in which order they go, and what error each adds after a refit."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from polyprune_core.pruning.space import MaskSpace, column_owner
 
 @dataclass(frozen=True)
 class Removal:
-    """A group of n units as they go one by one.
+    """The order in which the n units of a group are removed one by one, and the error that each removal adds.
 
     Attributes:
-        order: (n,) int64, which unit of the group goes first, second, ….
-        errors: (n,) float64, what each then adds to the mean squared error of the output, after the refit.
-        output: mean squared size of the output about its mean.
+        order: (n,) int64, numbers of units within the group; the unit that is removed first comes first.
+        errors: (n,) float64, in the same order: how much the removal adds to the mean squared error of the output, if
+            the weights of the other units are refitted.
+        output: the mean squared deviation of the output from its mean, for comparison with `errors`.
     """
 
     order: Tensor
@@ -29,16 +30,25 @@ class Removal:
 
 
 def removals(model: nn.Module, space: MaskSpace, calibration: Calibration, ridge: float) -> Iterator[Removal]:
-    """Yields the greedy removal of each group's units by the error that is left after a least-squares refit.
+    """Yields for each group of units the order of greedy removal, by the error left after a least-squares refit.
 
-    `ridge`: what is added to the diagonal of the covariance of a reader's inputs, over the median of that diagonal: a
-    few inputs of massive activations would decide a mean. A unit alone in its group costs the whole output.
+    Each step removes the unit whose removal adds the least error. A unit that is alone in its group adds the whole
+    output as error.
+
+    Args:
+        model: the dense model.
+        space: the units.
+        calibration: the text, whose moments are used.
+        ridge: what is added to the diagonal of the covariance of a reader's inputs, as a multiple of the median of that
+            diagonal. The median is used because a few inputs with massive activations would decide the mean.
 
     Raises:
-        ConfigError: the ridge is not above 0.
+        ConfigError: the ridge is not a finite number above 0.
     """
     if not 0 < ridge < float("inf"):
-        raise ConfigError(f"ridge={ridge:g} leaves a covariance without inverse; give a number above 0, such as 0.1.")
+        raise ConfigError(
+            f"ridge={ridge:g} is not allowed: the covariance would have no inverse; give a number above 0, such as 0.1."
+        )
     for group in space.groups:
         readers = []
         for name, _ in group.spans:

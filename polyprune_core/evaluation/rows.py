@@ -102,7 +102,9 @@ def _json_lines(content: bytes, path: Path, column: str) -> Rows:
             try:
                 records.append(json.loads(line))
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number} is not JSON: {error}.") from error
+                raise DataError(
+                    f"{path}, line {number} is not JSON: {error}. Write one JSON value on each line."
+                ) from error
     return _fields(records, path, column)
 
 
@@ -113,7 +115,7 @@ def _json(content: bytes, path: Path, column: str) -> Rows:
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             return _json_lines(content, path, column)
-        raise DataError(f"{path} is not JSON: {error}.") from error
+        raise DataError(f"{path} is not JSON: {error}. Give a file with a list of JSON values.") from error
     if isinstance(value, dict) and isinstance(value.get(column), list):
         return value[column], list(value)
     return _fields(value if isinstance(value, list) else [value], path, column)
@@ -139,7 +141,9 @@ def _parquet(content: bytes, path: Path, column: str) -> Rows:
         return file.read(columns=[column]).column(column).to_pylist(), columns
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"cannot read {path} as a Parquet file: {reason}.") from error
+        raise DataError(
+            f"cannot read {path} as a Parquet file: {reason}. Give one that a Parquet reader opens."
+        ) from error
 
 
 READERS: dict[str, Callable[[bytes, Path, str], Rows]] = {

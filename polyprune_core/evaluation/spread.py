@@ -63,7 +63,10 @@ class Copy:
                 trust_remote_code=self.trust_remote_code,
             )
         if loaded.sha256 != self.sha256:
-            raise ModelError(f"{self.name} has other weights where a worker reads it: sha256 {loaded.sha256[:12]}.")
+            raise ModelError(
+                f"{self.name} has other weights where a worker reads it: sha256 {loaded.sha256[:12]}. "
+                "Put the same model there."
+            )
         return Bench(loaded)
 
 

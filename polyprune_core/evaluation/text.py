@@ -85,8 +85,8 @@ def _load_distinct(names: Sequence[str], column: str | None) -> tuple[Text, ...]
 def _check_column(column: str | None, names: Sequence[str]) -> None:
     if column and not any(_has_columns(part) for name in names for part in parts_of(name)):
         raise ConfigError(
-            f"--text-column {column} is about datasets and .jsonl, .json and .parquet files; "
-            f"{' and '.join(dict.fromkeys(names))} has no columns. Leave it out."
+            f"--text-column {column} is about datasets and .jsonl, .json and .parquet files; there are no columns in "
+            f"{' and '.join(dict.fromkeys(names))}. Leave it out."
         )
 
 
@@ -108,7 +108,9 @@ def load_text(name: str, role: Role, column: str | None = None) -> Text:
     if len(parts) > 1:
         if role == "evaluation":
             told = ",".join(parts)
-            raise DataError(f"--evaluation {name}: perplexity is of one text; a mix is for --calibration. Give {told}.")
+            raise DataError(
+                f"--evaluation {name}: perplexity is of one text, and a mix is for --calibration only. Give {told}."
+            )
         if len(set(parts)) < len(parts) or not all(parts):
             raise DataError(f"--calibration {name}: give different texts joined by +, each one once.")
         texts = tuple(load_text(part, role, column) for part in parts)

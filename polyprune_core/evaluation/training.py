@@ -1,4 +1,4 @@
-"""Weights of a smaller model trained on calibration windows, to go on after an interruption as if undisturbed."""
+"""Trains the weights of a smaller model on calibration windows. Interrupted training continues as if unbroken."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BATCH = 4
 
 
 def trainable(pruned: PrunedModel) -> tuple[Any, dict[str, nn.Parameter]]:
-    """Returns the smaller model in float32, apart from the dense one, and its parameters by name in the dense model.
+    """Returns a copy of the smaller model in float32, and its trainable parameters by their names in the dense model.
 
-    Embeddings and output head are not among them.
+    The copy shares no memory with the dense model. The embeddings and the output head are not among the parameters.
     """
     student: Any = copy.deepcopy(pruned.build()).float()  # what nothing was cut from may be the dense model's own
     fixed = {id(module.weight) for module in (student.get_input_embeddings(), student.get_output_embeddings())}
@@ -44,13 +44,20 @@ def train(
     known: Mapping[str, Tensor],
     saved: Mapping[str, Any] | None,
 ) -> None:
-    """Trains parameters with AdamW without weight decay, `lr` falling to 0 along a cosine, four windows a step.
+    """Trains parameters in place with AdamW without weight decay, on four windows a step.
 
-    Windows of the calibration come in an order drawn from its generator, each at most once, until `tokens` are spent.
-    `back_propagate(ids)` adds up the gradients of a batch (B, T) and counts what that costs.
+    The learning rate falls from `lr` to 0 along a cosine. The windows of the calibration come in an order that is drawn
+    from `calibration.rng`, and each is used at most once.
 
-    `saved` is what `calibration.saved()` has found, whose "weights" hold the trained parameters under their names as
-    they were then; the caller has them in place. `known` (name to tensor) is kept beside them in "weights".
+    Args:
+        trained: the parameters to train, by name.
+        back_propagate: computes the loss on tokens (B, T), adds its gradients to the parameters, and counts the cost.
+        calibration: the text, and where the state is kept.
+        tokens: how many tokens to train on; all windows if there are fewer.
+        lr: the learning rate of the first step.
+        known: further tensors by name, which are kept with the trained ones under "weights".
+        saved: what `calibration.saved()` returned. The caller has already put the parameters under its "weights" in
+            place.
     """
     for parameter in trained.values():
         parameter.requires_grad_(True)

@@ -88,7 +88,9 @@ class Cutter:
     def _cut(self, text: Text, seq_len: int, limit: int | None) -> Tensor:
         length = seq_len - len(self.beginning)
         if length < 1:
-            raise DataError(f"windows of {seq_len} tokens have no room for text after {self.told}; give longer ones.")
+            raise DataError(
+                f"windows of {seq_len} tokens have no room for text after {self.told}; give longer ones with --seq-len."
+            )
         rows = None
         if limit and len(text.content) > LARGE:
             rows = self._spread(text.content, limit, length)

@@ -87,7 +87,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         wrong = ["architectures"]
     if wrong:
         value = brief(ValueError(config[wrong[0]]), 80)
-        raise ModelError(f"{folder / 'config.json'}: {wrong[0]} is {value}, which is nothing that transformers writes.")
+        raise ModelError(
+            f"{folder / 'config.json'}: {wrong[0]} is {value}, which is nothing that transformers writes. "
+            "Copy or download the model again."
+        )
     return config
 
 
@@ -105,7 +108,10 @@ def weight_files(folder: Path) -> list[Path]:
     weight_map = index.get("weight_map")
     named = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not all(isinstance(name, str) and name == Path(name).name for name in named):
-        raise ModelError(f"{folder / WEIGHTS_INDEX}: its weight_map gives more than names of files in this folder.")
+        raise ModelError(
+            f"{folder / WEIGHTS_INDEX}: its weight_map gives more than names of files in this folder. "
+            "Copy or download the model again."
+        )
     names = sorted(set(named))
     missing = [name for name in names if not os.path.isfile(folder / name)]
     if missing or not names:
@@ -197,9 +203,9 @@ def json_object(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {brief(error)}.") from error
+        raise ModelError(f"{path} cannot be read: {brief(error)}. Copy or download the model again.") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object, but {type(value).__name__}.")
+        raise ModelError(f"{path} holds no JSON object, but {type(value).__name__}. Copy or download the model again.")
     return value
 
 
@@ -224,7 +230,7 @@ def _check_shard(path: Path) -> None:
     try:
         with safe_open(path, framework="numpy") as shard:
             if not shard.keys():
-                raise ModelError(f"{path} holds no tensors.")
+                raise ModelError(f"{path} holds no tensors. Copy or download the model again.")
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is broken or cut short ({error}). Copy or download it again.") from error
 

@@ -40,7 +40,7 @@ def convert_gguf(file: Path, out: Path, status: Status) -> None:
     require_packages()
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
-            raise ModelError(f"{file} is not a GGUF file (it does not begin with the letters GGUF).")
+            raise ModelError(f"{file} is not a GGUF file (it does not begin with the letters GGUF). Download it again.")
     status(f"converting {file.name} to safetensors (once)")
     with heartbeat(status, lambda seconds: f"converting {file.name}: {seconds:.0f} s"), quiet(), _no_gguf_bar():
         model, tokenizer = _read(file)
@@ -81,7 +81,9 @@ def _read(file: Path) -> tuple[Any, PreTrainedTokenizerBase]:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     except Exception as error:
         # Not a list of types: what the readers raise on a damaged file is nowhere stated.
-        raise ModelError(f"{file} cannot be read as a GGUF model: {brief(error)}") from error
+        raise ModelError(
+            f"{file} cannot be read as a GGUF model: {brief(error)}. Download it again, or give a folder."
+        ) from error
     require_fit(file, model, report)
     # save_pretrained refuses a model that still says it is quantised; these weights no longer are.
     model.hf_quantizer = None

@@ -77,7 +77,9 @@ def from_gguf(file: Path, status: Status) -> Path:
     try:
         key = file_sha256(file)
     except OSError as error:
-        raise ModelError(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise ModelError(
+            f"{file} cannot be read: {error.strerror or error}. Make it readable, or delete it and try again."
+        ) from error
     return cache.build_once(f"gguf-{key[:16]}", is_whole, build, status)
 
 

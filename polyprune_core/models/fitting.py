@@ -39,7 +39,10 @@ def check_sizes(folder: Path, config: Mapping[str, Any]) -> None:
     layers = {int(number) for tensor in tensors for number in re.findall(r"\.(\d+)\.", tensor.name)[:1]}
     asked = config.get("num_hidden_layers")
     if isinstance(asked, int) and asked > len(layers):
-        raise ModelError(f"{path} says num_hidden_layers={asked}, but the weights are those of {len(layers)} layers.")
+        raise ModelError(
+            f"{path} says num_hidden_layers={asked}, but the weights are those of {len(layers)} layers. "
+            "Copy or download the model again."
+        )
     for widths in _widths(config):
         for field, value in widths.items():
             if value > total:

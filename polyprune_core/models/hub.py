@@ -35,7 +35,10 @@ def snapshot(repo: str, *, revision: str | None, code: bool, prefer_local: bool,
         status(f"{repo}: the hub's local cache")
         return local
     if constants.HF_HUB_OFFLINE:
-        raise ModelError(f"HF_HUB_OFFLINE is set, and the hub's local cache {constants.HF_HUB_CACHE} has no {repo}.")
+        raise ModelError(
+            f"HF_HUB_OFFLINE is set, and the hub's local cache {constants.HF_HUB_CACHE} has no {repo}. "
+            "Unset it, or give a folder."
+        )
     status(f"{repo}: asking the hub")
     try:
         names = _file_names(repo, revision)
@@ -65,7 +68,9 @@ def _file_names(repo: str, revision: str | None) -> list[str]:
             f"the hub has no model {repo!r} that you may see (for a private one: `hf auth login`)."
         ) from error
     except RevisionNotFoundError as error:
-        raise ModelError(f"{repo} has no revision {revision!r} on the hub.") from error
+        raise ModelError(
+            f"{repo} has no revision {revision!r} on the hub. Give a branch, tag or commit that it has."
+        ) from error
     except Exception as error:
         # The hub client passes on its HTTP library's errors, and the library differs between its releases.
         raise _Unreachable(f"the hub cannot be reached ({brief(error, 120)})") from error
@@ -81,7 +86,7 @@ def _require_safetensors(repo: str, names: list[str]) -> None:
     ggufs = [name for name in names if name.endswith(".gguf")]
     if ggufs:
         raise ModelError(f"{repo} holds GGUF files only: `hf download {repo} {ggufs[0]}`, then give that file's path.")
-    raise ModelError(f"{repo} has no safetensors weights on the hub.")
+    raise ModelError(f"{repo} has no safetensors weights on the hub. Give a model that has.")
 
 
 def _download(repo: str, revision: str | None, code: bool, status: Status) -> Path:
@@ -106,7 +111,9 @@ def _download(repo: str, revision: str | None, code: bool, status: Status) -> Pa
                 )
             )
     except Exception as error:
-        raise ModelError(f"the download of {repo} from the hub failed: {brief(error)}") from error
+        raise ModelError(
+            f"the download of {repo} from the hub failed: {brief(error)}. Try again, or give a folder."
+        ) from error
 
 
 def _local(repo: str, revision: str | None, code: bool) -> Path | None:

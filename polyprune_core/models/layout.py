@@ -1,4 +1,4 @@
-"""What a model offers for cutting: axes that can be shortened, as plain data without tensors."""
+"""The axes of a model that can be shortened, as plain data without tensors."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def split_expert(name: str) -> tuple[str, int | None]:
 
 @dataclass(frozen=True)
 class Cut:
-    """Entry i of an axis owns [start + i * width, start + (i + 1) * width) of dimension `dim` of one parameter.
+    """Says which part of one parameter belongs to each entry of an axis.
 
-    Several cuts of one parameter, each with its own `start`, are parts of a fused projection. With a `gap`, that many
-    rows which belong to no entry come after every `run` entries.
+    Entry i owns the indices [start + i * width, start + (i + 1) * width) of dimension `dim`. A fused projection has
+    several cuts of one parameter, each with its own `start`. If `gap` is not 0, then `gap` indices that belong to no
+    entry follow after every `run` entries.
     """
 
     parameter: str
@@ -57,23 +58,41 @@ class Stack:
 
 @dataclass(frozen=True)
 class Axis:
-    """A dimension shared by several parameters of one sublayer that can be shortened without touching anything else.
+    """A dimension that several parameters of one sublayer share, and that can be shortened without other changes.
 
-    `reader` is the linear module that takes the entries in, if there is one; its weight is among the `cuts`, which may
-    cut a parameter several times, along one dimension. `entry_parameters` is what one entry costs; `module_parameters`
-    is what goes besides when the whole sublayer goes (its norm). `config_counts` are (configuration field, count per
-    entry). `cached_values` is how many numbers one entry adds to the KV cache for every token.
+    An axis of kind "mlp" has one entry for each channel of an MLP, for example.
 
-    `of` names the axis that this one divides a second time, in another way: only one of the two is cut at a time.
-    Where `router` names a module, it chooses among the entries, and without one of them it chooses among the others;
-    `experts` is then the module that is given tokens, choices and weights, and `stack` what reads the entries in place
-    of a `reader`; `chosen` entries run for a token, or all where that is 0. `scaled` is a parameter that is multiplied
-    by gates where no module reads the axis. At least `at_least` entries are kept, in multiples of `multiple`, or the
-    model's kernels do not run. `whole`: the entries are one, because something in the sublayer looks at all of them at
-    once. The entries are in `blocks` of equal size, each of which has to keep as many as the others, and at least
-    `at_least`. `returns`: the argument, by place, that the sublayer adds its output to by itself. `attributes` count
-    entries while the sublayer runs, and `capped` may not exceed their number. `buffers` hold a number for each entry
-    along their first dimension, and are no parameters. Without `config_counts` a layer is resized after it is made.
+    Attributes:
+        name: the axis' own name, such as `layers.0.mlp`.
+        kind: what its entries are, such as "attention" or "mlp".
+        layer: the number of the decoder layer, counted from 0.
+        size: the number of entries.
+        module: the sublayer. Its output is zero if no entry is left.
+        reader: the linear module whose input features are the entries, or None. Its weight is among the `cuts`.
+        cuts: which parts of which parameters belong to the entries.
+        module_only: parameters that go only when the whole sublayer goes, such as its norm.
+        entry_parameters: the number of parameters that one entry owns.
+        module_parameters: the number of parameters in `module_only`.
+        outputs: 1 if the sublayer returns a tensor, more if it returns a tuple of that length.
+        config_counts: pairs of a configuration field and its count for each entry. If there are none, the modules of a
+            layer are resized after the layer is made.
+        cached_values: how many numbers one entry adds to the KV cache for every token.
+        of: the name of the axis whose parameters this one divides in another way. Only one of the two is cut at a time.
+        within: the module around whose forward the axis is cut, if that is not `module`.
+        adds: the module whose output is added to the residual stream, if that is not `module`.
+        router: the module that chooses among the entries, which are then experts. It chooses among those that are left.
+        experts: the module that is given tokens, the experts chosen for each token, and their weights.
+        scaled: a parameter that gates multiply, if no module reads the axis.
+        at_least: the fewest entries that the model's code runs with; of every block if there are `blocks`.
+        chosen: how many entries run for one token; 0 if all run.
+        multiple: the number of kept entries has to be a multiple of this for the model's kernels to run.
+        blocks: the number of blocks of equal size that the entries are in. All blocks have to keep equally many.
+        whole: whether all entries stay or go together, because a part of the sublayer looks at all of them at once.
+        returns: the place of the argument that the sublayer itself adds its output to, or None.
+        attributes: attributes of modules that hold the number of entries while the sublayer runs.
+        capped: attributes of modules that may not exceed the number of entries.
+        buffers: tensors that are no parameters and have one number for each entry along their first dimension.
+        stack: the linear maps that read the entries in place of a `reader`.
     """
 
     name: str
@@ -108,50 +127,65 @@ class Axis:
 
     @property
     def runs_in(self) -> str:
-        """The module around whose forward the axis is cut."""
+        """The name of the module around whose forward the axis is cut."""
         return self.module if self.within is None else self.within
 
     @property
     def added(self) -> str:
-        """The module whose output is added to the residual stream."""
+        """The name of the module whose output is added to the residual stream."""
         return self.adds or self.module
 
     @cached_property
     def reader_cut(self) -> Cut:
-        """The cut of the reader's weight; its dimension is that of the input features.
+        """The cut of the reader's weight, along the dimension of its input features.
 
         Raises:
-            ModelError: nothing reads the axis.
+            ModelError: the axis has no reader.
         """
         found = [cut for cut in self.cuts if cut.parameter == f"{self.reader}.weight"]
         if not found:
-            raise ModelError(f"no linear module reads {self.name}, so what it takes in cannot be measured or gated.")
+            raise ModelError(
+                f"no linear module reads {self.name}, so its entries can be neither measured nor gated; "
+                "choose another granularity or metric."
+            )
         return found[0]
 
     @property
     def reader_module(self) -> str:
-        """The name of the module that reads the axis; raises ModelError where nothing does."""
+        """The name of the module that reads the axis.
+
+        Raises:
+            ModelError: the axis has no reader.
+        """
         if self.stack is not None:
             return self.stack.module
         return self.reader_cut.parameter.removesuffix(".weight")
 
     @property
     def is_read(self) -> bool:
-        """Whether a linear module, or a stack of linear maps, takes the entries in."""
+        """Whether a linear module, or a stack of linear maps, reads the entries."""
         return self.reader is not None or self.stack is not None
 
     @property
     def reader_width(self) -> int:
-        """Input features of the reader that belong to one entry."""
+        """The number of the reader's input features that belong to one entry."""
         return self.reader_cut.width
 
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """All axes of a model, layer by layer; `layers` is the dotted path of its decoder layers.
+    """All axes of a model, layer by layer.
 
-    `views` are second ways to divide what an axis divides. `mixers` name what the layers hold that cannot be cut.
-    `fixed` are layers that are never removed: those which hold a mixer, or all where a layer's number says what it is.
+    Attributes:
+        family: the name of the model's family.
+        layers: the dotted path of the list of decoder layers within the model.
+        num_layers: the number of decoder layers.
+        axes: the axes in layer order.
+        total_parameters: the number of parameters of the model, tied ones counted once.
+        views: axes that divide the parameters of another axis in another way, such as single query heads.
+        mixers: in plain words, the parts of layers that cannot be cut.
+        fixed: the numbers of layers that are never removed as a whole. They hold a mixer, or the model's configuration
+            says what a layer is by its number.
     """
 
     family: str
@@ -165,20 +199,20 @@ class ModelLayout:
 
     @cached_property
     def axis(self) -> dict[str, Axis]:
-        """Axes and views by name."""
+        """All axes and views by name."""
         return {axis.name: axis for axis in (*self.axes, *self.views)}
 
     @property
     def cached_values(self) -> int:
-        """Numbers in the KV cache for every token and sequence."""
+        """How many numbers the KV cache of the dense model holds for each token of a sequence."""
         return sum(axis.size * axis.cached_values for axis in self.axes)
 
     def divided(self, names: Iterable[str]) -> tuple[Axis, ...]:
-        """The axes, and in place of each that one of the named views divides another way, that view."""
+        """Returns the axes, where each view in `names` replaces the axis whose parameters it divides."""
         instead = {self.axis[name].of: self.axis[name] for name in names if self.axis[name].of}
         return tuple(instead.get(axis.name, axis) for axis in self.axes)
 
     def of_kind(self, *kinds: str) -> list[Axis]:
-        """Axes and views of the given kinds, in layer order."""
+        """Returns the axes and views of these kinds, in layer order."""
         found = [axis for axis in self.axis.values() if axis.kind in kinds]
         return sorted(found, key=lambda axis: axis.layer)

@@ -24,9 +24,10 @@ def is_own(config: Mapping[str, Any]) -> bool:
 
 
 def register_models() -> None:
-    """Makes polyprune's own classes known to transformers: its auto classes then load a pruned folder without its code.
+    """Registers polyprune's model classes with transformers, so that its auto classes load pruned models.
 
-    They take the place of any others of those names.
+    The auto classes then need no `trust_remote_code` for a folder that polyprune wrote. Classes that were registered
+    before under the same names are replaced.
     """
     import transformers
 

@@ -39,11 +39,15 @@ ALLOWED = "Or give a folder, a .gguf file, or a hub id (owner/name)."
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be pruned: eval mode, no parameter requires a gradient, config.use_cache is False.
+    """A model that is ready to be pruned: in eval mode, without gradients, and with `config.use_cache` off.
 
-    `name` is what the user gave; `sha256` identifies the weights whatever dtype was asked for; `path` is the folder
-    they were read from, where exporters find the tokenizer's files (None for a model built in memory). `model` computes
-    in its own dtype; `stored` is the one of the files in `path`, by torch's name ("" for a model built in memory).
+    Attributes:
+        name: the model as the user named it.
+        model: the transformers model. Its dtype is the one that it computes in.
+        tokenizer: the tokenizer.
+        sha256: a hash of the weights in the files, whatever dtype was asked for.
+        path: the folder that the model was read from, or None for a model that was built in memory.
+        stored: torch's name of the number format of the files in `path`, or "" for a model that was built in memory.
     """
 
     name: str
@@ -55,7 +59,7 @@ class LoadedModel:
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The number format of the weights where they come from."""
+        """The number format of the weights in their files, or that of the model if it was built in memory."""
         import torch
 
         kept: torch.dtype = getattr(torch, self.stored) if self.stored else self.model.dtype
@@ -63,7 +67,7 @@ class LoadedModel:
 
     @property
     def source(self) -> str | None:
-        """Where the weights come from, in words: files of one name need not be the same ones."""
+        """Where the weights come from, in words, because two files of one name may differ; None if unknown."""
         note = origin(self.path) if self.path else None
         if self.path is None or (note is None and self.path.parent.name != "snapshots"):
             return None
@@ -75,7 +79,7 @@ class LoadedModel:
 
     @property
     def licence(self) -> str | None:
-        """The weights' licence, as the catalogue or the model's card says."""
+        """The name of the licence of the weights, from the catalogue or the model's card; None if neither says."""
         if entry := catalogue().get(self.name):
             return entry.licence
         card = self.path / "README.md" if self.path else None
@@ -85,23 +89,23 @@ class LoadedModel:
 
     @property
     def licence_files(self) -> list[Path]:
-        """The files beside the weights that hold the text of their licence, and notices that go with it."""
+        """The files in `path` that hold the licence of the weights, and the notices that belong to it."""
         found = {file for pattern in LICENCES for file in self.path.glob(pattern)} if self.path else ()
         return sorted(file for file in found if file.is_file())
 
     @property
     def hub_id(self) -> str | None:
-        """Where the model is on the Hugging Face hub, if it was asked for by that or the catalogue says so."""
+        """The id of the model on the Hugging Face hub, if the user gave it or the catalogue has it; otherwise None."""
         if entry := catalogue().get(self.name):
             return entry.hub
         is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", self.name) and local_path(self.name) is None
         return self.name if is_hub_id else None
 
     def as_stored(self) -> LoadedModel:
-        """Returns the model in the number format of its files: itself, or read again onto the CPU.
+        """Returns the model in the number format of its files: the same object, or a copy read again onto the CPU.
 
         Raises:
-            ModelError: the files are no longer those that it was read from, or cannot be read.
+            ModelError: the files have changed since they were read, or cannot be read.
         """
         import torch
 
@@ -126,15 +130,20 @@ def load_model(
     trust_remote_code: bool = False,
     status: Callable[[str], None] = silent,
 ) -> LoadedModel:
-    """Finds, fetches and converts as needed, and loads the model called `name`.
+    """Loads a model by its name; it is downloaded and converted first if necessary.
 
-    dtype is auto (that of the weights, or float32 where the device does not compute in it natively), float32, bfloat16
-    or float16; device auto, cpu or cuda[:i]; revision is for hub ids. `status` receives one line of progress at a time,
-    also from another thread.
+    Args:
+        name: a name that `polyprune models` lists, a folder, a .gguf file, or a Hugging Face hub id.
+        dtype: "float32", "bfloat16", "float16", or "auto". "auto" is the number format of the weights, or float32 if
+            the device cannot compute in that format natively.
+        device: "cpu", "cuda", "cuda:0" and so on, or "auto", which takes a GPU if there is one.
+        revision: a branch, tag or commit, for a hub id only.
+        trust_remote_code: whether Python code that comes with the model may run.
+        status: is called with one line of progress at a time, possibly from another thread.
 
     Raises:
-        ConfigError: dtype, device or revision cannot be used.
-        ModelError: the model cannot be found, fetched or read.
+        ConfigError: the dtype, the device or the revision cannot be used.
+        ModelError: the model cannot be found, downloaded or read.
     """
     from polyprune_core.models.placement import pick_device, pick_dtype
     from polyprune_core.models.quiet import quiet
@@ -194,14 +203,19 @@ def assemble_model(
     dtype: str = "auto",
     device: str = "auto",
 ) -> LoadedModel:
-    """Puts the configuration and the tokenizer in `folder` and weights of another format together to a model.
+    """Makes a model from the configuration and tokenizer in `folder`, and from weights that were read elsewhere.
 
-    `tensors` are the parameters by transformers' names, `sha256` identifies them, `stored` is the number format that
-    they were read from; dtype and device as for `load_model`.
+    Args:
+        folder: a folder with a config.json and the files of a tokenizer.
+        tensors: all parameters by the names that transformers uses.
+        sha256: a hash that identifies the weights.
+        stored: torch's name of the number format that the weights were read from.
+        dtype: as for `load_model`.
+        device: as for `load_model`.
 
     Raises:
-        ConfigError: dtype or device cannot be used.
-        ModelError: configuration, weights and tokenizer do not fit each other.
+        ConfigError: the dtype or the device cannot be used.
+        ModelError: the configuration, the weights and the tokenizer do not fit together.
     """
     from polyprune_core.models.placement import pick_device, pick_dtype
     from polyprune_core.models.quiet import quiet
@@ -248,7 +262,9 @@ def resolve(
         except ModelError as error:
             raise ModelError(f"{error} (There is no folder {name!r} here either.)") from error
     if "/" in name or os.sep in name or path.suffix == ".gguf":
-        raise ModelError(f"there is no file or folder {name!r}.")
+        raise ModelError(
+            f"there is no file or folder {name!r}; give one that exists, a hub id, or one of {', '.join(catalogue())}."
+        )
     raise ModelError(f"{unknown_name('model', name, catalogue())} {ALLOWED}")
 
 

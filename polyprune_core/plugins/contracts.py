@@ -1,6 +1,7 @@
-"""What a plugin provides: six small protocols and the `Provider` that registers an implementation.
+"""What a plugin provides: an implementation of one of six small protocols, and the `Provider` that registers it.
 
-U units, K masks, P parameters of a policy. An implementation is usually a frozen dataclass; its fields are its options.
+Symbols in shapes: U units, K masks, P parameters of a policy. An implementation is usually a frozen dataclass. The
+fields of the dataclass are then the options that users can set.
 """
 
 from __future__ import annotations
@@ -35,17 +36,20 @@ class Provider(Generic[T]):
     """Registers one implementation under a name.
 
     Attributes:
-        name: lower-case words joined by dashes; what users type.
+        name: what users type to choose the plugin: lower-case words joined by dashes.
         summary: one line for `polyprune plugins list`.
-        factory: called with the options as keywords; its signature is the list of options.
-        needs: of "calibration" (text), "gradients" (back-propagation), "budget" (a metric made for one sparsity and
-            scope, see `Initializer`), "held-back" (a metric that chooses by loss on text it does not measure on,
-            which `calibration.held_back` holds), "mix" (a repair that fits weights to the text: users are warned who
-            give it one text alone, or fewer tokens than a reader has input features); shown by `plugins show`.
-        reference: paper and equation.
+        factory: makes the implementation. It is called with the options as keywords, and its signature is the list of
+            options.
+        needs: what the plugin needs, as a set of these words, which `polyprune plugins show` lists. "calibration": it
+            reads the calibration text. "gradients": it back-propagates. "budget": a metric that is made for one
+            sparsity and scope (see `Initializer`). "held-back": a metric that chooses by its loss on windows of
+            calibration text that it does not measure on (`calibration.held_back`). "mix": a repair that fits weights
+            to the text; users are warned if they give it one text alone, or fewer tokens than a reader has input
+            features.
+        reference: paper and equation that the plugin implements.
         xfail: checks of the conformance kit that this plugin is right to fail, each with the reason.
-        quick: options under which it does the same in less time, as fewer masks to draw; the conformance kit, whose
-            models are tiny, examines its behaviour with those.
+        quick: options with which the plugin does the same in less time, for instance fewer masks. The conformance kit
+            uses them.
     """
 
     name: str
@@ -58,73 +62,88 @@ class Provider(Generic[T]):
 
 
 class Granularity(Protocol):
-    """What a unit is.
+    """Says what a unit is: which entries of a model's axes are kept or removed together.
 
-    `if_none` may be declared: why a model may have no such unit, which is said where it has none.
+    A granularity may declare `if_none`: the reason why a model may have no such unit. The error message shows it if a
+    model has none.
     """
 
     def groups(self, layout: ModelLayout) -> Sequence[UnitGroup]:
-        """Returns the units, one group per layer and kind, in layer order."""
+        """Returns the units of a model with this layout, one group for each layer and kind, in layer order."""
 
 
 class Initializer(Protocol):
-    """How much each unit matters, before any search.
+    """Scores how much each unit matters, before any search. Users call it a metric.
 
-    A metric that needs "budget" is asked anew for every sparsity and scope, which `calibration.budget` holds. Its
-    scores are compared across layers as they are, whatever scale the run asks for. So the run selects the very units
-    that `calibration.budget.select` gave the metric while it measured.
+    A metric whose provider needs "budget" is asked again for every sparsity and scope, and reads them from
+    `calibration.budget`. Its scores are compared across layers without scaling, whatever `--scale` says. So the run
+    selects the same units that `calibration.budget.select` selects for the metric while it measures.
 
-    Four more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
-    are compared across layers as they are too. `granularities`: names of those that it can score, where it refuses
-    others. `made_for`: the granularity that it is about, where it asks another metric for the rest. `--baselines all`
-    leaves it out where it scores nothing itself. `windows_run(units, windows, held_back)`: how many windows of text go
-    forward while it scores so many units on so many windows, where that is not once each; `--dry-run` tells of it.
+    An initializer may declare four more members:
+
+    - `comparable = True` says that its scores are comparable across layers already, at any budget, so that no scaling
+      is applied to them.
+    - `granularities` lists the names of the granularities that it can score, if it refuses others.
+    - `made_for` names the granularity that it scores itself, if it leaves other units to another metric. `--baselines
+      all` leaves the metric out of a comparison that has no units of that granularity.
+    - `windows_run(units, windows, held_back)` returns how many windows of text run forward while the metric scores this
+      many units on this many windows, if that is not once each. `--dry-run` reports it.
     """
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
-        """Returns (U,) finite scores, higher = keep.
+        """Returns finite scores (U,) in the order of `space`; a higher score means keep.
 
-        The model comes back unchanged; randomness comes from `calibration.rng` alone.
+        The method must leave the model unchanged, and draw random numbers from `calibration.rng` only.
         """
 
 
 class GradientEstimator(Protocol):
-    """How expected loss changes with each parameter of the policy, from K masks and their losses.
+    """Estimates the gradient of the expected loss by the parameters of a policy, from K masks and their losses.
 
-    `precondition` is None for a plain gradient; an estimator whose formula already scales it says how the search must
-    treat what it returns, whatever the run's own setting ("none": take it as it is).
+    An estimator may declare two more attributes:
 
-    Two more may be declared. `independent_units = True`: the formula holds for units drawn independently with
-    probability keep_prob only, so the parameters must be those (P = U), which those of the default policy are not.
-    `policy.score_function` holds for every policy. `extra_passes`: forward passes a step beside
-    its masks, as for `MaskBatch.reference`; an equal budget of tokens then pays for fewer steps.
+    - `independent_units = True` says that its formula holds only if units are drawn independently, with the keep
+      probabilities as parameters (P = U). The default policy does not draw units so. `policy.score_function` holds for
+      every policy.
+    - `extra_passes` is the number of forward passes that a step takes besides those of its masks, for instance for
+      `MaskBatch.reference`. An equal budget of tokens then pays for fewer steps.
     """
 
     @property
     def min_masks(self) -> int:
-        """Fewest masks a step."""
+        """The fewest masks that one step can have."""
 
     @property
     def mask_multiple(self) -> int:
-        """The masks of a step are a multiple of this."""
+        """The number of masks of one step has to be a multiple of this number."""
 
     @property
     def unbiased(self) -> bool:
-        """Whether the expectation of `gradient` is the exact gradient."""
+        """Whether the expectation of what `gradient` returns is the exact gradient."""
 
     @property
     def precondition(self) -> str | None:
-        """How the search must treat what `gradient` returns, or None."""
+        """How the search scales what `gradient` returns, whatever the run asks for: a name in PRECONDITIONERS, or None.
+
+        None leaves the choice to the run. An estimator whose formula scales the gradient already says "none", which
+        takes the gradient as it is.
+        """
 
     def sample(self, policy: Policy, num_masks: int, rng: torch.Generator) -> MaskBatch:
-        """Draws `num_masks` masks, each with unit i kept with probability keep_prob[i]."""
+        """Draws `num_masks` masks from `rng` only; each keeps unit i with probability `policy.keep_prob[i]`."""
 
     def gradient(self, policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]:
-        """Returns (P,) estimate of d E[loss] / d policy.parameters, and the state for the next step.
+        """Returns the estimate (P,) of d E[loss] / d policy.parameters, and the state for the next step.
 
-        `losses` is (K,): mean next-token loss in nats under each mask, all finite. For independent units the parameters
-        are keep_prob, and a negative entry means that keeping the unit more often lowers the loss. `state` is None at
-        the first step; it holds numbers and tensors only.
+        For independent units the parameters are the keep probabilities. A negative entry of the gradient then means
+        that keeping the unit more often lowers the loss.
+
+        Args:
+            policy: the distribution that the masks were drawn from.
+            batch: the K masks that `sample` drew.
+            losses: (K,) float32, the mean next-token loss in nats under each mask; all are finite.
+            state: what this method returned at the step before, None at the first step. It may hold numbers and tensors
+                only.
         """
 
 
@@ -146,127 +165,146 @@ OPTIONAL: dict[str, dict[str, Any]] = {
 
 
 def windows_run(metric: Initializer, units: int, windows: int, held_back: int) -> int:
-    """Windows that a metric which needs text runs forward: once each where it does not say, see `Initializer`."""
+    """Returns how many windows a metric that needs text runs forward: what it declares, or each window once."""
     own = getattr(metric, "windows_run", OPTIONAL["initializer"]["windows_run"])
     return int(own(units, windows, held_back)) if own else windows
 
 
 def independent_units(estimator: GradientEstimator) -> bool:
-    """Whether an estimator's formula holds for units drawn independently only."""
+    """Returns whether an estimator's formula holds only for units that are drawn independently."""
     return bool(getattr(estimator, "independent_units", OPTIONAL["estimator"]["independent_units"]))
 
 
 def extra_passes(estimator: GradientEstimator) -> int:
-    """Forward passes of one step beside its masks."""
+    """Returns how many forward passes one step of an estimator takes besides those of its masks."""
     return int(getattr(estimator, "extra_passes", OPTIONAL["estimator"]["extra_passes"]))
 
 
 def trained_tokens(repair: Repair) -> int:
-    """Tokens that a repair trains on, at most its sample; each goes through both models, and back through the small."""
+    """Returns how many tokens a repair trains on, which is never more than its calibration text has.
+
+    Each token passes forward through the dense and the pruned model, and backward through the pruned one.
+    """
     return int(getattr(repair, "trained_tokens", OPTIONAL["repair"]["trained_tokens"]))
 
 
 def adds_biases(repair: Repair, build: Callable[[str], Repair]) -> bool:
-    """Whether a repair, or the one that it starts from, adds biases; `build` makes a repair of what users type."""
+    """Returns whether a repair, or the repair that it starts from, adds biases.
+
+    `build` makes a repair from its name and options as users type them.
+    """
     own, start = (getattr(repair, name, OPTIONAL["repair"][name]) for name in ("adds_biases", "start"))
     return bool(own) or (start is not None and adds_biases(build(start), build))
 
 
 class BoundPolicy(Protocol):
-    """A search policy on one space, with one metric's scores: parameters (P,) float32 and the geometry of a step."""
+    """A search policy that is bound to one model's units and one metric's scores: what a search does with parameters.
+
+    The parameters are a vector (P,) float32 that the search holds and changes.
+    """
 
     def start(self) -> Tensor:
-        """Returns the parameters that the metric starts, within the budget."""
+        """Returns the parameters (P,) that the search starts from. They come from the metric and meet the budget."""
 
     def policy(self, parameters: Tensor, sparsity: float, progress: float = 1.0) -> Policy:
-        """Returns the distribution of masks after `progress`, a fraction, of the search."""
+        """Returns the distribution of masks that the parameters (P,) stand for.
+
+        `sparsity` is the fraction to remove at this step. `progress` is the fraction of the search that is done, from 0
+        to 1.
+        """
 
     def gradient(self, policy: Policy, gradient: Tensor) -> Tensor:
-        """Returns (P,): the gradient with respect to `policy.parameters` carried over to the parameters here."""
+        """Returns the gradient (P,) by the parameters here, given the gradient by `policy.parameters`."""
 
     def fisher(self, policy: Policy) -> Tensor:
-        """Returns (P,): the diagonal of the Fisher information of the parameters, above 0."""
+        """Returns the diagonal (P,) of the Fisher information of the parameters here; every entry is above 0."""
 
     def project(self, parameters: Tensor, sparsity: float) -> Tensor:
-        """Returns the parameters brought back within the budget."""
+        """Returns the parameters (P,) moved to where the masks remove the fraction `sparsity`, if they remove less."""
 
     def ranking(self, parameters: Tensor) -> Tensor:
-        """Returns (U,): the order in which the final selection keeps units, higher = keep."""
+        """Returns (U,): the final selection keeps the units with the highest numbers."""
 
 
 class SearchPolicy(Protocol):
-    """What a search moves: how parameters become masks, and how they stay within the budget.
+    """Says how the parameters of a search become masks, and how the masks stay within the budget.
 
-    It brings the defaults of its own searches: `optimizer` ("sgd" or "adam"), `learning_rate`, and `scope`, who shares
-    a budget. `independent_units`: whether every unit is drawn on its own with its keep probability, and those are the
-    policy's parameters (P = U), as some estimators need.
+    A search policy also declares the defaults of its searches: optimizer, learning rate and scope.
     """
 
     @property
     def independent_units(self) -> bool:
-        """Whether units are drawn independently, with P = U."""
+        """Whether each unit is drawn independently and the parameters are the keep probabilities (P = U).
+
+        Some estimators need that.
+        """
 
     @property
     def optimizer(self) -> str:
-        """How the parameters step unless told."""
+        """The optimizer if the user names none: "sgd" or "adam"."""
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the first step unless told."""
+        """The learning rate of the first step if the user gives none."""
 
     @property
     def scope(self) -> str:
-        """Who shares a budget unless told: "kind", "global" or "layer"."""
+        """Which units share a budget if the user does not say: "kind", "global" or "layer"."""
 
     def bind(self, given: PolicyStart) -> BoundPolicy:
-        """Returns the policy on one space, started from one metric's scores."""
+        """Returns the policy for the units, the scores and the budget in `given`."""
 
 
 class Repair(Protocol):
-    """What happens to the weights that stay, once it is decided which units go.
+    """Changes the weights that stay, after it is decided which units go.
 
-    A repair that back-propagates says that it needs "gradients"; a comparison then has a row of the dense model after
-    the same training. Long work goes on after an interruption where it keeps its state with `calibration.save` and
-    looks for it with `calibration.saved`.
+    A repair that back-propagates has "gradients" among its provider's `needs`. A comparison then has a row of the dense
+    model after the same training. A repair that runs for long keeps its state with `calibration.save`, and reads it
+    back after an interruption with `calibration.saved`.
 
-    Three more may be declared. `trained_tokens`: what it trains on, by which its cost is foretold. `adds_biases`: True
-    where it adds biases, with its options as they are, to readers that have none. `start`: another repair, as users
-    type it, whose updates it begins with (`calibration.repair(self.start, pruned)`) and which may add biases too. A
-    format that has no place for them is refused before anything is scored.
+    A repair may declare three more attributes:
+
+    - `trained_tokens` is how many tokens it trains on, from which its cost is predicted.
+    - `adds_biases = True` says that, with these options, it adds biases to readers that have none. A format that cannot
+      hold them is refused before anything is scored.
+    - `start` is another repair, written as users type it, whose result this one starts from
+      (`calibration.repair(self.start, pruned)`). That repair may add biases too.
     """
 
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
-        """Returns new values of parameters, by name in the dense model, floating-point and finite.
+        """Returns new values of parameters under their names in the dense model, floating-point and finite.
 
-        A value has the shape that is left of its parameter (`pruned.shapes()`); `READER.bias` of a reader without one
-        may be added. What is not named stays as it is. The dense model comes back unchanged; randomness comes from
-        `calibration.rng` alone.
+        A value has the shape that the pruned model has of its parameter (`pruned.shapes()`). The biases in
+        `pruned.possible_biases()` may be added. Parameters that are not named stay as they are. The method must leave
+        the dense model unchanged, and draw random numbers from `calibration.rng` only.
         """
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where what an exporter writes runs for real.
+    """The program that runs what an exporter writes, such as llama.cpp, for `polyprune export --verify`.
 
-    `program` is a Python file that a process of its own runs, in which polyprune cannot be imported. It defines
-    `open_model(folder: str, threads: int)`, which returns an object with
+    `program` is a Python file that runs in a process of its own, where polyprune cannot be imported. The file defines
+    `open_model(folder: str, threads: int)`, which returns an object with these members:
 
         version: str
-        tokenize(text: str) -> list[int] | None                 None where it reads token ids alone
+        tokenize(text: str) -> list[int] | None                 None if it reads token ids only
         log_probs(ids: list[int], top: int) -> list[tuple[float, dict[int, float]]]
         generate(ids: list[int], new: int) -> tuple[list[int], float, float]
 
-    `log_probs` tells for each token but the first its natural log-probability after those before it, and those of the
-    `top` likeliest tokens in its place. `generate` returns the `new` likeliest tokens one after another, and the
-    seconds that reading `ids` and writing them took.
+    `log_probs` returns for each token but the first its natural log-probability, given the tokens before it, and the
+    log-probabilities of the `top` likeliest tokens in its place. `generate` returns `new` tokens, each the likeliest
+    one after those before it, then the seconds that reading `ids` took, and the seconds that writing the tokens after
+    the first took.
 
     Attributes:
-        name: of the runtime.
-        requires: modules that the program imports, with what pip installs to have them.
-        program: the file.
-        tolerance: how far a log-probability may be from what transformers computes of the same weights, in nats; their
-            mean over a text may be off by a tenth of it. None: three times as far as those of the dense model, written
-            alike, are there: what a runtime that rounds what it computes with makes of any model.
+        name: the name of the runtime, as users know it.
+        requires: the modules that the program imports, each with what pip has to install for it.
+        program: the path of the Python file.
+        tolerance: the largest difference allowed, in nats, between a log-probability here and the one that transformers
+            computes with the same weights. The mean difference over a text may be a tenth of that. None is for a
+            runtime that rounds intermediate results: it allows three times the difference that the dense model shows,
+            written in the same format.
     """
 
     name: str
@@ -276,31 +314,36 @@ class Runtime:
 
 
 class Exporter(Protocol):
-    """What is written for a pruned model.
+    """Writes a pruned model to a folder in one format, and reads it back.
 
-    More may be declared. `legal_shapes(layout: ModelLayout) -> LegalShapes` says what the format can hold, widths and
-    biases that a repair adds; without it anything. `check(base: LoadedModel)`, called before anything is scored or
-    searched, raises ModelError where no smaller form of `base` can be written. `rounding` is what the format loses of a
-    weight, relative to it, beside the rounding of the number format that `load` says it is stored in. `runtime() ->
-    Runtime` says where it runs. `by_shard = True`: it writes a model whose weights were not read (`base.model` is on
-    the meta device), as `write_model` does, which reads them from the base's files a shard at a time.
+    An exporter may declare five more members:
+
+    - `legal_shapes(layout: ModelLayout) -> LegalShapes` says which widths the format can hold, and whether it can hold
+      biases that a repair adds. Without it, the format can hold any shape.
+    - `check(base: LoadedModel)` raises ModelError if no smaller form of `base` can be written. It is called before
+      anything is scored or searched.
+    - `rounding` is the largest relative error that the format makes in a weight, besides the rounding to the number
+      format that `load` reports in `LoadedModel.stored`.
+    - `runtime() -> Runtime` returns the program that runs what was written.
+    - `by_shard = True` says that it can write a model whose weights were not read (`base.model` is on the meta device).
+      `write_model` can do that: it reads the weights from the files of the dense model, a shard at a time.
     """
 
     def export(self, pruned: PrunedModel, out_dir: Path) -> ExportReport:
-        """Writes files inside the existing, empty folder `out_dir` only."""
+        """Writes files into the existing, empty folder `out_dir`, and nowhere else, and returns a report on them."""
 
     def load(
         self, path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
     ) -> LoadedModel:
-        """Reads back what `export` wrote; evaluation goes through this.
+        """Returns the model that `export` wrote to the folder `path`. An exported model is evaluated as read back here.
 
-        `trust_remote_code` is what the user said of code that comes with the dense model; what `export` wrote itself
-        needs none.
+        `dtype` and `device` are as for `load_model`. `trust_remote_code` says whether the user allows code that comes
+        with the dense model to run; the files that `export` writes need no such permission of their own.
         """
 
 
 def check_exportable(exporter: Exporter, base: LoadedModel) -> None:
-    """Raises what the exporter's own `check(base)` raises, if it has one."""
+    """Calls the exporter's `check(base)`, if it has one, and raises the ModelError that this raises."""
     check = getattr(exporter, "check", None)
     if check is not None:
         check(base)

@@ -1,4 +1,4 @@
-"""A metric as a plain function: from a weight and what was measured about it to the importance of each of its entries.
+"""A metric as a plain function of a weight and its statistics, which returns the importance of each entry.
 
     @initializer("mean-contribution", summary="size of what each weight adds to its output")
     def mean_contribution(weight, input_norm, power=2.0):
@@ -44,28 +44,29 @@ def initializer(
 ) -> Callable[[F], F]:
     """Returns a decorator that registers a function of weights as an initializer, and leaves the function as it is.
 
-    The function is called once for every parameter that a unit cuts, a matrix (out, in) or a bias (out,), and returns
-    the importance of each entry, in the same shape; higher = keep. A unit's score is the sum over the entries it owns.
-    What it is given depends on the names of its parameters, and only what is asked for is computed:
+    The function is called once for every parameter that a unit cuts: a matrix (out, in) or a bias (out,). It returns
+    the importance of each entry, in the same shape; a higher importance means keep. The score of a unit is the sum over
+    the entries that it owns. The names of the function's arguments say what it is given, and nothing else is computed:
 
-        weight: the parameter, float32, a copy.
-        input_norm: (in,), root mean square over the calibration tokens of each input feature; 1 for a bias.
-        gradient: of the mean loss in nats per token over the calibration text, in the shape of the weight; needs
-            back-propagation.
+        weight: the parameter in float32, a copy that may be changed.
+        input_norm: (in,) float32, the root mean square of each input feature over the calibration tokens; 1 for a bias.
+        gradient: the gradient of the mean loss in nats per token over the calibration text, in the shape of the weight.
+            It needs back-propagation.
 
-    Further parameters must have defaults: they are the options, `name:option=value`, typed by their annotation or else
-    by their default. Gradients are off inside the function, and everything is on the model's device.
+    All other arguments must have defaults. They are the options of the metric, which users set as `name:option=value`.
+    The type of an option comes from its annotation, or else from its default. Gradients are off inside the function,
+    and all tensors are on the model's device.
 
     Args:
-        name: lower-case words joined by dashes; what users type.
+        name: what users type to choose the metric: lower-case words joined by dashes.
         summary: one line for `polyprune plugins list`; by default the first line of the function's docstring.
-        reference: paper and equation.
-        matrices: "all" that a unit cuts, or the "readers" alone: the columns of the attention output and MLP down
-            projections, as in Wanda-sp.
-        xfail: checks of the conformance kit that this metric is right to fail, with the reason.
+        reference: paper and equation that the metric implements.
+        matrices: "all" parameters that a unit cuts, or the "readers" only. Those are the columns of the attention
+            output projection and of the MLP's down projection, as in Wanda-sp.
+        xfail: checks of the conformance kit that this metric is right to fail, each with the reason.
 
     Raises:
-        TypeError: the function has a parameter that is neither measured nor has a default.
+        TypeError: an argument of the function has none of these three names, and no default.
     """
 
     def register(function: F) -> F:

@@ -1,4 +1,4 @@
-"""How a name of the plugin interface is withdrawn: it works for a minor release more, and says who still uses it."""
+"""How a name of the plugin interface is withdrawn: it works for one more minor release, with a warning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _caller: ContextVar[str] = ContextVar("the plugin that is running", default="")
 
 
 class PluginDeprecationWarning(DeprecationWarning):
-    """A plugin uses a name that a later release no longer has; the command line shows each such message once."""
+    """Warns that a plugin uses a name which a later release removes. The command line shows each message once."""
 
 
 @contextmanager
@@ -29,13 +29,17 @@ def running(plugin: str) -> Iterator[None]:
 
 
 def deprecated(*, since: str, removed_in: str, use: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Returns a decorator for a function, method or factory that is to be withdrawn.
+    """Returns a decorator that makes every call of a function, method or factory warn that it will be removed.
 
-    since and removed_in are releases, at least a minor one apart; `use` says what takes its place. The warning names
-    the plugin that makes the call, or no plugin where none is running.
+    The warning is a `PluginDeprecationWarning`. It names the plugin that makes the call, if a plugin is running.
 
         @deprecated(since="0.3", removed_in="0.5", use="MaskSpace.sum_weights")
         def sum_rows(...): ...
+
+    Args:
+        since: the release in which the name is first marked.
+        removed_in: the release that no longer has it, at least one minor release later.
+        use: what to use in its place.
     """
 
     def mark(function: Callable[P, R]) -> Callable[P, R]:

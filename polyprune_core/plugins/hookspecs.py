@@ -6,13 +6,15 @@ A plugin is a module, or an object with methods, that a distribution names among
     my-metric = "my_package.my_module"
 
 The group's name says which version of the interface the plugin is written for: `polyprune` is version 1, `polyprune2`
-would be version 2. A plugin for a newer version than this polyprune has is refused before its code runs.
+would be version 2. A plugin that is written for a newer version than the installed polyprune has is refused before its
+code runs.
 
-Hooks are called once, when plugins are loaded, so they must be quick and import nothing heavy: torch is imported inside
-methods, or for type checking only. What a hook raises, or yields wrongly, is shown by `polyprune plugins list` and
-stops no other plugin. The contracts that implementations fulfil are in `polyprune_core.plugins.contracts`.
+Each hook is called once, when plugins are loaded. So a hook must be quick and import nothing heavy: import torch inside
+methods, or for type checking only. If a hook raises an exception or yields something wrong, `polyprune plugins list`
+shows that, and the other plugins still work. The protocols that an implementation has to meet are in
+`polyprune_core.plugins.contracts`.
 
-Symbols: U units, K masks, N calibration windows of T tokens.
+Symbols in shapes: U units, K masks, P parameters of a policy, N calibration windows of T tokens each.
 """
 
 from __future__ import annotations
@@ -41,18 +43,20 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def polyprune_granularities() -> Iterable[Provider[Granularity]]:
-    """What a unit is: which entries of the model's axes are kept or removed together.
+    """Yields granularities: each says which entries of the model's axes are kept or removed together, as one unit.
 
     An implementation has one method:
 
         groups(layout: ModelLayout) -> Sequence[UnitGroup]
 
-    It returns the units as runs of like ones, one `UnitGroup` for each kind and layer, in layer order; unit i of a
-    group owns entries [i n, (i + 1) n) of each of its axes, n being that axis' entries per unit. Every axis that is
-    named is divided whole, and no unit is free. Users join granularities with +, as in `head+channel`.
+    It returns all units, one `UnitGroup` for each kind and layer, in layer order. Unit i of a group owns the entries
+    [i * n, (i + 1) * n) of each axis of the group, where n is the number of entries per unit that the group states for
+    that axis. The units of a group must own every entry of each axis that the group names, and removing a unit must
+    remove at least one parameter. Users join granularities with +, as in `head+channel`.
 
-    PluginError is raised for it where a group names an axis that the model does not have, leaves entries to no unit,
-    has units that own nothing, or owns axes of another layer; ConfigError where two granularities own the same axis.
+    PluginError is raised if a group names an axis that the model does not have, leaves entries to no unit, has units
+    that own nothing, or owns axes of another layer. ConfigError is raised if two joined granularities own the same
+    axis.
 
     >>> from dataclasses import dataclass
     >>> from polyprune_core import Provider, UnitGroup, hookimpl
@@ -77,20 +81,22 @@ def polyprune_granularities() -> Iterable[Provider[Granularity]]:
 
 @hookspec
 def polyprune_initializers() -> Iterable[Provider[Initializer]]:
-    """A metric: how much each unit matters, in the dense model and before any search.
+    """Yields initializers, which users call metrics: each scores how much every unit of the dense model matters.
 
     An implementation has one method:
 
         score(model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor
 
-    It returns (U,) finite floating-point scores in the order of `space`, higher = keep, in any unit: only their order
-    within a pool, or after `--scale` their place among the others, counts. `calibration` has the text (`windows`,
-    (N, T) int64), moments of inputs, gradients of the mean loss in nats per token, and the metric's own generator.
-    `MaskSpace.sum_weights`, `sum_columns` and `sum_entries` add up what a unit owns.
+    It returns finite floating-point scores (U,) in the order of `space`; a higher score means keep. The scores have no
+    fixed unit of measurement, because a selection only ranks them, and `--scale` makes them comparable across layers.
+    `calibration` has the text (`windows`, (N, T) int64), the moments of module inputs, the gradients of the mean loss
+    in nats per token, and a random generator for the metric alone (`rng`). `MaskSpace.sum_weights`, `sum_columns` and
+    `sum_entries` add up values over what each unit owns.
 
-    The model comes back as it was: weights, hooks, training flags. PluginError is raised for a metric that leaves it
-    otherwise, draws from a global generator, or returns something else; its cells fail, and the others go on.
-    A metric that gives every weight an importance is shorter as a plain function: see `polyprune_core.initializer`.
+    The method must leave the model as it found it: weights, hooks and training flags. PluginError is raised if it does
+    not, if it draws from a global random generator, or if it returns something else. The cells of that metric then
+    fail, and the other cells still run. A metric that gives every weight an importance is shorter as a plain function:
+    see `polyprune_core.initializer`.
 
     >>> from dataclasses import dataclass
     >>> from polyprune_core import Provider, hookimpl
@@ -112,21 +118,27 @@ def polyprune_initializers() -> Iterable[Provider[Initializer]]:
 
 @hookspec
 def polyprune_policies() -> Iterable[Provider[SearchPolicy]]:
-    """What a search moves: how parameters become masks, and how they stay within the budget.
+    """Yields search policies: each says how parameters become masks, and how the masks stay within the budget.
 
-    An implementation declares how its searches go unless told, and has one method:
+    An implementation has one method, and declares the defaults of its searches:
 
         optimizer: "sgd" or "adam", learning_rate: float, scope: "kind", "global" or "layer", independent_units: bool
         bind(given: PolicyStart) -> BoundPolicy
 
-    `bind` is given the units, a metric's scores and the budget, and returns an object that holds parameters (P,)
-    float32 to six methods: `start()` gives them, `policy(parameters, sparsity, progress)` the distribution of masks,
-    `gradient(policy, gradient)` and `fisher(policy)` the geometry of a step, `project(parameters, sparsity)` brings
-    them back within the budget, and `ranking(parameters)` (U,) says in which order the final selection keeps units.
-    `independent_units` says whether every unit is drawn on its own with `keep_prob`, which are then the parameters of
-    the `Policy` that is returned; some estimators need that.
+    `bind` is given the units, a metric's scores and the budget. It returns an object with six methods, all about
+    parameters (P,) float32:
 
-    PluginError is raised for a vector that is not float32 or not finite, and for keep probabilities outside 0 and 1.
+    - `start()` returns the first parameters.
+    - `policy(parameters, sparsity, progress)` returns the distribution of masks.
+    - `gradient(policy, gradient)` converts a gradient by the parameters of that distribution to one by the (P,) here.
+    - `fisher(policy)` returns the diagonal of the Fisher information, by which a step may be divided.
+    - `project(parameters, sparsity)` brings the parameters back within the budget.
+    - `ranking(parameters)` returns (U,): the final selection keeps the units with the highest numbers.
+
+    `independent_units` is True if every unit is drawn independently with its own keep probability, and these
+    probabilities are the parameters of the `Policy` that is returned. Some estimators need such a policy.
+
+    PluginError is raised if a vector is not float32 or not finite, and if a keep probability is not between 0 and 1.
 
     >>> from dataclasses import dataclass
     >>> from polyprune_core import Policy, Provider, hookimpl
@@ -173,26 +185,28 @@ def polyprune_policies() -> Iterable[Provider[SearchPolicy]]:
 
 @hookspec
 def polyprune_estimators() -> Iterable[Provider[GradientEstimator]]:
-    """How the gradient of the expected loss is estimated from masks and their losses.
+    """Yields estimators: each estimates the gradient of the expected loss from masks and their losses.
 
-    An implementation has two methods, and says how it may be used:
+    An implementation has two methods, and declares how it may be used:
 
         sample(policy: Policy, num_masks: int, rng: torch.Generator) -> MaskBatch
         gradient(policy: Policy, batch: MaskBatch, losses: Tensor, state: State) -> tuple[Tensor, State]
         min_masks: int, mask_multiple: int, unbiased: bool, precondition: str | None
 
-    `sample` draws masks (K, U) bool that keep unit i with probability `policy.keep_prob[i]`, from `rng` alone.
-    `gradient` gets `losses`, (K,) float32: the mean next-token loss in nats under each mask, and returns the (P,)
-    float32 estimate of d E[loss] / d policy.parameters, with a state of numbers and tensors that the next step is given
-    (None at the first).
+    `sample` draws K = `num_masks` masks (K, U) bool that keep unit i with probability `policy.keep_prob[i]`. It may
+    draw from `rng` only. `gradient` is given `losses` (K,) float32, the mean next-token loss in nats under each mask.
+    It returns the estimate (P,) float32 of d E[loss] / d policy.parameters, and a state of numbers and tensors that is
+    given to the next step. The state is None at the first step.
 
-    The parameters of the default policy are not keep probabilities: P is not U, and units are not drawn independently.
-    `policy.sample` and `policy.score_function(batch)`, (K, P) the gradients of log p(mask), hold for every policy. A
-    formula of its own, such as psi = (m - s) / (s (1 - s)) with s = policy.keep_prob, holds for independent units only:
-    then declare `independent_units = True`; users add `--policy probabilities`, or another that draws units so.
+    The parameters of the default policy are not keep probabilities: P differs from U, and the units are not drawn
+    independently. `policy.sample` draws masks from any policy, and `policy.score_function(batch)` returns the gradients
+    (K, P) of log p(mask) for any policy. A formula such as psi = (m - s) / (s (1 - s)), with s = policy.keep_prob,
+    holds for independent units only. An estimator with such a formula declares `independent_units = True`, and its
+    users add `--policy probabilities`, or another policy that draws units independently.
 
-    ConfigError is raised where the user asks for fewer masks than `min_masks` or no multiple of `mask_multiple`,
-    PluginError for masks or gradients of another shape, and for numbers that are not finite.
+    ConfigError is raised if the user asks for fewer masks than `min_masks`, or for a number of masks that is no
+    multiple of `mask_multiple`. PluginError is raised if masks or gradients have another shape, and if a number is not
+    finite.
 
     >>> from dataclasses import dataclass
     >>> from polyprune_core import Provider, hookimpl
@@ -224,27 +238,31 @@ def polyprune_estimators() -> Iterable[Provider[GradientEstimator]]:
 
 @hookspec
 def polyprune_repairs() -> Iterable[Provider[Repair]]:
-    """What happens to the weights that stay, once it is decided which units go.
+    """Yields repairs: each changes the weights that stay, after it is decided which units go.
 
     An implementation has one method:
 
         repair(pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]
 
-    It returns new values of parameters by their names in the dense model, in the shape that is left of them
-    (`pruned.shapes()`), or a bias for a reader that has none (`pruned.possible_biases()`). What it does not name stays
-    as it is. `pruned.cut_readers()` gives the modules that lost inputs, with their dense weights and what stays of
-    them, each expert of a mixture by itself (it is `routed`, and has no place for a bias), and `calibration` has the
-    text and `moments` of what each takes in in the dense model; its passes are counted.
-    `calibration.windows` are those of `--repair-samples`, whatever the metric saw.
+    It returns new values of parameters, under their names in the dense model. A value has the shape that the pruned
+    model has of that parameter (`pruned.shapes()`). It may also return a bias for a reader that has none
+    (`pruned.possible_biases()`). Parameters that it does not name stay as they are.
 
-    A repair that adds biases declares `adds_biases = True`, or a property where an option decides, so that a format
-    without a place for them is refused before the search. One that begins with another names it in `start`.
+    `pruned.cut_readers()` returns the modules that lost input features, with their dense weights and the features that
+    stay. Each expert of a mixture is a reader of its own; it is `routed` and cannot have a bias. `calibration` has the
+    text and the `moments` of each reader's inputs in the dense model, and it counts every pass over the text.
+    `calibration.windows` are the windows of `--repair-samples`, however many the metric saw.
 
-    A repair that fits weights to the text needs "mix", and one that back-propagates "gradients": the grid then has a
-    row of the dense model after it. Long training keeps its state with `calibration.save` and finds it with `saved`.
+    A repair that adds biases declares `adds_biases = True`, as a property if that depends on an option. A format that
+    cannot hold such biases is then refused before the search. A repair that starts from the result of another repair
+    names that one in `start`.
 
-    The dense model comes back as it was. PluginError is raised for another shape, an unknown name, numbers that are not
-    finite, and for a repair that touches the model or a global generator.
+    A repair that fits weights to the text puts "mix" in its provider's `needs`. A repair that back-propagates puts
+    "gradients" there; a comparison then has a row of the dense model after the same training. A repair that trains for
+    long keeps its state with `calibration.save`, and reads it back after an interruption with `calibration.saved`.
+
+    The method must leave the dense model as it found it. PluginError is raised if it does not, if it uses a global
+    random generator, and if a value has another shape, an unknown name, or numbers that are not finite.
 
     >>> from dataclasses import dataclass
     >>> from polyprune_core import Provider, hookimpl
@@ -277,29 +295,31 @@ def polyprune_repairs() -> Iterable[Provider[Repair]]:
 
 @hookspec
 def polyprune_exporters() -> Iterable[Provider[Exporter]]:
-    """What is written out for a pruned model, and how it is read back.
+    """Yields exporters: each writes a pruned model to a folder in one format, and reads it back.
 
     An implementation has two methods:
 
         export(pruned: PrunedModel, out_dir: Path) -> ExportReport
         load(path: Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel
 
-    `export` writes into the existing, empty folder `out_dir` and nowhere else, names no path of this machine in what it
-    writes, leaves the dense model as it is, and reports every file with its SHA-256, sizes in bytes, the parameters
-    that are left, and `reload`: Python that leaves the model in `model`, where DIR stands for the path of the folder.
-    What a repair changed (`pruned.updates`) is part of it, as of `pruned.state_dict()` and `pruned.build()`.
+    `export` writes into the existing, empty folder `out_dir` and nowhere else. The files must not name a path of this
+    machine, and the dense model must stay as it is. The weights that are written include what a repair changed
+    (`pruned.updates`); `pruned.state_dict()` and `pruned.build()` include it already. The report that is returned has
+    the SHA-256 of every file, the size in bytes, the number of parameters, and `reload`: Python code that leaves the
+    model in a variable `model`, where the name DIR stands for the path of the folder.
 
-    `load` reads the folder back, ready to run: eval mode, no gradients, no cache; the perplexity that users are told is
-    that of the model it returns. `trust_remote_code` is what they said of code that comes with the dense model.
+    `load` reads the folder back as a model that is ready to run: in eval mode, without gradients and without a cache.
+    The perplexity that users are shown is measured on the model that `load` returns. `trust_remote_code` says whether
+    the user allows code that comes with the dense model to run.
 
-    More may be declared. `check(base: LoadedModel)` raises ModelError where no smaller form of a model can be written,
-    before anything is scored. `legal_shapes(layout: ModelLayout) -> LegalShapes` says which shapes the format can hold,
-    and whether biases that a repair adds have a place in it; the conformance kit asks for no others. `runtime() ->
-    Runtime` names the program that runs what was written, for `export --verify`, and `rounding` is what the format
-    loses of a weight, relative to it. What a format cannot do besides, such as a dense checkpoint with zeros in place
-    of removed units, is excused by the provider's `xfail`.
+    An exporter may declare more. `check(base: LoadedModel)` raises ModelError if no smaller form of a model can be
+    written; it is called before anything is scored. `legal_shapes(layout: ModelLayout) -> LegalShapes` says which
+    shapes the format can hold, and whether it can hold biases that a repair adds; the conformance kit then tries no
+    other shapes. `runtime() -> Runtime` names the program in which `export --verify` runs the files. `rounding` is the
+    largest relative error that the format makes in a weight. Anything else that a format cannot do is declared in the
+    provider's `xfail`, for instance that it writes a dense checkpoint with zeros in place of removed units.
 
-    PluginError is raised where something else is returned; the output folder then does not appear.
+    PluginError is raised if `export` or `load` returns something else. The output folder then does not appear.
 
     >>> from dataclasses import dataclass
     >>> from polyprune_core import Provider, hookimpl

@@ -6,6 +6,7 @@ A value alone, NAME:value, is that of the plugin's first option.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -38,6 +39,13 @@ def describe_options(provider: Provider[Any]) -> dict[str, str]:
     }
 
 
+def explain_options(docstring: str) -> tuple[str, dict[str, str]]:
+    """Returns a docstring without its part "Options:", which is its last, and what that part says of each option."""
+    text, _, part = docstring.partition("Options:\n")
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", part, re.M)
+    return text.rstrip(), {name: " ".join(meaning.split()) for name, meaning in found}
+
+
 def _type(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation).replace("typing.", "")
 
@@ -58,4 +66,5 @@ def build(kind: str, provider: Provider[Any], options: Mapping[str, Any]) -> Any
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise PluginError(f"{kind} {provider.name!r}: option {where}={first['input']!r}: {first['msg']}.") from error
+        reason = first["msg"].replace("Input should be", "it has to be")
+        raise PluginError(f"{kind} {provider.name!r}: option {where}={first['input']!r}: {reason}.") from error

@@ -1,9 +1,10 @@
 """The sparsity budget: projection of probabilities onto it, and the exact hard selection under it.
 
-A scope says which units share a budget: `kind` (each kind its own pool over all layers at the same rate, the paper),
-`global` (one pool, units weighted by their price), `layer` (each layer and kind its own pool). Here `sparsity` is the
-fraction of the price of all units to remove: of parameters, unless the space is priced in another currency. Layers that
-are protected stay whole, and the others make up for them.
+A scope says which units share a budget. With `kind`, the units of each kind in all layers are one pool, as in the paper
+(arXiv 2406.10576). With `global`, all units are one pool, weighted by their price. With `layer`, the units of each kind
+in each layer are one pool. Here `sparsity` is the fraction of the price of all units that is removed. The price is the
+number of parameters, unless the space is priced in another currency, such as bytes. Protected layers stay whole, and
+more is removed from the other layers instead.
 """
 
 from __future__ import annotations
@@ -31,9 +32,15 @@ SCOPES: dict[str, Callable[[MaskSpace], Tensor]] = {
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """What a selection has to meet: the `sparsity` of each pool of `scope`, and `min_keep` units of every larger group.
+    """The rules that a selection has to meet: how much is removed, which units share a budget, and which must stay.
 
-    A unit that is alone in its group has no floor. Of a layer that `protect` covers everything stays.
+    Attributes:
+        sparsity: the fraction of the price of each pool to remove, from 0 to 1.
+        scope: which units are one pool: "kind", "global" or "layer".
+        min_keep: the fewest units that stay in each group, that is, in each layer for each kind. It does not hold for a
+            unit that is alone in its group, such as a whole layer.
+        shapes: the numbers of units that may stay.
+        protect: the layers of which every unit stays.
     """
 
     sparsity: float
@@ -43,35 +50,50 @@ class SelectionRule:
     protect: Protect = NOTHING
 
     def select(self, scores: Tensor, space: MaskSpace) -> Selection:
-        """Returns the units that scores (U,) keep under the budget, as `select` does; raises BudgetError."""
+        """Returns the best units by scores (U,) that fit the budget; never more than that, also for equal scores.
+
+        Units are taken by descending score as long as they fit; units with equal scores are taken in their own order.
+
+        Raises:
+            BudgetError: the units that must stay cost more than the budget, or a group has no allowed number of units.
+        """
         return select(scores, space, self.sparsity, self.scope, self.min_keep, self.shapes, self.protect)
 
     def project(self, values: Tensor, space: MaskSpace) -> Tensor:
-        """Returns (U,): the nearest keep probabilities within the budget, as `project` does."""
+        """Returns the keep probabilities (U,) within the budget that are nearest to `values` (U,).
+
+        It is the Euclidean projection onto the constraint set of arXiv 2406.10576, eq. 4.
+        """
         return project(values, space, self.sparsity, self.scope, protect=self.protect)
 
     def shift_logits(self, logits: Tensor, space: MaskSpace) -> Tensor:
-        """Returns (U,): what to take from each logit to come within the budget, as `shift_logits` does."""
+        """Returns (U,): what to subtract from each logit (U,) so that the sigmoids of the logits meet the budget.
+
+        Within a pool the shift is proportional to the price of a unit. It is 0 if the budget is met already.
+        """
         return shift_logits(logits, space, self.sparsity, self.scope, protect=self.protect)
 
     def whole(self, space: MaskSpace) -> Tensor:
-        """Returns (U,) bool: the units that stay whatever their scores, those of protected layers."""
+        """Returns (U,) bool: the units of protected layers, which stay whatever their scores."""
         return protected(space, self.protect)
 
     def least(self, space: MaskSpace) -> list[int]:
-        """Returns for every group how many of its units stay at least."""
+        """Returns for every group the fewest of its units that have to stay."""
         return _least(space, self.min_keep, self.protect)
 
     def legal(self, masks: Tensor, ranking: Tensor, space: MaskSpace) -> Tensor:
-        """Returns masks (K, U) with the nearest allowed number of units in every group, best-ranked (U,) first."""
+        """Returns masks (K, U) bool changed so that every group keeps an allowed number of units, the nearest one.
+
+        Units with the highest `ranking` (U,) are added first, and those with the lowest are removed first.
+        """
         return masks if self.shapes == ANY_SHAPE else legal_masks(masks, ranking, space, self.shapes)
 
     def at(self, sparsity: float) -> SelectionRule:
-        """Returns the rule at another sparsity."""
+        """Returns the same rules at another sparsity."""
         return replace(self, sparsity=sparsity)
 
     def pool_labels(self, space: MaskSpace) -> Tensor:
-        """Returns (U,) int64, equal for units of one kind that share a budget."""
+        """Returns (U,) int64: the number is equal for units of one kind that share a budget."""
         return pool_labels(space, self.scope)
 
 
@@ -162,11 +184,11 @@ def _project_pool(values: Tensor, cost: Tensor, budget: float, eps: float) -> Te
 def shift_logits(
     logits: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS, protect: Protect = NOTHING
 ) -> Tensor:
-    """Returns (U,): what to take from each logit so that the expected price of the units kept is within the budget.
+    """Returns (U,): what to subtract from each logit so that the expected price of the kept units is within the budget.
 
-    In each pool it is v * price (relative to the pool's mean) with the smallest v >= 0 that meets
-    sum(price * s) <= (1 - sparsity) * sum(price), s the sigmoid of the logits, kept within eps of 0 and 1.
-    The logits of protected units are raised to where s is 1 - eps.
+    In each pool it is v * price, with prices relative to the pool's mean. v >= 0 is the smallest number that meets
+    sum(price * s) <= (1 - sparsity) * sum(price), where s is the sigmoid of the shifted logits, clipped to
+    [eps, 1 - eps]. The logits of protected units are raised to where s is 1 - eps.
     """
     shift = torch.zeros_like(logits, dtype=torch.float64)
     whole = protected(space, protect)
@@ -195,16 +217,17 @@ def select(
     shapes: LegalShapes = ANY_SHAPE,
     protect: Protect = NOTHING,
 ) -> Selection:
-    """Returns the best units that fit the budget: never more than asked for, whatever the ties.
+    """Returns the best units that fit the budget; never more than that, also for equal scores.
 
-    Units are taken by descending score (U,), ties in unit order, as long as they fit. Each group of more than one
-    unit first keeps its best `min_keep`, one of a protected layer all. In scope `layer` every pool gets its whole units
-    first; what is left over goes to the best-scored units waiting, one a pool before any pool gets a second. What is
-    kept of a group is then rounded down to a number that `shapes` allow, and what that leaves of the budget goes to
-    legal steps more.
+    Each group of more than one unit first keeps its best `min_keep` units, and a protected layer keeps all. Further
+    units are taken by descending score (U,) as long as they fit; units with equal scores are taken in their own order.
+    In scope `layer` every pool first gets the whole number of units that its share pays for. The rest of the budget
+    goes to the best of the units that are left over, at most one more for each pool before any pool gets a second. The
+    number of units of each group is then rounded down to a number that `shapes` allows. What this frees of the budget
+    pays for further allowed steps.
 
     Raises:
-        BudgetError: the floor alone costs more than the budget, or a group has no number of units that is allowed.
+        BudgetError: the units that must stay cost more than the budget, or a group has no allowed number of units.
     """
     order = torch.argsort(scores.double(), descending=True, stable=True)
     floor = _floor(order, space, min_keep, shapes, protect)

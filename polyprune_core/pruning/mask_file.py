@@ -39,17 +39,20 @@ DTYPES = {"scores": torch.float32, "keep": torch.uint8, "keep_prob": torch.float
 
 @dataclass(frozen=True)
 class MaskFile:
-    """What a folder of masks holds; U units in the order of `groups`.
+    """The contents of a folder of masks: which of U units stay in which dense model, and how that was decided.
 
     Attributes:
-        folder: where it was read.
-        base: name and weights hash of the dense model.
-        scores: (U,) float32, what the selection ranked.
-        keep: (U,) bool.
-        policy: the learned policy, if there was one.
-        recipe: how it was made; its `scope`, `min_keep` and `protect` decide a selection at another sparsity.
-        updates: what a repair changed.
-        measured: what the model as stored scores, as `PrunedModel.measured`.
+        folder: the folder that it was read from.
+        base: the name of the dense model, and the hash of its weights.
+        granularity: the units as users type them, such as `head+channel`.
+        groups: the units; all vectors (U,) are in this order.
+        scores: (U,) float32, the scores by which the units were selected.
+        keep: (U,) bool, True for a unit that stays.
+        policy: the policy that a search learned, or None.
+        recipe: how the decision was made. Its `scope`, `min_keep` and `protect` are used again for a selection at
+            another sparsity.
+        updates: the parameters that a repair changed or added, by name in the dense model.
+        measured: the perplexities of the stored selection, as in `PrunedModel.measured`.
     """
 
     folder: Path
@@ -65,10 +68,10 @@ class MaskFile:
 
     @classmethod
     def read(cls, folder: Path) -> MaskFile:
-        """Reads what `write_masks` wrote.
+        """Returns the contents of a folder that `write_masks` wrote.
 
         Raises:
-            ModelError: a file is missing, broken or foreign, or the two do not belong together.
+            ModelError: a file is missing, damaged or not polyprune's, or the two files do not belong together.
         """
         header = read_header(folder / HEADER)
         tensors = _read_tensors(folder / TENSORS, header.units)
@@ -94,7 +97,7 @@ class MaskFile:
 
     @property
     def base_name(self) -> str:
-        """What to load the dense model by."""
+        """The name or folder under which to load the dense model."""
         if self.base.folder and (self.folder / self.base.folder).exists():
             return str((self.folder / self.base.folder).resolve())
         return self.base.name
@@ -107,13 +110,20 @@ class MaskFile:
         shapes: LegalShapes = ANY_SHAPE,
         asked_shapes: str | None = None,
     ) -> PrunedModel:
-        """Returns the pruned model: as stored, or selected from the stored scores at another sparsity or budget.
+        """Returns the pruned model: as it was stored, or with units selected at another sparsity or budget.
 
-        What a repair made of the stored selection fits no other one: then the weights stay as they are. `shapes`: what
-        another selection has to fit, `asked_shapes` how that was asked for.
+        Another selection uses the stored scores. The weights that a repair made fit the stored selection only, so they
+        are left out of any other.
+
+        Args:
+            base: the dense model.
+            sparsity: the fraction of prunable parameters to remove, or None for the stored selection.
+            terms: another budget, in place of `sparsity`.
+            shapes: the numbers of units that may stay in another selection.
+            asked_shapes: how the user asked for `shapes`, for the record and for error messages.
 
         Raises:
-            ModelError: `base` is not the model that the masks are for.
+            ModelError: `base` is not the model that the masks were made for.
             BudgetError: the sparsity or budget cannot be met.
         """
         space = self.space(base)
@@ -128,10 +138,10 @@ class MaskFile:
         return PrunedModel(base, space, selection, self.scores, self.policy, self.recipe | asked)
 
     def rule(self) -> SelectionRule:
-        """What a selection at another sparsity has to meet.
+        """The rules for a selection at another sparsity, from the recipe.
 
         Raises:
-            ModelError: the recipe does not say.
+            ModelError: the recipe does not have them.
         """
         scope, min_keep = self.recipe.get("scope", "kind"), self.recipe.get("min_keep", 1)
         if scope not in SCOPES or not isinstance(min_keep, int):
@@ -142,15 +152,15 @@ class MaskFile:
         return SelectionRule(0.0, scope, min_keep, protect=Protect.parse(self.recipe.get("protect")))
 
     def space(self, base: LoadedModel) -> MaskSpace:
-        """Returns the units of the masks in their dense model.
+        """Returns the units of the masks in the dense model `base`.
 
         Raises:
-            ModelError: `base` is not the model that the masks are for.
+            ModelError: `base` is not the model that the masks were made for.
         """
         if base.sha256 != self.base.sha256:
             raise ModelError(
-                f"the masks in {self.folder} are for {self.base.name} with weights sha256 {self.base.sha256}, "
-                f"but {base.name} has {base.sha256}. Give the model that they were made from."
+                f"the masks in {self.folder} are for {self.base.name} with weights sha256 {self.base.sha256[:12]}…, "
+                f"but {base.name} has {base.sha256[:12]}…. Give the model that they were made from as --model."
             )
         try:
             return MaskSpace(describe(base.model), self.groups, self.granularity)
@@ -159,7 +169,7 @@ class MaskFile:
 
 
 def write_masks(pruned: PrunedModel, folder: Path) -> None:
-    """Writes masks.json and masks.safetensors into an existing folder."""
+    """Writes the decision about a pruned model into an existing folder, as masks.json and masks.safetensors."""
     from safetensors.torch import save_file
 
     keep = pruned.selection.keep.cpu()

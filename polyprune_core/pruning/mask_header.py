@@ -116,11 +116,15 @@ def read_header(path: Path) -> Header:
     try:
         return Header.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise ModelError(f"no masks in {path.parent}: {path.name} cannot be read ({error.strerror}).") from error
+        raise ModelError(
+            f"no masks in {path.parent}: {path.name} cannot be read ({error.strerror}). Give a folder of masks."
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ModelError(f"{path} is not a mask file that this polyprune reads: {where}: {first['msg']}.") from error
+        raise ModelError(
+            f"{path} is not a mask file that this polyprune reads: {where}: {first['msg']}. Export the masks again."
+        ) from error
 
 
 def _checked(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A smaller model with entries of zeros added, for formats that hold some widths only: it computes the same."""
+"""Pads a smaller model with entries of zeros, for formats that hold certain widths only. It computes the same."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 
 def padded(pruned: PrunedModel, sizes: Mapping[str, int]) -> PrunedModel:
-    """Returns the model with zeros in place of removed entries, so that each axis has the size it is given.
+    """Returns the model with zeros in place of some removed entries, so that axes have the sizes given.
 
-    `sizes` maps names of axes, or of views that are divided in their place (`ModelLayout.divided`), to numbers of
-    entries, of kept ones and zeros together; what it does not name stays as it is. Blocks of entries are filled up
-    alike. Every parameter of an added entry is zero, and so is what else a sublayer adds that was gone whole. Its norm
-    is the dense model's. The units of what is returned are the entries of the axes.
+    All parameters of an added entry are zero. If a sublayer was removed as a whole and gets entries back, its other
+    parameters are zero too, except its norm, which is the one of the dense model. Blocks of entries are padded evenly.
+    The units of the model that is returned are single entries of the axes.
+
+    Args:
+        pruned: the smaller model.
+        sizes: maps the name of an axis to its number of entries, the kept ones and the zeros together. If a view
+            divides an axis (`ModelLayout.divided`), the view is named. Other axes stay as they are.
 
     Raises:
-        ModelError: an axis is to be smaller than what is kept of it, larger than in the dense model, or in blocks of
-            unequal size; or a router would choose among entries of zeros.
+        ModelError: a size is smaller than what is kept of the axis, larger than in the dense model, or not the same for
+            all blocks; or a router would choose among entries of zeros.
     """
     layout, before = pruned.layout, pruned.axis_keep()
     axes = layout.divided(before)
@@ -53,7 +57,8 @@ def _fill(axis: Axis, keep: Tensor, size: int) -> None:
         why = f"; its {axis.blocks} blocks are equally large"
     if why or missing < 0 or size > len(keep):
         raise ModelError(
-            f"{axis.name} keeps {int(keep.sum())} of {len(keep)} entries and cannot be padded to {size}{why}."
+            f"{axis.name} keeps {int(keep.sum())} of {len(keep)} entries and cannot be padded to {size}{why}; choose "
+            "another format, or a granularity that leaves this axis whole."
         )
     for block in keep.view(axis.blocks, -1):
         block[(~block).nonzero().flatten()[: missing // axis.blocks]] = True

@@ -152,6 +152,11 @@ def _priced(
     def left(sparsity: float) -> float:
         return (base - sparsity * prunable) / unit if unit else 0.0
 
+    if not prunable:
+        raise BudgetError(
+            f"budget {target} cannot be met: units of {space.name or 'this granularity'} hold none of it; use another "
+            "--granularity."
+        )
     if target.amount >= left(0.0):
         raise BudgetError(f"budget {target} removes nothing: the dense model has {target.words(left(0.0))}. Give less.")
     most = reachable(priced, scope, min_keep, protect, shapes)

@@ -11,7 +11,15 @@ from polyprune_core.pruning.types import ExportReport
 
 
 def export_report(out_dir: Path, format_name: str, reload: str, parameters: int, **details: Any) -> ExportReport:
-    """Returns the report on everything now in `out_dir`."""
+    """Returns an exporter's report, with the hash and size of every file that is now in `out_dir`.
+
+    Args:
+        out_dir: the folder that was written.
+        format_name: a name for the format.
+        reload: Python code that leaves the model in a variable `model`; DIR in it stands for the path of the folder.
+        parameters: the number of parameters of the model on disk.
+        details: anything else to report, as JSON values.
+    """
     written = sorted(path for path in out_dir.rglob("*") if path.is_file())
     return ExportReport(
         path=out_dir,

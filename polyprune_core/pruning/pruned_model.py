@@ -24,16 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """The dense model together with the decision of what stays, and what a repair made of it.
+    """A dense model together with the decision which units stay, and the weights that a repair changed.
 
     Attributes:
-        base: the untouched model, its tokenizer, name and weights hash.
-        scores: what `selection` ranked: the metric's scores, or the learned keep probabilities.
-        policy: the learned policy; None for a metric alone.
-        recipe: JSON-able record of how it was made (granularity, initializer, estimator, sparsity, scope, seed, …).
-        updates: parameters that a repair has changed or added, by name in the dense model, in their kept shape.
-        measured: JSON-able, where it was measured, for each text and length: `perplexity`, of the `dense` model too, on
-            which `text`, in windows of how many tokens (`window`), over how many predicted `tokens`.
+        base: the unchanged dense model, with its tokenizer, its name and the hash of its weights.
+        space: the units.
+        selection: which units stay.
+        scores: what `selection` ranked: the scores of a metric, or the keep probabilities that a search learned.
+        policy: the policy that a search learned; None for a metric alone.
+        recipe: how the decision was made, as JSON values: granularity, initializer, estimator, sparsity, scope, seed
+            and so on.
+        updates: the parameters that a repair changed or added, by name in the dense model, in their smaller shape.
+        measured: one record of JSON values for each text and length that was measured: `perplexity`, the perplexity of
+            the `dense` model, the name of the `text`, the length of a `window` in tokens, and the number of predicted
+            `tokens`. Empty if nothing was measured.
     """
 
     base: LoadedModel
@@ -47,22 +51,25 @@ class PrunedModel:
 
     @property
     def layout(self) -> ModelLayout:
-        """The dense model's layout."""
+        """The axes of the dense model."""
         return self.space.layout
 
     @property
     def parameters(self) -> int:
-        """The parameters of the smaller model, tied ones counted once."""
+        """The number of parameters of the smaller model; tied ones are counted once."""
         return sum(math.prod(shape) for shape in self.shapes().values()) + self.added_parameters
 
     @property
     def added_parameters(self) -> int:
-        """How many parameters a repair has added."""
+        """The number of parameters that a repair added."""
         return sum(self.updates[name].numel() for name in self.added())
 
     @property
     def active_parameters(self) -> int | None:
-        """The parameters that run for one token: all but those of experts not chosen for it; None where all run."""
+        """The number of parameters that are used for one token, which leaves out experts that are not chosen for it.
+
+        None if the model has no experts, so that all parameters are used.
+        """
         shapes, keep, idle = self.shapes(), self.axis_keep(), 0
         for axis in self.layout.axes:
             if axis.chosen and axis.stack is not None:
@@ -75,27 +82,28 @@ class PrunedModel:
 
     @property
     def kept_layers(self) -> list[int]:
-        """The dense model's layers of which anything is left; layer i of the smaller model is the i-th of them."""
+        """The numbers of the dense model's layers of which something is left, in the order of the smaller model."""
         from polyprune_core.pruning.build import kept_layers
 
         return kept_layers(self.layout, self.axis_keep())
 
     @property
     def needs_code(self) -> bool:
-        """Whether its layers differ in what its family's class has one number for, so that code of its own is needed.
+        """Whether the smaller model needs code of its own, because its layers differ in width.
 
-        It is about models of transformers' own classes.
+        transformers' class of the family then has only one number for a width of all layers. The answer holds for
+        models of transformers' own classes.
         """
         from polyprune_core.pruning.build import compact_config
 
         return hasattr(compact_config(self), "auto_map")
 
     def axis_keep(self) -> dict[str, Tensor]:
-        """Kept entries by axis name: (size,) bool."""
+        """For every axis that the units own, which entries stay: (size,) bool by the name of the axis."""
         return self.space.axis_keep(self.selection.keep)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape that is left of every parameter of the dense model that is not gone as a whole, by its name."""
+        """Returns the shape in the smaller model of every parameter that is left, by its name in the dense model."""
         from polyprune_core.pruning.surgery import Remains
 
         remains = Remains.of(self.base.model, self.layout, self.axis_keep())
@@ -103,7 +111,7 @@ class PrunedModel:
         return {name: shape for name, shape in found.items() if shape is not None}
 
     def possible_biases(self) -> dict[str, tuple[int, ...]]:
-        """The biases that a repair may add: of readers that are left and have none, by name, with their shapes."""
+        """Returns name and shape of each bias that a repair may add: one for every reader left that has no bias."""
         found: dict[str, tuple[int, ...]] = {}
         keep = self.axis_keep()
         for axis in self.layout.axes:
@@ -117,41 +125,44 @@ class PrunedModel:
         return found
 
     def left_readers(self, *, routed: bool = False) -> list[Reader]:
-        """The readers that are left some or all of their input features, in the order of the layout.
+        """Returns the readers that keep at least one input feature, in the order of the layout.
 
-        Each expert of a mixture is one, of the tokens that it is chosen for in the dense model. With `routed` all
-        experts of a layer are one, of what the router sends them, which without some is something else.
+        Args:
+            routed: False makes each expert a reader of its own, whose inputs are those of the tokens that it is chosen
+                for in the dense model. True makes all experts of a layer one reader, whose inputs depend on the router,
+                which chooses among the experts that are left.
         """
         from polyprune_core.pruning.readers import left_readers
 
         return left_readers(self.base.model, self.space, self.axis_keep(), apart=not routed)
 
     def cut_readers(self, *, routed: bool = False) -> list[Reader]:
-        """Those of `left_readers` that lost some of their input features."""
+        """Returns the readers in `left_readers` that lost some of their input features."""
         return [reader for reader in self.left_readers(routed=routed) if not reader.whole]
 
     def added(self) -> list[str]:
-        """The parameters that `updates` adds to those of the dense model."""
+        """Returns the names of the parameters in `updates` that the dense model does not have."""
         known = dict(self.base.model.named_parameters())
         return [name for name in self.updates if name not in known]
 
     def names(self) -> dict[str, str]:
-        """Returns the name in the dense model of every parameter of the smaller one, by its own name there."""
+        """Returns a mapping from parameter names of the smaller model to those of the dense model."""
         from polyprune_core.pruning.build import renaming
 
         renamed = renaming(self)
         return {renamed(name): name for name in [*self.shapes(), *self.added()]}
 
     def state_dict(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields the smaller model's parameters under its own names, one after another: a shard at a time is enough."""
+        """Yields names and parameters of the smaller model one at a time, so that few have to be in memory at once."""
         from polyprune_core.pruning.build import state_items
 
         return state_items(self)
 
     def stored_as(self, dtype: torch.dtype) -> PrunedModel:
-        """Returns the model with the dense weights as their files have them, where it computes in another format.
+        """Returns the pruned model with dense weights in the number format of their files, to be written in `dtype`.
 
-        What a repair changed stays as it is.
+        If the model computes in `dtype` already, its weights are used as they are. The weights that a repair changed
+        stay as they are in any case.
 
         Raises:
             ModelError: the dense model's files have changed since they were read.
@@ -160,20 +171,23 @@ class PrunedModel:
         return self if same else dataclasses.replace(self, base=self.base.as_stored())
 
     def build(self) -> PreTrainedModel:
-        """Returns the smaller model: eval mode, no gradients, device and dtype of the dense one, `config.use_cache` on.
+        """Returns the smaller model, on the device and in the dtype of the dense one.
+
+        It is in eval mode, no parameter requires a gradient, and `config.use_cache` is on.
 
         Raises:
-            ModelError: the dense model is not of transformers' own class for its family.
+            ModelError: the class of the dense model is not transformers' own class for its family.
         """
         from polyprune_core.pruning.build import build_compact
 
         return build_compact(self)
 
     def provenance(self) -> dict[str, Any]:
-        """Returns a JSON-able record of how the model was pruned; of absolute paths only the last name is left.
+        """Returns a record of how the model was pruned, as JSON values.
 
-        Sparsities are fractions of the prunable parameters; `asked` is None where the recipe does not say. Of number
-        formats, that of the dense model's files and the one it was computed in.
+        Only the last name is left of absolute paths. Sparsities are fractions of the prunable parameters; `asked` is
+        None if the recipe does not have it. The record has two number formats: that of the dense model's files, and
+        the one that was computed in.
         """
         from polyprune_core.pruning.provenance import last_name, without_paths
 

@@ -1,4 +1,4 @@
-"""The readers that a selection leaves: what a repair in closed form works on."""
+"""The readers that a selection leaves, whose weights a repair changes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from polyprune_core.pruning.space import MaskSpace
 
 @dataclass(frozen=True)
 class Reader:
-    """A linear module of F input features of which some stay, or of a mixture (a `stack`) one expert, or all as one.
+    """A linear module that reads units: it has F input features, of which some stay.
+
+    In a mixture of experts, a reader is one expert, or all experts of a layer together.
 
     Attributes:
-        module: its name in the dense model.
-        axis: what `Calibration.moments` takes: an axis that it reads, NAME[i] where it is the expert i alone.
-        routed: whether a router chooses what it takes in. It has no place for a bias.
-        beside: of one expert, its place among those that stay, and the values (experts, out, kept) that all of these
-            have in their common parameter; those of an expert become what it is given.
-        weight: (out, F) float32, that of the dense model.
-        bias: (out,) float32, that of the dense model, or None.
-        keep: (F,) bool, the features that stay.
-        units: (F,) int64, the unit that each feature belongs to, -1 where there is none.
+        module: the name of the module in the dense model.
+        axis: the name to give to `Calibration.moments`: an axis that the module reads, or NAME[i] for expert i alone.
+        weight: (out, F) float32, the weight in the dense model.
+        bias: (out,) float32, the bias in the dense model, or None.
+        keep: (F,) bool, True for a feature that stays.
+        units: (F,) int64, the unit that each feature belongs to, or -1 for none.
+        cut: which part of the weight belongs to each entry of the axis; None for experts.
+        stack: the parameter that holds the maps of all experts; None for an ordinary module.
+        beside: for one expert, its place among the experts that stay, and the values (experts, out, kept) of the
+            parameter that all of them share. `updates` writes into these values.
     """
 
     module: str
@@ -43,24 +46,25 @@ class Reader:
 
     @property
     def routed(self) -> bool:
-        """Whether a router chooses what it takes in."""
+        """Whether a router chooses which tokens reach it. Such a reader cannot have a bias."""
         return self.stack is not None
 
     @property
     def whole(self) -> bool:
-        """Whether all features stay."""
+        """Whether all of its input features stay."""
         return bool(self.keep.all())
 
     def updates(self, weight: Tensor | None = None, bias: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns a new weight (out, kept) and a new bias (out,) by name, as the model stores them.
+        """Returns a new weight (out, kept), a new bias (out,) or both by parameter name, as the model stores them.
 
-        What one expert gives names the parameter of all, which holds what was given of the others before.
+        Experts share one parameter. The values for one expert are returned in this parameter, together with the values
+        that were given for other experts before.
 
         Raises:
-            ModelError: a bias for experts.
+            ModelError: a bias was given for experts.
         """
         if self.stack is not None and bias is not None:
-            raise ModelError(f"{self.module} are experts, which have no bias.")
+            raise ModelError(f"{self.module} holds experts, which cannot have a bias; give a weight only.")
         changed = {} if weight is None else self._stored(weight.float())
         return changed | ({} if bias is None else {f"{self.module}.bias": bias.float()})
 

@@ -1,4 +1,4 @@
-"""The units that may be removed, what each costs, and which axis entries it owns."""
+"""The units that can be removed, what each of them costs, and which entries of axes it owns."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from polyprune_core.pruning.types import UnitGroup
 
 
 class MaskSpace:
-    """All units of one search in a fixed order: group by group, unit by unit.
+    """All units of one search in a fixed order: group by group, and unit by unit within a group.
 
     Attributes:
-        cost: (U,) float64, parameters removed with each unit.
-        floors: for each group the number of its units without which the model's code does not run.
-        price: (U,) float64, what a budget counts of each unit: its cost, unless `priced` in another currency.
-        group: (U,) int64, index into `groups`.
-        kind: (U,) int64, index into `kinds`.
-        layer: (U,) int64, decoder layer.
-        peers: (U,) int64, equal for units that are compared within a layer: those of one group; units that are alone
-            in their group (whole sublayers, whole layers) are peers of all others of their kind.
+        layout: the axes of the model.
+        groups: the units, as `Granularity.groups` returned them.
+        cost: (U,) float64, the number of parameters that are removed with each unit.
+        price: (U,) float64, what a budget counts for each unit: its cost, unless `priced` gave it another currency.
+        floors: for each group the fewest of its units that the model's code runs with.
+        group: (U,) int64, the index of each unit's group in `groups`.
+        kind: (U,) int64, the index of each unit's kind in `kinds`.
+        layer: (U,) int64, the number of each unit's decoder layer.
+        peers: (U,) int64, equal for units whose scores are compared within a layer, which are those of one group. Units
+            that are alone in their group (whole sublayers or layers) are compared with all others of their kind.
     """
 
     def __init__(self, layout: ModelLayout, groups: Sequence[UnitGroup], name: str = "", if_none: str = "") -> None:
@@ -59,26 +61,26 @@ class MaskSpace:
 
     @cached_property
     def total_cost(self) -> int:
-        """Prunable parameters, which is what removing every unit would remove."""
+        """The number of prunable parameters: how many are removed if every unit is."""
         return int(self.cost.sum())
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
-        """Names of the axes that the units own, in unit order."""
+        """The names of the axes that the units own, in the order of the units."""
         return tuple(name for group in self.groups for name, _ in group.spans)
 
     def priced(self, price: Tensor) -> MaskSpace:
-        """Returns the same units with another price (U,), zero for a unit that a budget does not limit."""
+        """Returns the same units with another price (U,); a price of 0 is for units that the budget does not count."""
         other = copy.copy(self)
         other.price = price.double()
         return other
 
     def slices(self) -> list[slice]:
-        """Where each group's units lie in a (U,) vector."""
+        """Returns for each group where its units are in a vector (U,)."""
         return [slice(start, start + group.count) for start, group in zip(self.offsets, self.groups, strict=True)]
 
     def axis_keep(self, keep: Tensor) -> dict[str, Tensor]:
-        """Returns, for every axis the units own, which of its entries stay: {axis name: (size,) bool}."""
+        """Returns (size,) bool by axis name: which entries of each axis stay if the units in `keep` (U,) bool stay."""
         kept: dict[str, Tensor] = {}
         for where, group in zip(self.slices(), self.groups, strict=True):
             for axis, _ in group.spans:
@@ -86,7 +88,10 @@ class MaskSpace:
         return kept
 
     def sum_entries(self, values: dict[str, Tensor]) -> Tensor:
-        """Returns (U,) float32: each unit's sum over the entries it owns; `values` maps axis name to (size,)."""
+        """Returns (U,) float32: for each unit the sum of values over the entries that it owns.
+
+        `values` maps the name of every axis to a value for each entry, (size,).
+        """
         parts = []
         for group in self.groups:
             total = torch.zeros(group.count, dtype=torch.float64)
@@ -97,15 +102,15 @@ class MaskSpace:
         return torch.cat(parts).float()
 
     def cached_values(self) -> Tensor:
-        """Returns (U,) float32: the numbers each unit adds to the KV cache for every token."""
+        """Returns (U,) float32: how many numbers each unit adds to the KV cache for every token."""
         axes = [self.layout.axis[name] for name in self.axes]
         return self.sum_entries({axis.name: torch.full((axis.size,), float(axis.cached_values)) for axis in axes})
 
     def sum_weights(self, importance: Callable[[str], Tensor]) -> Tensor:
-        """Returns (U,) float32: importance summed over every weight that a unit cuts.
+        """Returns (U,) float32: for each unit the sum of importance over all weights that it owns.
 
-        `importance(parameter name)` returns a tensor shaped like the parameter, or of size 1 along the dimensions that
-        are not cut, where it holds their sums.
+        `importance` is called with the name of a parameter, and returns a tensor of that parameter's shape. A dimension
+        that is not cut may have size 1 instead, and then holds the sums over that dimension.
         """
 
         def entries(axis: Axis) -> Tensor:
@@ -117,12 +122,12 @@ class MaskSpace:
         return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})
 
     def reader_weight(self, model: nn.Module, axis: str) -> Tensor:
-        """Returns (out, in) float32: the weight of the module that reads an axis, however the model stores it.
+        """Returns (out, in) float32: the weight of the module that reads the axis named `axis`.
 
-        That of a stack of maps is one beside the other.
+        A weight that the model stores transposed is turned round. The maps of experts are put side by side.
 
         Raises:
-            ModelError: nothing reads it.
+            ModelError: the axis has no reader.
         """
         stack = self.layout.axis[axis].stack
         if stack is not None:
@@ -131,9 +136,9 @@ class MaskSpace:
         return model.get_parameter(cut.parameter).detach().float().movedim(cut.dim, -1)
 
     def sum_columns(self, model: nn.Module, importance: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """Returns (U,) float32: per-column importance of each reader, summed over the columns a unit owns.
+        """Returns (U,) float32: for each unit the sum of importance over the columns of readers that it owns.
 
-        `importance(axis name, weight)` takes the reader's weight (out, in) as float32 and returns (in,).
+        `importance` is called with the name of an axis and its reader's weight (out, in) float32. It returns (in,).
         """
 
         def entries(axis: Axis) -> Tensor:
@@ -143,9 +148,10 @@ class MaskSpace:
         return self.sum_entries({name: entries(self.layout.axis[name]) for name in self.axes})
 
     def sum_products(self, products: Callable[[str], Tensor]) -> Iterator[Tensor]:
-        """Yields (count, count) float32 for each group: sums over the reader's columns of every pair of units.
+        """Yields (count, count) float32 for each group: for every pair of its units, a sum over pairs of columns.
 
-        `products(axis name)` returns (in, in), a value for each pair of columns of the axis' reader.
+        `products` is called with the name of an axis. It returns (in, in), a value for each pair of columns of the
+        axis' reader.
         """
         for group in self.groups:
             total = torch.zeros(group.count, group.count)
@@ -277,9 +283,11 @@ def _require_apart(layout: ModelLayout, groups: Sequence[UnitGroup]) -> None:
         for span, _ in group.spans:
             divided = layout.axis[span].of if span in layout.axis else ""
             divided = divided or span
+            if owner.get(divided) == group.kind:
+                raise ConfigError(f"granularity {group.kind!r} is given twice; give it once.")
             if divided in owner:
                 raise ConfigError(
                     f"granularities {owner[divided]!r} and {group.kind!r} both remove {divided}; choose one of the "
-                    "two, or prune twice: with one of them, and what that writes with the other."
+                    "two, or prune twice: first with one of them, then the model that is written with the other."
                 )
             owner[divided] = group.kind

@@ -1,4 +1,4 @@
-"""Where a policy comes from: scores turned into keep probabilities."""
+"""How a search policy starts: the scores of a metric become keep probabilities."""
 
 from __future__ import annotations
 
@@ -62,23 +62,32 @@ PROBABILITIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class PolicyStart:
-    """Where a search policy starts: the units, a metric's scores of them, and what a selection has to meet."""
+    """What a search policy starts from.
+
+    Attributes:
+        space: the units.
+        scores: a metric's scores of the units.
+        rule: the sparsity, the scope and the other rules that a selection has to meet.
+    """
 
     space: MaskSpace
     scores: Scores
     rule: SelectionRule
 
     def keep_prob(self, how: str = "sigmoid-norm") -> Tensor:
-        """Returns (U,): the keep probabilities that the metric starts, within the budget.
+        """Returns keep probabilities (U,) float32 within the budget, made from the scores.
 
-        `sigmoid-norm` (arXiv 2406.10576): sigmoid of the z-score within each layer and kind, shifted so that its mean
-        is the keep rate. `sigmoid-norm-released`: the same with a variance that divides by n - 1, as in the released
-        initialiser. `min-max-norm`: min-max instead of the sigmoid. `const`: 0.9 for the units that the metric would
-        keep in that layer, 0.1 for the others. `uniform`: the keep rate everywhere; the metric is unused. For scores
-        that are comparable across layers it is the same within each pool of the scope.
+        Args:
+            how: the conversion. `sigmoid-norm` (arXiv 2406.10576) is the sigmoid of the z-score within each layer and
+                kind, shifted so that the mean is the fraction to keep. `sigmoid-norm-released` is the same, with a
+                variance that divides by n - 1, as in the released code. `min-max-norm` scales the scores to [0, 1] in
+                place of the sigmoid. `const` is 0.9 for the units that the metric would keep in that layer and 0.1 for
+                the others. `uniform` is the fraction to keep for every unit, without regard to the scores. If the
+                scores are comparable across layers, all of this is done within each pool of the scope in place of each
+                layer.
 
         Raises:
-            ConfigError: there is no such way.
+            ConfigError: `how` is none of these names.
         """
         if how not in PROBABILITIES:
             raise ConfigError(unknown_name("way from scores to keep probabilities", how, PROBABILITIES))
@@ -86,12 +95,14 @@ class PolicyStart:
         return self.rule.project(PROBABILITIES[how](self.scores.values, labels, 1 - self.rule.sparsity), self.space)
 
     def scaled(self, how: str) -> Tensor:
-        """Returns (U,): the scores made comparable across layers, `raw`, `zscore` or `per-parameter`.
+        """Returns the scores (U,) made comparable across layers.
 
-        Scores that are comparable already stay as they are.
+        Args:
+            how: `raw` leaves the scores as they are, `zscore` standardises them within each layer, and `per-parameter`
+                divides them by the cost of the unit. Scores that are comparable already always stay as they are.
 
         Raises:
-            ConfigError: there is no such scale.
+            ConfigError: `how` is none of these names.
         """
         if how not in SCALES:
             raise ConfigError(unknown_name("scale", how, SCALES))

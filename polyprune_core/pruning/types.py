@@ -1,6 +1,7 @@
-"""The values that flow through a run. U units, K masks, B sequences, T tokens.
+"""The values that are passed around in a run. Symbols in shapes: U units, K masks, P parameters of a policy.
 
-`keep` is True where a unit stays; a higher score means keep; `sparsity` is the fraction of prunable parameters removed.
+`keep` is True for a unit that stays. A higher score means keep. `sparsity` is the fraction of the prunable parameters
+that is removed.
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ Span = int | tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """A run of `count` like units of one layer.
+    """All units of one kind in one layer.
 
-    `spans` are (axis name, which entries): a number n says that unit i owns entries [i * n, (i + 1) * n) of the axis,
-    the last unit fewer where n does not divide them; otherwise the entries of each unit are listed, one tuple a unit.
+    Attributes:
+        kind: the name of the kind, such as "head".
+        layer: the number of the decoder layer, counted from 0.
+        count: the number of units.
+        spans: pairs of an axis' name and what the units own of it. A number n says that unit i owns the entries
+            [i * n, (i + 1) * n); the last unit owns fewer if n does not divide the size of the axis. Otherwise it is
+            one tuple for each unit, with the numbers of its entries.
     """
 
     kind: str
@@ -40,9 +46,10 @@ class UnitGroup:
 
     @classmethod
     def finest(cls, kind: str, axis: Axis) -> UnitGroup:
-        """Returns units of an axis as small as its entries can be cut.
+        """Returns the smallest units that an axis can be cut into.
 
-        As many neighbouring entries as its `multiple`; where entries are in blocks, the r-th of every block.
+        A unit is as many neighbouring entries as the `multiple` of the axis. If the entries are in blocks, a unit is
+        one entry of every block instead.
         """
         if axis.blocks == 1:
             return cls(kind, axis.layer, -(-axis.size // axis.multiple), ((axis.name, axis.multiple),))
@@ -51,7 +58,7 @@ class UnitGroup:
         return cls(kind, axis.layer, share, ((axis.name, units),))
 
     def owner(self, axis: str, size: int) -> Tensor:
-        """Returns (size,) int64: which unit owns each entry of one of its axes."""
+        """Returns (size,) int64: the number of the unit that owns each entry of the axis, of `size` entries."""
         import torch
 
         span = dict(self.spans)[axis]
@@ -65,9 +72,12 @@ class UnitGroup:
 
 @dataclass(frozen=True)
 class Scores:
-    """How much each unit matters: `values` (U,) float32, finite, higher = keep; `source` names the criterion.
+    """The scores of all units.
 
-    `comparable`: whether they already say how much each layer gives, so that no scaling may change that.
+    Attributes:
+        values: (U,) float32, finite; a higher score means keep.
+        source: the name of the criterion that made them.
+        comparable: whether the scores are comparable across layers already, so that they must not be scaled.
     """
 
     values: Tensor
@@ -77,10 +87,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Policy:
-    """Independent Bernoulli masks: `keep_prob` (U,) float32, strictly between 0 and 1.
+    """A distribution of masks; this one keeps each unit independently with its own probability.
 
-    Where they are known, `group` (U,) int64 is equal for units of one layer and kind, and `pool` (U,) int64 for units
-    of one kind that share a budget.
+    Attributes:
+        keep_prob: (U,) float32, the probability that each unit is kept, strictly between 0 and 1.
+        group: (U,) int64, equal for units of one layer and kind, or None if not known.
+        pool: (U,) int64, equal for units of one kind that share a budget, or None if not known.
     """
 
     keep_prob: Tensor
@@ -89,16 +101,25 @@ class Policy:
 
     @staticmethod
     def bounded(keep_prob: Tensor) -> Tensor:
-        """Returns probabilities kept off 0 and 1, where the score function vanishes and a unit could never return."""
+        """Returns the probabilities (U,) clipped to a range just inside 0 and 1, so that every unit can change."""
         return keep_prob.clamp(EPS, 1 - EPS)
 
     @property
     def parameters(self) -> Tensor:
-        """What a gradient is taken with respect to: (P,), here keep_prob."""
+        """The parameters (P,) that gradients are taken by; here they are `keep_prob`."""
         return self.keep_prob
 
     def sample(self, num_masks: int, rng: Generator, *, antithetic: bool = False) -> MaskBatch:
-        """Draws masks [u < s] with u uniform; antithetic: mask 2j + 1 uses 1 - u of mask 2j. `noise` is u (K, U)."""
+        """Draws masks: unit i is kept if a uniform number u in [0, 1) is below keep_prob[i].
+
+        Args:
+            num_masks: K, how many masks; an even number if they are antithetic.
+            rng: the generator to draw from.
+            antithetic: whether mask 2j + 1 uses 1 - u in place of the u of mask 2j.
+
+        Returns:
+            The masks (K, U) bool, with u (K, U) as their `noise`.
+        """
         import torch
 
         s = self.keep_prob
@@ -110,14 +131,15 @@ class Policy:
         return MaskBatch(noise < s, noise)
 
     def score_function(self, batch: MaskBatch) -> Tensor:
-        """Returns (K, P): d log p(mask) / d parameters, here (m - s) / (s (1 - s))."""
+        """Returns the gradient (K, P) of log p(mask) by the parameters; here (m - s) / (s (1 - s)), s = keep_prob."""
         s = self.keep_prob
         return (batch.masks.to(s.dtype) - s) / (s * (1 - s))
 
     def pair_score(self, batch: MaskBatch) -> Tensor:
-        """Returns (K / 2, P): what the loss gap of each antithetic pair is multiplied with, for an unbiased gradient.
+        """Returns (K / 2, P): for each antithetic pair, the factor of its loss difference in an unbiased gradient.
 
-        Here (m - m') / (2 min(s, 1 - s)), zero where the two agree (DisARM, Dong et al. 2020, arXiv 2006.10680, eq. 9).
+        Here it is (m - m') / (2 min(s, 1 - s)) for the masks m and m' of a pair, with s = keep_prob. It is zero for
+        units that are equal in both (DisARM, Dong et al. 2020, arXiv 2006.10680, eq. 9).
         """
         s = self.keep_prob
         first, second = batch.masks[0::2].to(s.dtype), batch.masks[1::2].to(s.dtype)
@@ -126,12 +148,17 @@ class Policy:
 
 @dataclass(frozen=True)
 class MaskBatch:
-    """K masks drawn from a policy.
+    """K masks that an estimator draws from a policy, and what the search adds if the estimator asks for it.
 
-    `masks` (K, U) bool; `noise` is whatever the policy or the estimator needs to pair its draws. An estimator may ask
-    for more: `gates` (K, U) float32, what units are multiplied with instead of the mask where gradients are taken;
-    `reference` (U,) bool, one more mask to run on the same text. The search answers with `gate_gradients` (K, U)
-    float32, the derivative of each loss with respect to its gates, and `reference_loss` in nats per token.
+    Attributes:
+        masks: (K, U) bool, True for a unit that stays.
+        noise: random numbers that the policy or the estimator needs again for its gradient, or None.
+        gates: (K, U) float32, numbers to multiply the units with in place of the masks, or None. An estimator sets them
+            to ask for `gate_gradients`.
+        reference: (U,) bool, one more mask to run on the same text, or None. An estimator sets it to ask for
+            `reference_loss`.
+        gate_gradients: (K, U) float32, the derivative of each loss by its gates. The search sets it.
+        reference_loss: the loss under `reference`, in nats per token. The search sets it.
     """
 
     masks: Tensor
@@ -144,7 +171,13 @@ class MaskBatch:
 
 @dataclass(frozen=True)
 class Selection:
-    """The hard decision: `keep` (U,) bool, with the parameters it keeps out of all prunable ones."""
+    """The final decision which units stay.
+
+    Attributes:
+        keep: (U,) bool, True for a unit that stays.
+        kept_cost: the number of prunable parameters that stay.
+        total_cost: the number of all prunable parameters.
+    """
 
     keep: Tensor
     kept_cost: int
@@ -152,18 +185,18 @@ class Selection:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of prunable parameters removed."""
+        """The fraction of the prunable parameters that is removed."""
         return 1.0 - self.kept_cost / self.total_cost
 
 
 @dataclass(frozen=True)
 class LegalShapes:
-    """What a format or a runtime can hold, known before anything is selected; every selection and every mask obeys it.
+    """The shapes that a format or a runtime can hold. Every mask of a search and every selection fits them.
 
     Attributes:
-        multiple_of: kind of unit to the number that units of that kind are kept in multiples of in every layer.
-        equal_widths: whether all layers have to keep as many units of a kind.
-        empty_sublayers: whether a layer may keep none of a kind.
+        multiple_of: maps a kind of unit to a number. Every layer keeps a multiple of that number of units.
+        equal_widths: whether all layers have to keep the same number of units of a kind.
+        empty_sublayers: whether a layer may keep no unit of a kind.
         added_biases: whether a repair may add biases to linear modules that have none in the dense model.
     """
 
@@ -173,7 +206,7 @@ class LegalShapes:
     added_biases: bool = True
 
     def both(self, other: LegalShapes) -> LegalShapes:
-        """Returns what both hold."""
+        """Returns the shapes that fit both."""
         kinds = {**self.multiple_of, **other.multiple_of}
         return LegalShapes(
             {kind: math.lcm(self.multiple_of.get(kind, 1), other.multiple_of.get(kind, 1)) for kind in kinds},
@@ -185,16 +218,17 @@ class LegalShapes:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an exporter wrote.
+    """A report on what an exporter wrote.
 
     Attributes:
-        path: the folder.
-        format: a name for what lies in it.
-        files: names inside `path` to their SHA-256.
-        reload: Python that loads it again and leaves the model in `model`; the name DIR stands for the folder's path.
-        parameters: how many the model on disk has.
-        bytes: size of all files.
-        details: whatever else a user may want to know, JSON-able.
+        path: the folder that was written.
+        format: a name for the format.
+        files: maps the name of each file inside `path` to its SHA-256.
+        reload: Python code that loads the model and leaves it in a variable `model`. The name DIR in it stands for the
+            path of the folder.
+        parameters: the number of parameters of the model on disk.
+        bytes: the size of all files together.
+        details: anything else that a user may want to know, as JSON values.
     """
 
     path: Path
@@ -206,5 +240,5 @@ class ExportReport:
     details: dict[str, Any] = field(default_factory=dict)
 
     def reload_at(self, folder: Path) -> str:
-        """Returns `reload` with the path of a folder in place of DIR."""
+        """Returns the code in `reload` with the path of `folder` in place of DIR."""
         return re.sub(r"\bDIR\b", lambda _: repr(str(folder)), self.reload)

@@ -1,4 +1,4 @@
-"""The smaller model as a folder of transformers: whether it can be written, known early, and how it is."""
+"""Writes a smaller model as a folder for transformers, and says early whether that is possible."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def check_writable(base: LoadedModel) -> None:
-    """Checks that a smaller form of a model can be written: its configuration, and none of its code.
+    """Checks that a smaller form of a model can be written as a folder for transformers.
 
-    A model as small as one entry less in its first layer is set up without memory for weights.
+    To find out, a model with one entry less on each axis of its first layer is set up, without memory for weights.
 
     Raises:
-        ModelError: it cannot.
+        ModelError: the class of the model is not transformers' own, or no smaller model can be made of it.
     """
     model: Any = base.model
     if not is_stock(model):
@@ -55,19 +55,30 @@ def check_writable(base: LoadedModel) -> None:
     except Exception as error:
         # Not a list of types: what a configuration of any model leads to inside transformers is nowhere stated.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{base.name} cannot be built with layers of several widths: {reason}") from error
+        raise ModelError(
+            f"{base.name} cannot be built with layers of several widths: {reason}. "
+            "--exporter masks writes what stays without the model."
+        ) from error
 
 
 def write_model(
     pruned: PrunedModel, folder: Path, dtype: torch.dtype, max_shard_size: str, origin: dict[str, Any]
 ) -> PreTrainedModel:
-    """Writes weights, configuration and tokenizer, and the code of layers that differ; returns the model written.
+    """Writes a pruned model as a folder for transformers, and returns the smaller model.
 
-    Where the dense model's weights were not read, they are read a shard at a time from its files.
-    `origin` is what config.json says of where the model comes from, under `polyprune`.
+    The folder gets the weights, the configuration and the tokenizer. It also gets Python code for the model if its
+    layers differ in width. If the weights of the dense model were not read, they are read from its files a shard at a
+    time.
+
+    Args:
+        pruned: the pruned model.
+        folder: an existing folder.
+        dtype: the number format to write.
+        max_shard_size: the largest size of one file of weights, such as "5GB".
+        origin: JSON values that say where the model comes from; config.json gets them under `polyprune`.
 
     Raises:
-        ModelError: as `check_writable`, or the dense model's files have changed since they were read.
+        ModelError: as for `check_writable`, or the files of the dense model have changed since they were read.
     """
     check_writable(pruned.base)
     if is_unread(pruned.base):
@@ -90,9 +101,16 @@ def write_settings(
     origin: dict[str, Any],
     licences: Iterable[Path] = (),
 ) -> None:
-    """Writes all of a model's folder but the weights: configuration, tokenizer, and the code of layers that differ.
+    """Writes everything of a model's folder except the weights.
 
-    `origin` is what config.json says of where the model comes from, under `polyprune`; `licences` are files to copy.
+    The folder gets the configuration, the tokenizer, and Python code for the model if its layers differ in width.
+
+    Args:
+        model: the smaller model.
+        tokenizer: its tokenizer.
+        folder: an existing folder.
+        origin: JSON values that say where the model comes from; config.json gets them under `polyprune`.
+        licences: files to copy into the folder.
     """
     for licence in licences:
         shutil.copyfile(licence, folder / licence.name)

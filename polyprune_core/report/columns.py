@@ -267,8 +267,9 @@ def conditions(results: Results) -> str:
     """Returns what every row of the table shares."""
     model, calibration, evaluation = results.model, results.texts["calibration"], results.texts["evaluation"]
     prunable = ", ".join(f"{count / 1e6:.1f} M {name}" for name, count in model["prunable_parameters"].items())
+    prunable = f" (prunable: {prunable})" if prunable else ""
     return plain(
-        f"{model['name']}{_weights(model)}, {model['parameters'] / 1e6:.1f} M parameters (prunable: {prunable}), "
+        f"{model['name']}{_weights(model)}, {model['parameters'] / 1e6:.1f} M parameters{prunable}, "
         f"{model['dtype']} on {model['device']}. "
         f"Perplexity on {'; on '.join(map(_cut_up, results.texts.get('evaluations') or [evaluation]))}; "
         f"calibrated on {calibration['name']}, {calibration['tokens_per_window']}-token windows."

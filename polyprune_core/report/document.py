@@ -170,7 +170,9 @@ FORMS: dict[str, Form] = {
     "json": Json(),
     "html": Html(),
 }
-COLUMNS_OF_RESULTS = "--columns chooses among those of the results, as table, markdown, latex."
+COLUMNS_OF_RESULTS = (
+    "--columns is about --show results as table, markdown or latex only; leave it out, or ask for one of these."
+)
 
 
 def document(

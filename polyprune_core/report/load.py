@@ -185,7 +185,10 @@ def _read(file: Path) -> tuple[dict[str, Any], list[Row]]:
         rows = [_row(row) for row in record["rows"]]
         _check_run({name: record[name] for name in RUN})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, PolypruneError) as error:
-        raise ConfigError(f"{file} does not hold results ({_reason(error)}).") from error
+        raise ConfigError(
+            f"{file} does not hold results ({_reason(error)}); give a folder that polyprune compare wrote, or its "
+            "results.json."
+        ) from error
     return _clean({name: record[name] for name in RUN}), rows
 
 

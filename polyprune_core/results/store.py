@@ -14,13 +14,14 @@ from polyprune_core.results.row import Row, row_from_json
 from polyprune_core.results.trace_file import write_trace
 from polyprune_core.search.trace import Trace
 from polyprune_core.utils.files import read_json, write_json
+from polyprune_core.utils.outputs import RECORD
 
 
 class Store:
     """A folder of finished cells; it is made when there is something to write. `unwritten` is what could not be.
 
     Raises:
-        ConfigError: the folder cannot be made or written.
+        ConfigError: the folder cannot be made or written, or holds what an exporter wrote.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,6 +34,8 @@ class Store:
             raise self._unusable(f"{there} is no folder")
         if there != self.cells and not os.access(there, os.W_OK | os.X_OK):
             raise self._unusable(f"{there} cannot be written")
+        if (folder / RECORD).exists():
+            raise self._unusable("it holds a model or masks that polyprune wrote")
 
     def make(self) -> None:
         """Makes the folder.

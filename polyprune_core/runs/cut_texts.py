@@ -75,8 +75,9 @@ class CutTexts:
         if not len(windows):
             raise ConfigError(
                 f"the calibration text has {len(pool)} windows of {asked.seq_len} tokens, and a metric looks at all of "
-                "them, so that none is left to choose its pooling by, nor for --early-stopping. Give a longer text, a "
-                "lower --calibration-samples or --seq-len, or both --scope and --scale, without --early-stopping."
+                "them. None is left to hold back, which --scope auto, --scale auto and --early-stopping need. Give a "
+                "longer text, a lower --calibration-samples or --seq-len, or both --scope and --scale, without "
+                "--early-stopping."
             )
         return windows
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it reads: a table, Markdown, CSV, JSON."""
+"""The findings of an evaluation, as an object, a table, Markdown, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Fact = tuple[str, list[str]]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one batch: `prefill` of the whole prompt, `decode` of one token."""
+    """The times of one batch in seconds: `prefill` for the whole prompt, `decode` for one further token."""
 
     prefill: Spread
     decode: Spread
@@ -39,7 +39,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class Side:
-    """One model: what it scores on every text at every length, times by batch size, one sample of text a prompt."""
+    """The findings about one model.
+
+    Attributes:
+        name: the name or folder of the model.
+        sha256: a hash of its weights.
+        footprint: its sizes.
+        evaluations: its perplexity on every text at every length.
+        tasks: its scores by the name of a task.
+        samples: what it wrote, one text for each prompt.
+        latency: its times by batch size.
+    """
 
     name: str
     sha256: str
@@ -52,9 +62,12 @@ class Side:
 
 @dataclass(frozen=True, repr=False)
 class Findings:
-    """A model, its reference if there is one, and the conditions that both share; shown as a table.
+    """The findings of an evaluation: about a model, and about its reference if there is one. It is shown as a table.
 
-    `ratios` are the model's times as a multiple of the reference's, turn by turn, by batch size.
+    `environment` has the versions and the machine, `conditions` the settings that hold for both models, such as the
+    texts, and `load` how busy the machine was. `model` has the findings about the model, and `reference` those about
+    the reference, such as the dense model, or None. `ratios` has the model's times as multiples of the reference's, by
+    batch size. The times of both were measured in turn.
     """
 
     environment: dict[str, Any]
@@ -66,7 +79,7 @@ class Findings:
 
     @property
     def sides(self) -> list[Side]:
-        """The model, then the reference."""
+        """The findings about the model, then those about the reference, if there is one."""
         return [self.model, *([self.reference] if self.reference else [])]
 
     def __repr__(self) -> str:
@@ -78,7 +91,7 @@ class Findings:
         return table_html(Sheet(" beside ".join(names), ("", *names), (Band("", facts),), " ".join(self.notes())))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values; a number that is not finite becomes null."""
+        """Returns the findings as JSON values; a number that is not finite becomes None."""
         found: dict[str, Any] = finite({"schema": SCHEMA, "polyprune": __version__, **dataclasses.asdict(self)})
         return found
 

@@ -47,7 +47,7 @@ def diff(first: Path, second: Path) -> list[GroupDiff]:
     if ours.base.sha256 != theirs.base.sha256 or ours.groups != theirs.groups:
         raise ConfigError(
             f"{first} has masks of {ours.granularity} in {ours.base.name}, {second} of {theirs.granularity} in "
-            f"{theirs.base.name}: units can be compared only where they are the same."
+            f"{theirs.base.name}: only masks of one model and one granularity can be compared. Give two such folders."
         )
     found, start = [], 0
     for group in ours.groups:

@@ -1,4 +1,4 @@
-"""One model, cut for good: decided and measured in memory, and where asked exported, read back and measured again."""
+"""Prunes one model: decides and measures in memory, then exports it, reads it back and measures again if asked."""
 
 from __future__ import annotations
 
@@ -51,10 +51,23 @@ DECIDED = {"granularity", "initializer", "estimator", "scope", "scale", "seed", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A pruned model on disk: what it scores as read back, beside the dense model and the model cut in memory.
+    """A pruned model on disk, and its perplexity as read back, beside the dense model and the pruned model in memory.
 
-    `dense`, `in_memory` and `reloaded` have one evaluation for each text and length, in the same order; `calibration`
-    names the texts that the decision looked at.
+    Attributes:
+        report: the exporter's report on the files.
+        sparsity: the fraction of the prunable parameters that was removed.
+        budget: the budget as asked, if it was not a sparsity; otherwise None.
+        budget_achieved: what was achieved of that budget, in its own terms.
+        shapes: the shapes that were asked for, or None.
+        dense: the evaluations of the dense model, one for each text and length.
+        in_memory: those of the pruned model in memory, in the same order.
+        reloaded: those of the pruned model as read back from disk, in the same order.
+        calibration: the names of the texts that the decision looked at.
+        dense_parameters: the number of parameters of the dense model.
+        active_parameters: the number of parameters that the pruned model uses for one token; None if it uses all.
+        dense_active_parameters: the same for the dense model.
+        dense_bytes: the size of the dense model's weights in bytes.
+        cost: what the decision cost.
     """
 
     report: ExportReport
@@ -73,7 +86,7 @@ class Outcome:
     cost: Cost
 
     def lines(self) -> list[str]:
-        """Returns the outcome for people."""
+        """Returns the outcome as lines for people to read."""
         report, cost = self.report, self.cost
         backward = counted(cost.backward_passes, "backward pass", "backward passes")
         rows = [
@@ -115,7 +128,7 @@ class Outcome:
         return evaluation.text in self.calibration
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the outcome for scripts; no path of this machine."""
+        """Returns the outcome as JSON values, without any path of this machine."""
         record = dataclasses.asdict(self)
         record["report"]["path"] = self.report.path.name
         del record["cost"]["readings"]
@@ -136,17 +149,17 @@ def _scored(evaluation: Evaluation) -> dict[str, Any]:
 
 @dataclass(frozen=True, repr=False)
 class PruningResult:
-    """A pruned model in memory, and what it scores there.
+    """A pruned model in memory, and its perplexity there.
 
     Attributes:
-        pruned: the decision, and the dense model that it is about.
-        evaluations: perplexity and agreement with the dense model, of the smaller model in memory: one record for each
-            text and length, the headline first.
-        dense_evaluations: the dense model on the same windows, none where it was not measured.
+        pruned: the dense model and the decision which units stay.
+        evaluations: the perplexity of the smaller model and its agreement with the dense model, one record for each
+            text and length. The record for the first text at the first length comes first.
+        dense_evaluations: the same of the dense model on the same windows; empty if it was not measured.
         cost: what the decision cost.
-        budget: what was asked, where that is no sparsity.
-        budget_achieved: of that budget, in its own terms.
-        written: what was written to disk and read back; None where nothing was.
+        budget: the budget as asked, if it was not a sparsity; otherwise None.
+        budget_achieved: what was achieved of that budget, in its own terms.
+        written: what was written to disk and measured after reading it back; None if nothing was written.
     """
 
     pruned: PrunedModel
@@ -159,25 +172,25 @@ class PruningResult:
 
     @property
     def evaluation(self) -> Evaluation:
-        """The headline: the smaller model on the first text at the first length."""
+        """The evaluation of the smaller model on the first text at the first length."""
         return self.evaluations[0]
 
     @property
     def dense(self) -> Evaluation | None:
-        """The headline of the dense model, where it was measured."""
+        """The evaluation of the dense model on the first text at the first length; None if it was not measured."""
         return self.dense_evaluations[0] if self.dense_evaluations else None
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The smaller model: eval mode, device and dtype of the dense one, made when first asked for.
+        """The smaller model in eval mode, on the device and in the dtype of the dense one.
 
-        What nothing was cut from shares its memory with `pruned.base.model`.
+        It is made when first asked for. Parameters that nothing was cut from share memory with `pruned.base.model`.
         """
         return self.pruned.build()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The dense model's tokenizer."""
+        """The tokenizer, which is that of the dense model."""
         return self.pruned.base.tokenizer
 
     @property
@@ -191,13 +204,14 @@ class PruningResult:
         """Writes the model to the new folder `output`, which appears whole or not at all.
 
         Args:
-            exporter: NAME or NAME:option=value, as `--exporter`.
-            output: the folder; nothing is there before, unless `overwrite`.
-            overwrite: replace a folder that polyprune wrote.
-            verify: read it back and compare its logits with those of the model in memory.
+            exporter: NAME or NAME:option=value, as for `--exporter`.
+            output: the folder. It must not exist, unless `overwrite` is True.
+            overwrite: whether to replace the folder if polyprune wrote what is there.
+            verify: whether to read the model back and compare its logits with those of the model in memory.
 
         Raises:
-            PolypruneError: no such exporter, a folder that cannot be written, or a model that reads back as another.
+            PolypruneError: there is no such exporter, the folder cannot be written, or the model that is read back has
+                other logits.
         """
         registry, dense = load_registry(), self.pruned.base
         writer = registry.build("exporter", exporter)

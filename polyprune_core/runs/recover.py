@@ -1,4 +1,4 @@
-"""A pruned model trained for a stated number of tokens, the dense model alike beside it, and written again."""
+"""Trains a pruned model on a stated number of tokens, and the dense model in the same way, and writes the result."""
 
 from __future__ import annotations
 
@@ -42,7 +42,15 @@ TRAINING = ("seed", "seq_len", "dtype", "device", "bos", "tokens")
 
 @dataclass(frozen=True)
 class TrainedRow:
-    """One model on every text at every length; `forward_tokens` and `seconds` are what its training took."""
+    """The measurements of one model before or after training.
+
+    Attributes:
+        name: one of NAMES, such as "pruned, trained".
+        parameters: the number of its parameters.
+        evaluations: its perplexity on every text at every length.
+        forward_tokens: how many tokens went forward through models for its training; 0 before training.
+        seconds: how long its training took.
+    """
 
     name: str
     parameters: int
@@ -53,9 +61,14 @@ class TrainedRow:
 
 @dataclass(frozen=True)
 class Recovered:
-    """The pruned and the dense model before and after the same training, and what was written of the pruned one.
+    """The pruned and the dense model before and after the same training.
 
-    `rows` are in the order of NAMES; `repair` is what trained, with `seed`, on the text `calibration`.
+    Attributes:
+        repair: the repair that trained, with its options.
+        seed: the seed of the order of the windows.
+        calibration: the name of the text that was trained on.
+        rows: the dense model, the dense model after training, the pruned model, and the pruned model after training.
+        exported: what was written to disk, or None.
     """
 
     repair: str
@@ -65,7 +78,7 @@ class Recovered:
     exported: Exported | None = None
 
     def lines(self) -> list[str]:
-        """Returns it for people."""
+        """Returns the measurements as lines for people to read."""
         trained = {row.name: row for row in self.rows}
         places = [f"{each.text} at {each.seq_len}" for each in self.rows[0].evaluations]
         lines = [f"{self.repair}, seed {self.seed}, on {self.calibration}"]
@@ -87,7 +100,7 @@ class Recovered:
         return "\n".join(self.lines())
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it for scripts; no path of this machine."""
+        """Returns the measurements as JSON values, without any path of this machine."""
         rows = [
             {
                 "name": row.name,
@@ -120,9 +133,9 @@ def recover(
         PolypruneError: there is no such model, its dense one cannot be had, or the folder cannot be written.
     """
     exporter, trainer = registry.build("exporter", request.exporter), registry.get("repair", request.trainer)
-    registry.build("repair", request.trainer)
     if "gradients" not in trainer.provider.needs:
-        raise ConfigError(f"--repair {request.trainer} trains nothing; give recover, recover:lora, distil or another.")
+        raise ConfigError(f"--repair {request.repair} trains nothing; give recover, recover:lora, distil or another.")
+    registry.build("repair", request.trainer)
     if request.verify:
         require_runtime(exporter)
     if output is None:

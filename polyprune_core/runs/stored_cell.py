@@ -55,8 +55,8 @@ class FinishedCell:
         """
         if base.sha256 != self.sha256:
             raise ModelError(
-                f"cell {self.row.id} is of {self.model} with weights sha256 {self.sha256}, but {base.name} has "
-                f"{base.sha256}. Give the model that it was made from as --model."
+                f"cell {self.row.id} is of {self.model} with weights sha256 {self.sha256[:12]}…, but {base.name} has "
+                f"{base.sha256[:12]}…. Give the model that it was made from as --model."
             )
         layout, granularity = describe(base.model), self.row.cell.granularity or ""
         space = registry.space(granularity, layout)

@@ -1,11 +1,12 @@
 """Bernoulli masks conditional on exactly k units kept: exact draws, and inclusion probabilities.
 
-A binary tree over units holds the distribution of the number kept under every node, in n log^2 n. Counts are drawn from
-the root down, a node's count split between its two halves; inclusion probabilities come from the same tree, by what is
-left for each unit once all others are counted.
+A binary tree over n units holds for every node the distribution of the number of units kept below it. Making the tree
+takes time n log^2 n. A draw goes from the root down, and splits the number of each node between its two halves. The
+inclusion probability of a unit comes from the same tree, from the distribution of the number that all others keep.
 
-Of many units only some stand in the tree. The others are drawn freely, the tree's units make up the size, and the draw
-is taken as often as they would make it up: the same law, by rejection, at a fraction of the cost.
+If there are many units, only some are in the tree. The others are drawn independently, and the units in the tree make
+up the size. A draw is accepted with a probability proportional to the chance that the units in the tree have the
+missing number. The accepted masks have the same distribution, at a fraction of the cost (rejection sampling).
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from torch import Generator, Tensor
 
 
 class ExactSize:
-    """Masks over units with keep probabilities s (n,), given that exactly `size` of them stay.
+    """The distribution of masks of n independent units, given that exactly `size` of the units stay.
 
-    `closing`: at most so many units, those with the most chance left, make up the size. `size` has to be one that
-    masks of that many units can plausibly have, as the rounded sum of s is.
+    Args:
+        keep_prob: (n,), the probability that each unit would stay without this condition.
+        size: how many units stay. It must be a number that masks drawn independently can plausibly have, such as the
+            rounded sum of `keep_prob`.
+        closing: the most units that are drawn together to make up the size: those with probabilities nearest to 1/2.
+            All other units are drawn independently first.
     """
 
     def __init__(self, keep_prob: Tensor, size: int, closing: int = 4096) -> None:
@@ -35,7 +40,7 @@ class ExactSize:
             self.levels.append(_convolved(halves[0::2], halves[1::2]))
 
     def sample(self, num_masks: int, rng: Generator) -> Tensor:
-        """Returns (K, n) bool."""
+        """Returns `num_masks` masks (K, n) bool, drawn from `rng`."""
         masks = torch.empty((num_masks, len(self.keep_prob)), dtype=torch.bool)
         missing = torch.empty(num_masks, dtype=torch.long)
         for mask, free in enumerate(self._accepted(num_masks, rng)):
@@ -45,10 +50,11 @@ class ExactSize:
         return masks
 
     def inclusion(self) -> Tensor:
-        """Returns (n,) float64: the probability that each unit stays.
+        """Returns (n,) float64: the probability that each unit stays, given the size.
 
-        Where some units are free it is that of the local limit theorem, s_i P(k - 1 of the others) / P(k of all), with
-        both normal: its error falls faster than the number of units grows.
+        With more than `closing` units it is approximate: s_i P(k - 1 of the others) / P(k of all), s = keep_prob and
+        k = size, where both distributions are taken as normal (local limit theorem). The error falls faster than the
+        number of units grows.
         """
         return self._inclusion_by_limit() if len(self.free) else self._inclusion_by_tree()
 

@@ -1,4 +1,4 @@
-"""What a check is: a small function of one plugin that stands for one behaviour and raises where it is missing."""
+"""A check of the conformance kit: a small function that raises if a plugin lacks one behaviour."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from polyprune_core.plugins.registry import Registered
 
 
 class NotRun(Exception):
-    """A check that says nothing about this plugin, and why."""
+    """Raised by a check that does not apply to this plugin; the message says why."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One behaviour.
+    """One check of the conformance kit.
 
     Attributes:
-        kind: the kind of plugin it is for; empty for all kinds.
-        run: raises AssertionError with what is wrong, or NotRun.
-        after: checks that must pass first: where they fail this one would only say the same again.
-        excusable: a plugin may be right to fail it, and say so in its provider's `xfail`. What core itself insists on
-            in a run, and what other plugins rely on, is not.
+        name: the name of the check.
+        kind: the kind of plugin that it is for; empty for all kinds.
+        run: a function of a registered plugin. It raises AssertionError with what is wrong, or NotRun.
+        after: names of checks that must pass first, because otherwise this one would only repeat their failure.
+        excusable: whether a plugin may be right to fail it and declare that in its provider's `xfail`. Behaviour that a
+            run insists on, or that other plugins rely on, is not excusable.
     """
 
     name: str

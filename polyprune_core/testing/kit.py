@@ -19,7 +19,7 @@ from polyprune_core.testing.checks import checks_for
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How one check of one plugin went; `message` says what is wrong, or why it was not run or may fail."""
+    """The result of one check of one plugin; `message` says what is wrong, why it was not run, or why it may fail."""
 
     kind: str
     plugin: str
@@ -89,12 +89,14 @@ def run_checks(items: Iterable[Registered]) -> list[CheckResult]:
 def conformance_tests(plugins: ModuleType | Registry, xfail: Mapping[str, str] | None = None) -> Callable[..., None]:
     """Returns a test function for pytest, with one case for every check of every plugin.
 
-    `plugins` is a module with hooks, or a registry. `xfail` maps "plugin/check", as the cases are called, to the reason
-    why that check fails, beside what the plugins' own providers declare; one that passes is a failure. A plugin whose
-    name another kind uses too is "kind:plugin".
+    Args:
+        plugins: a module with hooks, or a registry of plugins.
+        xfail: maps "plugin/check", the name of a case, to the reason why that check fails, in addition to what the
+            providers of the plugins declare. If such a check passes, the case fails. If plugins of two kinds have the
+            same name, write "kind:plugin/check".
 
     Raises:
-        PluginError: a plugin cannot be used, there is none, or `xfail` names no check or gives no reason.
+        PluginError: a plugin cannot be used, there is no plugin, or `xfail` names an unknown check or gives no reason.
     """
     import pytest
 

@@ -1,7 +1,7 @@
-"""Tiny random models that use all their sublayers, with units, text and a tokenizer to go with them; no network.
+"""Tiny random models in which every sublayer matters, with units, text and a tokenizer for them. No network is needed.
 
-Below 50,000 parameters each. Every function returns something fresh: a test may do to it what it likes.
-U units, N windows, T tokens.
+Each model has fewer than 50,000 parameters. Every call returns a new object, which a test may change.
+Symbols in shapes: U units, N windows, T tokens.
 """
 
 from __future__ import annotations
@@ -52,10 +52,15 @@ UNITS = {"head": "attention", "channel": "mlp", "attention": "attention", "mlp":
 
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """Returns a random model with grouped queries, in eval mode; `qwen2` has biases besides.
+    """Returns a tiny random model in eval mode, by default a Llama with grouped-query attention.
 
-    Two query heads share each of 3 KV heads, in 3 layers of 70 channels. Norms and biases are away from their defaults.
-    `family` is a model type that a family describes; `changes` are fields of its configuration.
+    The Llama has 3 layers with 70 channels each, and 3 KV heads that 2 query heads each share. "qwen2" also has biases.
+    The weights of norms and biases differ from their usual initial values.
+
+    Args:
+        family: a model type of transformers that a family describes, such as "llama", "qwen2" or "gpt2".
+        seed: the seed of the weights.
+        changes: fields of the configuration, with values in place of the usual ones.
     """
     return copy.deepcopy(_model(family)) if seed == 0 and not changes else _build(family, seed, changes)
 
@@ -88,7 +93,7 @@ def tiny_config(family: str = "llama", **changes: Any) -> Any:
     """Returns the configuration of a tiny model of a model type that a family describes, with the fields in `changes`.
 
     Raises:
-        ModelError: no family describes it, or none of its tiny configurations is of that type.
+        ModelError: no family describes the model type, or the family has no tiny configuration of that type.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -103,7 +108,7 @@ def tiny_config(family: str = "llama", **changes: Any) -> Any:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer of the words w0 to w96, separated by spaces."""
+    """Returns a tokenizer with the words w0 to w96 as tokens, separated by spaces."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -113,19 +118,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_windows(seed: int = 0) -> Tensor:
-    """Returns token windows (5, 12)."""
+    """Returns random token windows (5, 12) int64."""
     return torch.randint(VOCABULARY, (5, 12), generator=generator(seed, "tiny windows"))
 
 
 @torch.no_grad()
 def logits_of(model: torch.nn.Module) -> Tensor:
-    """Returns what a tiny model says of `tiny_windows()`: (5, 12, vocabulary)."""
+    """Returns the logits (5, 12, vocabulary) of a tiny model on `tiny_windows()`."""
     logits: Tensor = model(input_ids=tiny_windows(), use_cache=False).logits
     return logits
 
 
 def tiny_space(model: torch.nn.Module, units: str = "head+channel") -> MaskSpace:
-    """Returns the units of a model; `units` joins head, channel, attention, mlp and layer with +."""
+    """Returns the units of a model. `units` joins head, channel, attention, mlp and layer with +."""
     layout = describe(model)
     groups = [group for part in units.split("+") for group in _groups(layout, part)]
     return MaskSpace(layout, groups, units)
@@ -152,9 +157,15 @@ def tiny_calibration(
     budget: SelectionRule | None = None,
     held_back: bool = False,
 ) -> Calibration:
-    """Returns calibration on `windows` (N, T), by default `tiny_windows()`, with a generator made from `seed`.
+    """Returns a calibration for a model.
 
-    `budget` and, made from another seed, windows `held_back`: for a metric that needs them.
+    Args:
+        model: a tiny model.
+        windows: (N, T) int64 tokens; by default `tiny_windows()`.
+        seed: the seed of the calibration's generator.
+        batch_size: windows in one forward pass.
+        budget: the budget, for a metric that needs "budget".
+        held_back: whether there are further windows, for a metric that needs "held-back".
     """
     text = tiny_windows() if windows is None else windows
     rng = generator(seed, "tiny calibration")
@@ -181,7 +192,7 @@ def tiny_calibration(
 
 
 def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:
-    """Writes a tiny model with its tokenizer to `folder` and returns it as polyprune reads it from there."""
+    """Writes a tiny model and its tokenizer to `folder`, and returns the model as polyprune reads it from there."""
     with quiet():
         tiny_model(family).save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
@@ -189,7 +200,7 @@ def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:
 
 
 def tiny_pruned(base: LoadedModel, space: MaskSpace, keep: Tensor, **recipe: Any) -> PrunedModel:
-    """Returns `base` with the units where `keep` (U,) is False removed."""
+    """Returns the model `base` without the units for which `keep` (U,) bool is False; `recipe` is stored with it."""
     selection = Selection(keep, int(space.cost[keep].sum()), space.total_cost)
     scores = Scores(keep.float(), "tiny")
     return PrunedModel(base, space, selection, scores, None, {"granularity": space.name, **recipe})

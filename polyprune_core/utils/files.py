@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -64,9 +65,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror}. Free space there or give another --output."
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Free space there, or give another --output." if full else "Give another --output."
+        raise ConfigError(f"cannot write {path}: {error.strerror}. {advice}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

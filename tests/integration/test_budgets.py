@@ -96,6 +96,7 @@ def test_a_budget_also_stands_in_a_configuration_file(tmp_path) -> None:
         ("latency=0.01", ["cannot be met", "is left at least"]),
         ("parameters=0.01", ["sparsity 0.99 cannot be met"]),
         ("gold=1", ["no budget currency named 'gold'"]),
+        ("0.7", ["budget '0.7' has no currency", "such as parameters=0.7"]),
     ],
 )
 @pytest.mark.parametrize("command", ["compare", "prune"])

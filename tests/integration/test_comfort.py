@@ -99,6 +99,7 @@ def test_quiet_and_verbose_together_are_refused(command) -> None:
     run = polyprune(*command, "-q", "-v")
     assert (run.status, run.out) == (2, "")
     assert "--quiet and --verbose" in run.err
+    assert "Traceback" not in run.err
 
 
 def test_verbose_tells_every_step_and_nothing_of_it_on_stdout(texts, tmp_path) -> None:

@@ -119,7 +119,9 @@ def _telling(read, told):
 
 def test_what_trains_nothing_or_names_no_dense_model_is_refused(places, tmp_path) -> None:
     with pytest.raises(ConfigError, match="least-squares trains nothing; give recover"):
-        polyprune_core.recover(places["masks"], repair="least-squares", quiet=True)
+        polyprune_core.recover(places["masks"], repair="least-squares", tokens=8, quiet=True)
+    with pytest.raises(ConfigError, match=r"--tokens 8 and --repair recover:tokens=5 both say.*one of them"):
+        polyprune_core.recover(places["masks"], repair="recover:tokens=5", tokens=8, quiet=True)
     with pytest.raises(ConfigError, match="does not say which dense model"):
         polyprune_core.recover("tiny", **texts(places), **SMALL)
     done = polyprune("recover", places["masks"], "--tokens", "8", "--cell", "ab", "--output", tmp_path / "none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import pty
@@ -23,6 +24,7 @@ import polyprune_core
 from polyprune_core import __version__
 from polyprune_core.cli import main
 from polyprune_core.plugins import registry
+from polyprune_core.plugins.options import describe_options, explain_options
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"]
@@ -207,6 +209,25 @@ def test_a_plugin_is_shown_with_its_options_its_source_and_its_reference() -> No
     option = next(line for line in out.splitlines() if line.startswith("option "))
     for part in ("taylor", "element1", "vector", "element2", "mix"):
         assert part in option
+
+
+def test_every_option_of_our_own_plugins_is_explained() -> None:
+    ours = [item.provider for item in registry.load_registry().all() if item.source.distribution == "polyprune"]
+    for provider in ours:
+        _, meanings = explain_options(inspect.getdoc(provider.factory) or "")
+        assert set(meanings) == set(describe_options(provider)), provider.name
+
+
+def test_the_meaning_of_an_option_is_shown_below_it() -> None:
+    out = polyprune("plugins", "show", "rloo")[1] + polyprune("plugins", "show", "sleb")[1]
+    assert re.search(r"^option windows: int = 16\n    how many windows of calibration text", out, re.M)
+    assert "Options:" not in out
+    assert "RLOO()" not in out
+
+
+def test_a_formula_is_shown_on_lines_of_its_own_as_it_is_indented() -> None:
+    out = polyprune("plugins", "show", "rloo")[1]
+    assert "\n\n    g = 1/(K-1) sum_k (L_k - mean L) (m_k - s) / (s (1 - s))\n\n" in out
 
 
 @pytest.mark.parametrize("name", ["LLM_Pruner", "llm-pruner:taylor=mix"])

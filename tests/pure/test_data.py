@@ -272,7 +272,7 @@ def test_a_file_that_is_broken_or_of_another_kind_is_refused_by_name(tmp_path, n
 
 def test_a_column_where_no_text_has_one_is_refused(tmp_path) -> None:
     rows = write(tmp_path / "a.jsonl", '{"body": "some text"}')
-    with pytest.raises(ConfigError, match=r"--text-column body is about datasets.*builtin:pydocs has no columns"):
+    with pytest.raises(ConfigError, match=r"--text-column body is about datasets.*no columns in builtin:pydocs"):
         load_texts("builtin:pydocs", ("builtin:pydocs",), "body")
     assert load_texts(rows, ("builtin:pydocs",), "body").calibration.content == "some text"
 
@@ -299,5 +299,5 @@ def test_a_mix_of_a_text_with_itself_or_nothing_is_refused(name) -> None:
 
 
 def test_perplexity_is_not_measured_on_a_mix() -> None:
-    with pytest.raises(DataError, match=r"perplexity is of one text; a mix is for --calibration"):
+    with pytest.raises(DataError, match=r"perplexity is of one text, and a mix is for --calibration only"):
         load_text("builtin:pydocs+other/text", "evaluation")

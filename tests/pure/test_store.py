@@ -96,6 +96,18 @@ def test_a_broken_or_foreign_file_is_one_line_that_names_it(store: Store, conten
     assert path.read_bytes() == content
 
 
+def test_a_folder_that_an_exporter_wrote_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "polyprune.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"as results store: it holds a model or masks.*another --output"):
+        Store(tmp_path)
+
+
+def test_a_folder_in_place_of_a_file_is_not_said_to_lack_space(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(ConfigError, match=r"Is a directory\. Give another --output\.$"):
+        write_atomically(tmp_path / "report.html", "text")
+
+
 def test_a_cell_cut_short_anywhere_is_refused(store: Store) -> None:
     store.write(ROW)
     path = store.cells / f"{KEY}.json"

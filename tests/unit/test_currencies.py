@@ -194,7 +194,9 @@ def test_a_budget_that_the_dense_model_meets_is_refused(llama, space_of, text) -
 
 
 def test_no_unit_that_holds_any_cache_is_told(llama, space_of) -> None:
-    with pytest.raises(BudgetError, match=r"cannot be met.*another --granularity"):
+    with pytest.raises(
+        BudgetError, match=r"kv-cache=0.5 cannot be met: units of .* hold none of it; use another --granularity"
+    ):
         price_budget(BudgetSpec("kv-cache", 0.5), space_of(llama, Mlp()), "kind", 0, FakeGauge())
 
 

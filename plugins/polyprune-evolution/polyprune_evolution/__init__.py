@@ -1,10 +1,11 @@
-"""Evolution: how much each layer gives, searched by an evolution strategy with forward passes alone.
+"""Evolution: an evolution strategy searches how many units each layer keeps, with forward passes only.
 
-A metric ranks the units of one layer better than it compares layers. Its order within each layer and kind is kept here:
-with z its scores standardised there, unit i of group g scores z_i + d_g. Sep-CMA-ES (Ros and Hansen 2008) searches the
-offsets d, one a group, for the least next-token loss under the hard selection that the run will make. Candidates of one
-generation see the same text, so that a hard batch cancels. The middle of the last generation is what counts, unless the
-metric by itself does no worse on the whole calibration text.
+A metric ranks the units of one layer better than it compares layers. So its order within each layer and kind is kept.
+With z the scores of the metric, standardised within each group of units of one layer and kind, unit i of group g scores
+z_i + d_g. Sep-CMA-ES (Ros and Hansen 2008) searches the offsets d, one for each group, for the lowest next-token loss
+under the selection that the run will make. All candidates of one generation see the same text, so a hard batch cancels.
+The result is the centre of the last generation, unless the metric by itself has no higher loss on the whole calibration
+text.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ LEAST = {"generations": 1, "population": 4, "windows": 1}
 
 @dataclass(frozen=True)
 class Evolution:
-    """The options of the search, for G groups of units: one a layer and kind.
+    """Scores units by a metric and an offset for each of G groups, one for each layer and kind.
 
-    `metric`: whose order within a group is kept; its options after slashes, as in llm-pruner/taylor=vector.
-    `generations`: by default two for every three groups. `population`: candidates of each, by default 4 + 3 ln G.
-    `windows`: of calibration text that a generation sees. `sigma`: how far the first candidates reach, in standard
-    deviations of the metric within a group.
+    Options:
+        metric: the metric whose order within a group is kept. Its options follow after slashes, as in
+            llm-pruner/taylor=vector.
+        generations: how many generations; None stands for two for every three groups.
+        population: how many candidates a generation has; None stands for 4 + 3 ln G.
+        windows: how many windows of calibration text a generation sees.
+        sigma: the spread of the first candidates, in standard deviations of the metric within a group.
     """
 
     metric: str = "wanda"
@@ -46,7 +50,9 @@ class Evolution:
             if value is not None and value < least:
                 raise PluginError(f"evolution: option {name}={value} is too small; give {least} or more.")
         if not 0 < self.sigma < math.inf:
-            raise PluginError(f"evolution: option sigma={self.sigma:g} is no length; give a number above 0.")
+            raise PluginError(
+                f"evolution: option sigma={self.sigma:g} is no standard deviation; give a number above 0."
+            )
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         _require_something_to_trade(space, calibration)

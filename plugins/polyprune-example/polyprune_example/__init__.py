@@ -1,7 +1,7 @@
-"""RIA: how much of its row and of its column a weight makes up, times a root of the input's norm.
+"""RIA: the share of a weight in its row and in its column, times a power of the norm of its input.
 
 Zhang et al., "Plug-and-Play", ICLR 2024: (|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) |x_j|^power, with W (out, in).
-A unit's score is the sum over its columns of the attention output and MLP down projections.
+The score of a unit is the sum over its columns of the attention output and MLP down projections.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ TINY = 1e-30  # the sum of a row or column of zeros
     matrices="readers",
 )
 def ria(weight: Tensor, input_norm: Tensor, power: float = 0.5) -> Tensor:
+    """Returns the relative importance of each weight, times the norm of its input to a power.
+
+    Options:
+        power: the exponent of the norm; 0.5 in the paper.
+    """
     size = weight.abs()
     of_row = size / size.sum(dim=1, keepdim=True).clamp(min=TINY)
     of_column = size / size.sum(dim=0, keepdim=True).clamp(min=TINY)

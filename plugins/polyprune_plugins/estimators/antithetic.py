@@ -1,8 +1,9 @@
-"""Antithetic pairs: DisARM, the same estimator as U2G.
+"""Antithetic pairs: masks are drawn two at a time from the same random numbers. DisARM and U2G are this estimator.
 
-A pair shares one uniform draw u: m = [u < s], m' = [1 - u < s]. In logits the estimate of a pair is
-(L - L') (m - m') max(s, 1 - s) / 2, zero where the two agree (Dong et al. 2020, arXiv 2006.10680, eq. 9; Yin et al.
-2020); divided by s (1 - s) it is the derivative with respect to the keep probability. Pairs are averaged.
+Unit i is kept with probability s = keep_prob[i]. A pair of masks shares one uniform draw u for each unit: m = [u < s]
+and m' = [1 - u < s]. By the logit of s, the estimate of a pair with losses L and L' is (L - L') (m - m') max(s, 1 - s)
+/ 2. It is zero for a unit that is equal in both masks (Dong et al. 2020, arXiv 2006.10680, eq. 9; Yin et al. 2020).
+Divided by s (1 - s), it is the derivative by the keep probability. The gradient is the mean over pairs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""ARM: augment, reinforce, merge.
+"""ARM (augment, REINFORCE, merge): pairs of masks from the same random numbers, weighted by these numbers.
 
-A pair shares one uniform draw u: m = [u < s], m' = [1 - u < s]. In logits the estimate of a pair is
-(L(m') - L(m)) (u - 1/2) (Yin and Zhou 2019, arXiv 1807.11143, theorem 1, with the two masks in our order); divided by
-s (1 - s) it is the derivative with respect to the keep probability. Antithetic pairs (DisARM) are this estimate with u
-averaged out given the two masks, so they vary less.
+Unit i is kept with probability s = keep_prob[i]. A pair of masks shares one uniform draw u for each unit: m = [u < s]
+and m' = [1 - u < s]. By the logit of s, the estimate of a pair is (L(m') - L(m)) (u - 1/2) (Yin and Zhou 2019, arXiv
+1807.11143, theorem 1, with the two masks in our order). Divided by s (1 - s), it is the derivative by the keep
+probability. Antithetic pairs (DisARM) are the mean of this estimate over u, given the two masks, so they vary less.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""ARMS: K masks a step that repel each other through a Dirichlet copula.
+"""ARMS: the K masks of a step are drawn so that they differ more than independent masks do (Dirichlet copula).
 
-Per unit, d is Dirichlet(1, …, 1) over the K masks and u_k = (1 - d_k)^(K - 1) is uniform; masks keep a unit where
-u < s (s < 1/2) or 1 - u < s. With p = min(s, 1 - s), two masks both fall in that tail with probability
-F = max(0, 2 p^(1 / (K - 1)) - 1)^(K - 1), and leave-one-out over them is unbiased once scaled by
-s (1 - s) / (p - F) (Dimitriev and Zhou 2021, arXiv 2105.14141). K = 2 is the antithetic pair.
+For each unit, d is drawn from Dirichlet(1, ..., 1) over the K masks, so that u_k = (1 - d_k)^(K - 1) is uniform. Mask k
+keeps a unit with keep probability s if u_k < s, for s < 1/2, or else if 1 - u_k < s. With p = min(s, 1 - s), two masks
+both fall into the tail of probability p with probability F = max(0, 2 p^(1 / (K - 1)) - 1)^(K - 1). The estimate
+compares each loss with the mean loss of the other masks. It is unbiased once it is scaled by s (1 - s) / (p - F)
+(Dimitriev and Zhou 2021, arXiv 2105.14141). For K = 2 it is the antithetic pair.
 """
 
 from __future__ import annotations

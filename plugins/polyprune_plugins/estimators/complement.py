@@ -1,9 +1,10 @@
-"""Complementary masks on the unsure units (Bonsai, arXiv 2402.05406, section 3), read as slopes.
+"""Complementary masks: half of the unsure units are removed, then the other half (Bonsai, arXiv 2402.05406, section 3).
 
-The 2 r U units of lowest keep probability are unsure, r the rate at which the policy removes; all others stay. A mask
-drops a random half of the unsure ones and its partner the other half. For a loss linear in the mask the mean of
-(L - L') e_i over pairs, e_i = +1 where the first keeps unit i and -1 where the second does, is exactly the unit's
-slope; for any other loss, and for the units that always stay, it is biased.
+The policy removes a fraction r of U units on average. The 2 r U units with the lowest keep probability are unsure, and
+all other units stay. A mask removes a random half of the unsure units, and its partner removes the other half. With e_i
+= +1 if the first mask keeps unit i and the second does not, and -1 if it is the other way round, the estimate is the
+mean of (L - L') e_i over pairs. It is exactly the slope of an unsure unit if the loss is linear in the mask. For any
+other loss, and for the units that always stay, it is biased.
 """
 
 from __future__ import annotations

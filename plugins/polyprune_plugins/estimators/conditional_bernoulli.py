@@ -1,9 +1,10 @@
-"""Masks of exactly the budget's size: conditional Bernoulli draws, compared with each other.
+"""Conditional Bernoulli: every mask keeps exactly as many units as the budget allows.
 
-In each pool of units that share a budget and cost alike, exactly k = round(sum s) stay. Given that, p(m) is
-proportional to prod s^m (1 - s)^(1 - m), and d log p / d s = (m - pi) / (s (1 - s)) with pi the probability that a unit
-is among the k (Chen and Liu 1997, Statistica Sinica 7). The noise of the mask's size is gone. Unbiased for the loss of
-masks of that size, not for that of independent units.
+In each pool of units that share a budget and have the same cost, exactly k = round(sum s) units stay, s being the keep
+probabilities. Given k, p(m) is proportional to prod s^m (1 - s)^(1 - m), and d log p / d s = (m - pi) / (s (1 - s)),
+where pi is the probability that a unit is among the k (Chen and Liu 1997, Statistica Sinica 7). Each loss is compared
+with the mean loss of the step. The number of units that a mask keeps then adds no noise to the losses. The estimate is
+unbiased for the expected loss of masks of that size, but biased for masks of independent units.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""RLOO with a linear surrogate of the loss as control variate, fitted on the masks and losses of past steps.
+"""Control variate: leave-one-out comparison of what is left of each loss after a linear fit to past steps.
 
-Units fall into buckets: those of one layer and kind with about the same keep probability at the start, that is, about
-the same metric. The surrogate is linear in how many of each bucket a mask keeps and, without regularisation to speak
-of, in the metric itself, so that it starts from there. Fitted by ridge regression on losses centred within their step,
-it explains part of each loss; only the rest goes through the score function, and the part that was taken out comes back
-as its exact gradient:
-    g = 1/(K-1) sum_k (R_k - mean R) score_k + w,   R_k = L_k - w (m_k - s).
-The fit knows nothing of the current masks, so the estimate is unbiased.
+Units are put into buckets: a bucket has units of one layer and kind with similar keep probabilities at the start, that
+is, with similar scores of the metric. A linear model predicts the loss from how many units of each bucket a mask keeps,
+and from the metric's logit of the keep probability. It is fitted by ridge regression to the masks and losses of past
+steps; the losses are centred within each step. With w_i the slope of unit i in this model, the gradient is
+
+    g = 1/(K-1) sum_k (R_k - mean R) score_k + w,   R_k = L_k - w (m_k - s),
+
+where L_k is the loss of mask m_k, score_k the gradient of log p(m_k), and s the keep probabilities. The part of the
+loss that the model explains is taken out of the noisy first term, and its exact gradient w is added again. The fit does
+not use the masks of the current step, so the estimate is unbiased. The fit is our own; control variates are standard.
 """
 
 from __future__ import annotations
@@ -23,7 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ControlVariate:
-    """`buckets` of each layer and kind; `ridge`: weight of the prior, in past masks; `memory` of a step's fit."""
+    """Estimates the gradient with RLOO and a fitted control variate.
+
+    Options:
+        buckets: how many buckets the units of each layer and kind are put into.
+        ridge: the weight of the ridge, which pulls the fit towards slopes of 0, in units of past masks.
+        memory: the factor by which the weight of past steps shrinks at each step, from 0 to 1.
+    """
 
     buckets: int = 4
     ridge: float = 10.0

@@ -1,8 +1,9 @@
-"""Hard concrete gates: soft masks stretched beyond 0 and 1 and clipped, their gradient taken by back-propagation.
+"""Hard concrete gates: masks with values between 0 and 1, whose gradient is taken by back-propagation.
 
-x = sigmoid((logit u + log a) / beta) (zeta - gamma) + gamma, gate z = clip(x, 0, 1); a unit is kept with probability
-P(z > 0) = sigmoid(log a - beta log(-gamma / zeta)) = s (Louizos et al. 2018, arXiv 1712.01312, eq. 10 to 12). Unbiased
-for the relaxed loss, biased for that of hard masks, and every mask costs a backward pass too.
+With u uniform, x = sigmoid((logit u + log a) / beta) (zeta - gamma) + gamma, and the gate is z = min(max(x, 0), 1). A
+unit is kept with probability P(z > 0) = sigmoid(log a - beta log(-gamma / zeta)) = s, which determines log a (Louizos
+et al. 2018, arXiv 1712.01312, eq. 10 to 12). The estimate is unbiased for the loss under gates, but biased for the loss
+under hard masks. Every mask also costs a backward pass.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HardConcrete:
-    """`beta`: temperature; gates are stretched to (`gamma`, `zeta`)."""
+    """Estimates the gradient by back-propagation through hard concrete gates.
+
+    Options:
+        beta: the temperature; lower values put more gates at 0 or 1.
+        gamma: the lower end of the interval that gates are stretched to, below 0.
+        zeta: the upper end of that interval, above 1.
+    """
 
     beta: float = 2 / 3
     gamma: float = -0.1

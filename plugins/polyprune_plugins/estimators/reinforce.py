@@ -1,8 +1,10 @@
-"""REINFORCE with a moving-average baseline of past losses (arXiv 2406.10576, eq. 5 and its baseline).
+"""REINFORCE with a moving average of past losses as baseline (arXiv 2406.10576, eq. 5, with the paper's baseline).
 
-g = 1/K sum_k (L_k - delta) (m_k - s) / (s (1 - s)),   then   delta <- (1 - 1/T) delta + (1/T) mean(L).
-The baseline used in a step knows nothing of that step's masks, so the estimate is unbiased. The first step has no
-past: each mask is compared with the others of that step instead; a lone mask only starts the average.
+    g = 1/K sum_k (L_k - delta) (m_k - s) / (s (1 - s)),   then   delta <- (1 - 1/T) delta + (1/T) mean(L).
+
+L_k is the loss of mask m_k of K masks, s the keep probabilities, delta the baseline. The baseline of a step does not
+depend on the masks of that step, so the estimate is unbiased. At the first step there is no average yet: each loss is
+compared with the losses of the other masks of that step. If the step has one mask only, its gradient is 0.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reinforce:
-    """`window`: T, steps over which the baseline averages."""
+    """Estimates the gradient with REINFORCE and a moving average as baseline.
+
+    Options:
+        window: T, the number of steps over which the moving average goes.
+    """
 
     window: int = 5
 

@@ -1,9 +1,11 @@
-"""The update of the paper's released code, its three departures from the paper's formula kept.
+"""The update of the released code of arXiv 2406.10576, with its three departures from the formula in the paper.
 
-D1  the score function is divided by sqrt(s (1 - s)), not s (1 - s): half a natural gradient;
-D2  the sum over masks is divided by K - 1 although the baseline is no leave-one-out mean;
-D3  the moving average takes in the current losses before it is subtracted.
-D2 and D3 scale the gradient by K / (K - 1) * (1 - 1 / (T K)) in expectation; D1 changes its direction.
+D1  The score function is divided by sqrt(s (1 - s)), not by s (1 - s). That is half-way to a natural gradient.
+D2  The sum over masks is divided by K - 1, although the baseline is not a leave-one-out mean.
+D3  The moving average takes in the losses of the step before it is subtracted from them.
+
+D2 and D3 scale the expected gradient by K / (K - 1) * (1 - 1 / (T K)). D1 changes its direction. `reinforce` is the
+formula of the paper.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReinforceReleased:
-    """`window`: T, steps over which the baseline averages."""
+    """Estimates the gradient as the released code does.
+
+    Options:
+        window: T, the number of steps over which the moving average goes.
+    """
 
     window: int = 5
 

@@ -1,9 +1,11 @@
-"""REINFORCE on residuals: each loss less that of a reference mask on the same text, less the mean residual so far.
+"""REINFORCE on residuals: from each loss, the loss of a reference mask on the same text is subtracted.
 
-g = 1/K sum_k (L_k - L_ref - delta) score_k, then delta <- (1 - 1/T) delta + (1/T) mean(L - L_ref). What a batch adds to
-every loss cancels, without a second mask to compare with (the tracker of loss residuals of MaskPro, arXiv 2506.12876).
-The reference costs one forward pass a step. At the first step the residuals are centred on each other's mean; a lone
-mask only starts the average.
+    g = 1/K sum_k (L_k - L_ref - delta) score_k,   then   delta <- (1 - 1/T) delta + (1/T) mean(L - L_ref).
+
+L_k is the loss of mask k, score_k the gradient of its log probability, and delta the moving average of past residuals.
+A hard batch of text raises L_k and L_ref alike, so it cancels. This is the loss residual tracker of MaskPro (arXiv
+2506.12876). The reference costs one forward pass a step. At the first step each residual is compared with the others of
+that step. If the step has one mask only, its gradient is 0.
 """
 
 from __future__ import annotations
@@ -20,7 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Residual:
-    """`window`: T, steps over which residuals average; `reference`: `dense`, or `mode`: the units likelier to stay."""
+    """Estimates the gradient from losses relative to a reference mask.
+
+    Options:
+        window: T, the number of steps over which residuals are averaged.
+        reference: the reference mask. `dense` keeps all units; `mode` keeps the units with keep probability above 1/2.
+    """
 
     window: int = 5
     reference: Literal["dense", "mode"] = "mode"

@@ -1,7 +1,9 @@
-"""RLOO: each mask is compared with the mean loss of the others of its step.
+"""RLOO (REINFORCE, leave one out): each loss is compared with the mean loss of the other masks of its step.
 
-g = 1/(K-1) sum_k (L_k - mean L) (m_k - s) / (s (1 - s))   (Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline
-for free"). All masks of a step see the same batch, so a hard batch cancels.
+    g = 1/(K-1) sum_k (L_k - mean L) (m_k - s) / (s (1 - s))
+
+L_k is the loss of mask m_k of K masks, and s the keep probabilities (Kool et al. 2019, "Buy 4 REINFORCE samples, get a
+baseline for free!"). All masks of a step see the same batch of text, so a hard batch cancels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Straight-through: the gradient with respect to the mask, taken by back-propagation, as that of its probability.
+"""Straight-through: the gradient by the mask, from back-propagation, is used as the gradient by the keep probability.
 
-The reference that answers whether back-propagation would be better: the mask is hard in the forward pass, and
-dL/ds := dL/dm (Bengio et al. 2013, arXiv 1308.3432, section 4). Biased, and every mask costs a backward pass too.
+The mask is hard in the forward pass, and dL/ds is set to dL/dm (Bengio et al. 2013, arXiv 1308.3432, section 4). The
+estimate is biased, and every mask also costs a backward pass. Compare other estimators with it to see whether
+back-propagation would do better.
 """
 
 from __future__ import annotations

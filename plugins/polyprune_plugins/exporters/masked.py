@@ -1,10 +1,12 @@
-"""Masked: the dense shape with zeros where units were removed. It loads wherever the dense model does.
+"""Masked: a checkpoint in the dense shape, with zeros for removed units. It loads wherever the dense model does.
 
-Nothing is smaller or faster; the files compress well, and other formats can be held against what it computes.
+The model is not smaller and not faster. The files compress well, and other formats can be compared with what it
+computes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,24 @@ tokenizer = AutoTokenizer.from_pretrained(DIR)
 
 @dataclass(frozen=True)
 class Masked:
-    """`max_shard_size`: the size at which the weights are split; `dtype`: as of `huggingface`."""
+    """Writes a dense checkpoint with zeros in place of removed units.
+
+    Options:
+        max_shard_size: the largest size of one file of weights.
+        dtype: the number format of the weights; `stored` is that of the dense model's files.
+    """
 
     max_shard_size: str = "5GB"
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+
+    def __post_init__(self) -> None:
+        from polyprune_core import ConfigError
+
+        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size, re.IGNORECASE):
+            raise ConfigError(
+                f"masked: option max_shard_size={self.max_shard_size!r} is no size; give a number "
+                "with KB, MB, GB or TB, such as 5GB."
+            )
 
     def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
         # A router chooses among all of its rows, also those of zeros: all experts stay.

@@ -1,4 +1,4 @@
-"""Masks: kilobytes that say what stays of a named model, with the scores to decide anew at another sparsity."""
+"""Masks: a few kilobytes that say which units of a named model stay, with the scores to select at another sparsity."""
 
 from __future__ import annotations
 

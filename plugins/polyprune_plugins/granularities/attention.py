@@ -1,4 +1,4 @@
-"""Attention: the whole attention sublayer of a decoder layer, its norm included."""
+"""Attention: a unit is the whole attention sublayer of a decoder layer, with its norm."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Auto: what is the finest that a model offers and every format of it can hold: heads, channels and experts.
+"""Auto: chooses small units that the model has and that every format can hold: heads, channels and experts.
 
-Of attention, KV heads with their query heads; where a layer has few KV heads, fewer than `kv_heads`, the query heads
-within them, as removing a KV head would then remove much of the layer at once. Of MLPs, channels; of mixtures, experts
-and the channels of the expert that all tokens see. The kinds of the units say what was taken.
+Attention is cut into KV heads with their query heads. In a layer with fewer KV heads than `kv_heads`, it is cut into
+query heads, because one KV head would be a large part of that layer. MLPs are cut into channels. Mixtures are cut into
+experts, and into channels of the expert that all tokens use. The output of a run names the kinds of units that were
+chosen.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ CHANNELS = {"mlp": "channel", "expert-channel": "expert-channel", "shared-mlp": 
 
 @dataclass(frozen=True)
 class Auto:
-    """`kv_heads`: a model whose layers have fewer KV heads than this is cut in query heads."""
+    """Lists heads or query heads, channels and experts as units.
+
+    Options:
+        kv_heads: attention with fewer KV heads than this is cut into query heads.
+    """
 
     kv_heads: int = 3
 

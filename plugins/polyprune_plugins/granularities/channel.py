@@ -1,7 +1,7 @@
-"""Channel: one intermediate unit of one MLP (row of the gate and up projections, column of the down projection).
+"""Channel: a unit is one hidden unit of one MLP: a row of the gate and up projections, a column of the down projection.
 
-Where a layer is a mixture of experts, a unit is some neighbouring channels, by position, of all of its experts: they
-are stored as equally wide, and their kernels work in such blocks. The expert that all tokens see is an MLP of its own.
+In a mixture of experts, a unit is a block of neighbouring channels, at the same place in all experts of the layer. The
+model stores all experts in one width, and its kernels need blocks. The expert that all tokens use is an MLP of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ KINDS = {"mlp": "channel", "expert-channel": "expert-channel", "shared-mlp": "sh
 
 @dataclass(frozen=True)
 class Channel:
-    """`block`: neighbouring channels that stay or go together."""
+    """Lists channels as units.
+
+    Options:
+        block: how many neighbouring channels are one unit.
+    """
 
     block: int = 1
 

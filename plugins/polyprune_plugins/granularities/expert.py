@@ -1,8 +1,9 @@
-"""Expert: one expert of a mixture, with its row of the router, which then chooses among the others.
+"""Expert: a unit is one expert of a mixture, with its row of the router. The router then chooses among the others.
 
-What the model does after choosing, such as making the weights of the chosen add up to one, it does among those that
-stay. A layer keeps as many experts as the router chooses for a token. Where the router first chooses groups of experts,
-as DeepSeek's does, a unit is one expert of every group, by position: groups are equally large.
+What the model does with the chosen experts, such as making their weights add up to one, it does among those that stay.
+A layer keeps at least as many experts as the router chooses for one token. If the router first chooses groups of
+experts, as DeepSeek's does, a unit is one expert of every group, at the same place in each, because groups have one
+size.
 """
 
 from __future__ import annotations

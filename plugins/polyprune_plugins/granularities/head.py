@@ -1,6 +1,6 @@
-"""Head: one KV group with all the query heads that read it (one head where every query head has its own KV head).
+"""Head: a unit is one KV head with all query heads that read it. Without shared KV heads that is one attention head.
 
-Attention that looks at all of its heads at once, such as OLMo2's, with one norm over all, has no such units.
+Attention with a part that looks at all heads at once, such as OLMo2's with one norm over all heads, has no such units.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Layer: a whole decoder layer, attention and MLP together.
+"""Layer: a unit is a whole decoder layer, its attention and MLP together.
 
-A layer that holds something which cannot be cut, such as a convolution or a Mamba block, stays.
+A layer with a part that cannot be cut, such as a convolution or a Mamba block, always stays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MLP: the whole MLP sublayer of a decoder layer, its norm included; of a mixture, all experts and the router."""
+"""MLP: a unit is the whole MLP sublayer of a layer, with its norm; in a mixture, all experts with the router."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Query head: one query head of every KV head, so that each KV head goes on serving equally many.
+"""Query head: a unit is one query head of every KV head of a layer, so that all KV heads keep the same number.
 
-Unit r is the r-th query head of each KV head of its layer, by position: attention as models have it wants the same
-number of queries for every KV head, and which of them a metric ranks r-th in each is not known when units are listed.
-Where a layer has one KV head (multi-query attention) a unit is one query head. Keys and values stay. A layer whose KV
-heads serve one query head each has no such units: there a query head is a head.
+Unit r has the r-th query head of each KV head, by position, because attention needs the same number of query heads for
+every KV head. Keys and values stay. In a layer with a single KV head (multi-query attention) a unit is one query head.
+A layer in which each KV head has one query head has no such units: use `head` there.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Angular distance: which run of successive layers turns the last token's hidden state least.
+"""Angular distance: finds the run of successive layers that changes the direction of the hidden state least.
 
-Gromov et al. (arXiv 2403.17887), eq. 6: arccos(cos(h_l, h_(l + n))) / π, h_l the hidden state of the last token of a
-window as it enters layer l, averaged over windows, n the number of layers that the budget removes. The n layers from
-the l of least distance score lowest, the first of them highest among those; every other layer scores above them, by
-the least distance of the runs that it is in. For whole layers alone. Forward passes alone, on the unpruned model.
+Gromov et al. (arXiv 2403.17887), eq. 6. n is the number of layers that the budget removes. The distance of the run of n
+layers from layer l is arccos(cos(h_l, h_(l + n))) / π, where h_l is the hidden state of the last token of a window
+before layer l. It is averaged over windows. The n layers of the run with the smallest distance get the lowest scores;
+of these, the first layer scores highest. Every other layer scores above them, by the smallest distance of the runs that
+it is in. The metric is for whole layers only. It takes forward passes of the dense model only.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Block Influence: how much a layer turns the hidden state that passes through it.
+"""Block Influence: how much a layer changes the direction of the hidden state that passes through it.
 
-ShortGPT (arXiv 2403.03853): 1 - mean over tokens of the cosine between a layer's input and output; `angular` takes
-the angle over π in place of 1 - cosine, the distance of Gromov et al. (arXiv 2403.17887) for one layer at a time. For
-a whole attention or MLP sublayer the same across its residual connection (arXiv 2406.15786). The statistics are those
-of the whole model. The released code takes what leaves the last layer after the model's final norm: `last=normed`.
+ShortGPT (arXiv 2403.03853): the score is the mean over tokens of 1 - cos(input, output) of the layer. The score of a
+whole attention or MLP sublayer is the same across its residual connection (arXiv 2406.15786). It takes forward passes
+of the dense model only.
 """
 
 from __future__ import annotations
@@ -30,9 +29,14 @@ DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class BlockInfluence:
-    """`last`: what leaves the last layer as the residual stream holds it, or normed by the model's final norm.
+    """Scores layers and sublayers by their Block Influence.
 
-    `distance`: 1 - cosine, or the angle. `tokens`: all, or the last of each window, as Gromov et al. take.
+    Options:
+        last: the state after the last layer. `residual` is the residual stream as it is. `normed` is the stream after
+            the model's final norm, as in the released code.
+        distance: `cosine` is 1 - cosine. `angular` is the angle divided by π, the distance of Gromov et al. (arXiv
+            2403.17887) for one layer at a time.
+        tokens: `all` tokens, or the `last` token of each window, as in Gromov et al.
     """
 
     granularities = ("layer", "attention", "mlp")

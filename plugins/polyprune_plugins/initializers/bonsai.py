@@ -1,17 +1,18 @@
-"""Bonsai: regression of the loss of random smaller models on which units they lack.
+"""Bonsai: removes random units many times, and fits a linear model of the loss to find out what each unit is worth.
 
-arXiv 2402.05406. Wanda's |W| rms(x), the mean over a unit's columns, is the prior. Units of each layer that are among
-the best 1 - 2 `share` of it stay; the others are removed at random, `share` of the layer at a time, a unit the more
-likely the smaller its prior, and each mask is followed by its complement among the units that may go. What a unit is
-worth is its coefficient in a linear model of -loss: `c` times its prior, fitted first, plus a ridge regression on what
-that leaves, whose weight is the one of least leave-one-out error. A unit that always stays scores above all others, by
-its prior. Forward passes alone: `masks` of them on each of `windows`.
+arXiv 2402.05406. The prior of a unit is Wanda's |W| rms(x), averaged over the columns of the unit. In each layer, the
+units with the best priors always stay: a fraction of 1 - 2 `share` of them. Each mask removes a fraction `share` of the
+layer at random from the other units; a unit with a small prior is removed more often. The next mask removes the
+complement among these units. The worth of a unit is its coefficient in a linear model of -loss: `c` times its prior,
+which is fitted first, plus a ridge regression on the rest. The weight of the ridge is the one with the smallest
+leave-one-out error. A unit that always stays scores above all others, by its prior. The metric takes forward passes
+only: each of `masks` masks runs on `windows` windows.
 
-The prior, and which units stay, are those of the authors' code, but that two units of a layer may go at least: one
-alone would be gone in every other mask. The rest is other: one round, where theirs goes on from the pruned model, as a
-score here serves every sparsity; the loss, where theirs takes perplexity, of which a few bad masks make up most; and a
-fit in closed form, where theirs takes Adam from the prior and stops by Kendall's tau in shuffled folds, so that it
-depends on a seed of its own.
+The prior, and the rule which units stay, are those of the authors' code, except that at least two units of a layer may
+go, because a single one would be removed in every other mask. Three things differ. There is one round, because a score
+here serves every sparsity; theirs continues from the pruned model. The loss is fitted, where theirs takes the
+perplexity, which a few bad masks dominate. The fit has a closed form; theirs trains with Adam from the prior, and stops
+by Kendall's tau in shuffled folds, which needs a seed of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ RIDGES = tuple(10.0**power for power in range(-3, 5))
 
 @dataclass(frozen=True)
 class Bonsai:
-    """`masks` at random, half of them complements; `windows` of text for each; `share` of a layer that one removes."""
+    """Scores units by regression of losses.
+
+    Options:
+        masks: how many random masks, an even number; half of them are complements.
+        windows: how many windows of calibration text each mask runs on.
+        share: the fraction of each layer that one mask removes, at most 0.5.
+    """
 
     comparable = True
     masks: int = 200

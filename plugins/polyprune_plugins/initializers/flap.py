@@ -1,11 +1,11 @@
-"""FLAP: how much a reader's input features fluctuate, so how badly a constant bias stands in for them.
+"""FLAP: how much the input features of a reader fluctuate, that is, how badly a constant bias could replace them.
 
-arXiv 2312.11983, section 3, with x_j the inputs of an attention output or MLP down projection W over the n tokens of
-the calibration text and Fl_j = sum (x_j - mean x_j)² / (n - 1): `wifv` Fl_j |W_:j|², `ifv` Fl_j, `wifn` Wanda's
-mean_i |W_ij| (mean x_j²)^½. As in the released code the values of the attention are squared; those of a layer and
-kind are standardised, column by column and with n - 1; and a unit's score is their mean over its columns. Scores so
-made say how much each layer gives, and --scale does not apply. A unit alone in its layer scores the sum of its
-values, not squared. With the repair `bias` it is the published method. Forward passes alone, on the unpruned model.
+arXiv 2312.11983, section 3. x_j are the inputs of an attention output projection or MLP down projection W over the n
+tokens of the calibration text, and Fl_j = sum (x_j - mean x_j)² / (n - 1). As in the released code, the values of the
+attention are squared, the values of each layer and kind are standardised column by column with n - 1, and the score of
+a unit is the mean over its columns. Such scores are comparable across layers, so --scale does not apply. A unit that is
+alone in its layer scores the sum of its values, not squared. The published method is this metric with the repair
+`bias`. It takes forward passes of the dense model only.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Flap:
-    """`metric`: wifv, ifv or wifn.
+    """Scores units by the fluctuation of their values.
 
-    `around`: the mean of the `whole` text, or as released the `running` mean of the windows so far, which leaves out
-    the first window and depends on their order.
+    Options:
+        metric: the value of column j. `wifv` is Fl_j |W_:j|², `ifv` is Fl_j, and `wifn` is Wanda's mean_i |W_ij| (mean
+            x_j²)^½.
+        around: the mean in Fl_j. `whole` is the mean of the whole text. `running` is the mean of the windows so far, as
+            in the released code; it leaves out the first window and depends on the order of windows.
     """
 
     comparable = True

@@ -1,8 +1,8 @@
-"""Frequency: the share of tokens for which the router chooses an expert.
+"""Frequency: the fraction of tokens for which the router chooses an expert.
 
-The baseline of expert pruning: experts that are seldom chosen go first (SEER-MoE, arXiv 2404.05089; compared with in
-REAP, arXiv 2510.13999). With `soft` a choice counts by the weight that the router gives it. Units that are no experts
-are scored by another metric, as every token passes through them. Forward passes of the unpruned model.
+This is the baseline of expert pruning: experts that are chosen for few tokens go first (SEER-MoE, arXiv 2404.05089;
+compared with in REAP, arXiv 2510.13999). Units that are no experts are scored by another metric. It takes forward
+passes of the dense model only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frequency:
-    """`soft`: count the router's weights instead of its choices. `others`: the metric of units that are no experts."""
+    """Scores experts by how often they are chosen.
+
+    Options:
+        soft: whether a choice counts by the weight that the router gives it, in place of 1.
+        others: the metric that scores units which are no experts.
+    """
 
     soft: bool = False
     others: str = "wanda"

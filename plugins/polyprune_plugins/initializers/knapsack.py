@@ -1,11 +1,11 @@
-"""Knapsack: the order of `obs` within a layer, and across layers what each removal adds to the error per parameter.
+"""Knapsack: ranks units like `obs` within a layer, and compares layers by the error that a removal adds per parameter.
 
-The greedy removal of `obs` gives a curve for every layer: the error E(k) of its output once k of its units are gone
-and the others are fitted anew. A unit's score is its slope, the error that its removal adds for each parameter that
-goes, made monotone along the order (the lower convex hull of the curve) and divided by a size of the layer, `norm`.
-Taking the best under any budget then solves the knapsack over those hulls, as the allocations of ZipLM (arXiv
-2302.04089, section 3.2) do for their measured errors. Scores say how much each layer gives, so --scale does not
-apply. Forward passes alone, on the unpruned model.
+The greedy removal of `obs` gives a curve for every layer: E(k) is the error of the layer's output after k of its units
+are removed and the others are refitted. The score of a unit is the slope of this curve: the error that its removal
+adds, divided by its number of parameters. The slopes are made monotone along the order (the lower convex hull of the
+curve) and divided by a size of the layer, `norm`. Taking the best scores under any budget then solves the knapsack
+problem over these hulls, as the allocation of ZipLM does for its measured errors (arXiv 2302.04089, section 3.2). Such
+scores are comparable across layers, so --scale does not apply. It takes forward passes of the dense model only.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ APART = 0.01
 
 @dataclass(frozen=True)
 class Knapsack:
-    """`ridge` as in obs.
+    """Scores units by the slope of the error curve of their layer.
 
-    `norm`: what the errors of a layer are divided by: the mean square of the residual `stream` that leaves it, of its
-    `output`, or `none`.
+    Options:
+        ridge: the ridge of the refit, as in `obs`.
+        norm: what the errors of a layer are divided by. `stream` is the mean square of the residual stream after the
+            layer, `output` is that of the layer's output about its mean, and `none` is 1.
     """
 
     comparable = True

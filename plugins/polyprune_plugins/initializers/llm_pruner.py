@@ -1,12 +1,8 @@
-"""LLM-Pruner: first- and second-order Taylor estimates of the loss change when a unit's weights go to zero.
+"""LLM-Pruner: Taylor estimates of how much the loss changes if the weights of a unit become zero.
 
-arXiv 2305.11627, eqs. 3 to 6, with sizes taken where its released code takes them. With w a weight, g the gradient of
-the mean loss over the calibration text and F the mean squared gradient of its sequences: element1 sum|w g|,
-element2 sum|w^2 F|, mix sum|w g - w^2 F / 2|, over all weights of the matrices coupled in the unit. vector is
-sum|sum w g|: the inner sum is over one row of a projection into the sublayer, or one column of the projection out of
-it, the outer one over the unit's rows and columns. How the coupled matrices are put together is `coupled`: summed, or
-for each channel and each dimension of a head their mean, largest or product, or what the first or second of them says
-(query or gate, key or up), before those of a unit are summed. The only metric here that back-propagates.
+arXiv 2305.11627, eqs. 3 to 6, with absolute values where the released code has them. w is a weight, g the gradient of
+the mean loss over the calibration text, and F the mean squared gradient of its windows. Sums go over all weights of the
+matrices that a unit owns a part of. This metric back-propagates.
 """
 
 from __future__ import annotations
@@ -40,10 +36,17 @@ COUPLED: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class LLMPruner:
-    """`taylor`: element1, vector, element2 or mix.
+    """Scores units by a Taylor estimate.
 
-    `coupled`: how the matrices of a unit are put together; a product is given up to one factor for all units.
-    `queries`: whether query head j counts for its `own` KV head, or, as released, for j `modulo` the number of those.
+    Options:
+        taylor: the estimate. `element1` is sum |w g|, `element2` is sum |w² F|, and `mix` is sum |w g - w² F / 2|.
+            `vector` is sum |sum w g|, where the inner sum goes over one row of a projection into the sublayer or one
+            column of the projection out of it, and the outer sum over the rows and columns of the unit.
+        queries: which query heads count for a KV head: its `own`, or, as in the released code, head j for KV head j
+            `modulo` the number of KV heads.
+        coupled: how the matrices of a unit are combined. `sum` adds them up. The others combine them first, for each
+            channel and each dimension of a head: `mean`, `max`, `prod` (up to one factor for all units), the `first`
+            matrix (query or gate) or the `second` (key or up).
     """
 
     taylor: Literal["element1", "vector", "element2", "mix"] = "element1"

@@ -1,6 +1,7 @@
-"""Magnitude: sum of |w|^power over every weight that goes with the unit.
+"""Magnitude: the sum of |w|^power over all weights that a unit owns.
 
-LLM-Pruner's L1 / L2 criterion (arXiv 2305.11627): a sum over the coupled matrices, without a root.
+This is the L1 or L2 criterion of LLM-Pruner (arXiv 2305.11627, section 3.2): a sum over the coupled matrices, without a
+root.
 """
 
 from __future__ import annotations
@@ -15,5 +16,9 @@ if TYPE_CHECKING:
 
 @initializer("magnitude", summary="size of the removed weights", reference="arXiv 2305.11627, section 3.2")
 def magnitude(weight: Tensor, power: float = 2.0) -> Tensor:
-    """`power`: exponent of the absolute weight, 1 or 2 in the literature."""
+    """Returns |weight|^power for each weight.
+
+    Options:
+        power: the exponent of the absolute weight; the literature uses 1 and 2.
+    """
     return weight.abs() ** power

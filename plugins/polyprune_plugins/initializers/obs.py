@@ -1,13 +1,14 @@
-"""OBS: greedy removal within a layer by the error that remains after the kept weights are fitted anew.
+"""OBS: greedy removal within a layer, each time of the unit that leaves the smallest error after a refit of the others.
 
 Optimal Brain Surgeon (Hassibi and Stork 1993) for whole columns of a reader, as in ZipLM (arXiv 2302.04089, eq. 3),
-SlimGPT (arXiv 2412.18110) and OSSCAR (arXiv 2403.12983). With W the reader's weight, C the covariance of its inputs
-over the text and H = (C + λI)^-1, the unit with columns R goes next for which tr(W_R (H_RR)^-1 W_Rᵀ) is least; then W
-and H are what is left of them. λ is `ridge` times the median of the diagonal of C. The repair `least-squares` makes
-the fit that is counted on here.
+SlimGPT (arXiv 2412.18110) and OSSCAR (arXiv 2403.12983). W is the reader's weight, C the covariance of its inputs over
+the text, and H = (C + λI)^-1, where λ is `ridge` times the median of the diagonal of C. The next unit to go is the one
+whose columns R have the smallest tr(W_R (H_RR)^-1 W_Rᵀ). W and H are then updated to what is left. The repair
+`least-squares` makes the refit that this metric counts on.
 
-A score is the share of its layer's units that go before, so that a pool takes the same share of every layer; that of a
-unit alone in its layer is all that is lost with it, E|W(x - E x)|². Forward passes alone, on the unpruned model.
+The score of a unit is the fraction of its layer's units that are removed before it, so a pool loses the same fraction
+of every layer. A unit that is alone in its layer scores the whole error E|W(x - E x)|². It takes forward passes of the
+dense model only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Obs:
-    """`ridge`: what is added to the diagonal of the covariance, over its median."""
+    """Scores units by the order of greedy removal with refits.
+
+    Options:
+        ridge: what is added to the diagonal of the covariance, as a multiple of the median of that diagonal.
+    """
 
     ridge: float = 0.1
 

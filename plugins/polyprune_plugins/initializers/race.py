@@ -1,9 +1,10 @@
-"""Race: of several metrics, each in every pooling, the selection that loses least on text held back.
+"""Race: selects with several metrics in every pooling, and takes the selection with the lowest loss on held-back text.
 
-Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all selections are run on the same few windows, the
-better half of them on as many more, then the better half of those on twice as many, until one is left or the text ends.
-Every run is one forward pass, and counts. A score is the winner's, with the units that it keeps above all others, so
-that a search starts from that very selection.
+A pooling is a scale together with a scope. The race is successive halving (Jamieson and Talwalkar 2016, arXiv
+1502.07943): all selections run on the same few windows, the better half of them on as many further windows, the better
+half of those on twice as many, and so on, until one selection is left or the text ends. Every run is one forward pass
+and is counted. The scores are those of the winner. The units that it keeps score above all others, so a search starts
+from exactly that selection.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ SCALES = ("raw", "zscore", "per-parameter")
 
 @dataclass(frozen=True)
 class Race:
-    """`of`: names of metrics, joined by "+"; `windows`: how many of the text held back all selections are run on."""
+    """Scores units as the winner of the race does.
+
+    Options:
+        of: the metrics that take part, joined by +.
+        windows: how many windows of the held-back text all selections run on.
+    """
 
     of: str = "thinet+flap+wanda"
     windows: int = 4

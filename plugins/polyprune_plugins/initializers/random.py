@@ -1,4 +1,4 @@
-"""Random: a score drawn uniformly for each unit, the floor that every criterion has to beat."""
+"""Random: each unit gets a score drawn uniformly from [0, 1). Every criterion has to beat this one."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""REAP: how much an expert adds where it is chosen, as the router weighs it.
+"""REAP: how much an expert adds to the hidden state when it is chosen, weighted by the router.
 
-Lasby et al. 2025 (arXiv 2510.13999): the mean of g(x) ||f(x)|| over the tokens x for which the router chooses the
-expert, g the router's weight after its own normalisation and f the expert's output. An expert that is never chosen has
-the score 0. Units that are no experts are scored by another metric. Forward passes of the unpruned model; each expert
-runs a second time, to have its own output.
+Lasby et al. 2025 (arXiv 2510.13999): the score is the mean of g(x) ||f(x)|| over the tokens x for which the router
+chooses the expert. g is the router's weight after its own normalisation, and f the output of the expert. An expert that
+is never chosen scores 0. Units that are no experts are scored by another metric. It takes forward passes of the dense
+model only. Each chosen expert runs a second time, to measure its own output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reap:
-    """`others`: the metric of units that are no experts."""
+    """Scores experts by what they add to the hidden state.
+
+    Options:
+        others: the metric that scores units which are no experts.
+    """
 
     others: str = "wanda"
 

@@ -1,8 +1,8 @@
-"""SLEB: greedy removal by loss. The unit whose absence raises the loss least goes first, then the next given that.
+"""SLEB: greedy removal of whole layers or sublayers, each time of the one whose removal gives the lowest loss.
 
-arXiv 2402.09025, algorithm 1, with the loss on the calibration text as its metric. A unit's score is the order of its
-removal; with U units it takes U + (U - 1) + … runs of the text, so it is for whole layers and sublayers. Forward passes
-alone, and none on the unpruned model. The released code never removes the first and the last block: `barriers=1`.
+arXiv 2402.09025, algorithm 1, with the loss on the calibration text as its metric. The score of a unit is its place in
+the order of removal. U units take U + (U - 1) + (U - 2) and so on runs of the text, so the metric is for whole layers
+and sublayers. It takes forward passes only.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ MOST_UNITS = 512
 
 @dataclass(frozen=True)
 class Sleb:
-    """`windows` of calibration text; `until`: share of units to remove, the loss without each ranks the others.
+    """Scores layers and sublayers by the order of greedy removal.
 
-    `barriers`: layers at either end that are not tried, and go when nothing else is left.
+    Options:
+        windows: how many windows of calibration text each run takes.
+        until: the fraction of units to remove one by one. The loss without each of the others, after the last removal,
+            ranks the others.
+        barriers: how many layers at either end are removed only after all others. The released code has 1.
     """
 
     granularities = ("layer", "attention", "mlp")

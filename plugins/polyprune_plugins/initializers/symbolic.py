@@ -1,9 +1,9 @@
-"""Symbolic: a unit's score is any expression of a weight and what was measured about it, summed over its weights.
+"""Symbolic: scores weights by an expression that you write, and sums it over the weights of a unit.
 
-W is a weight matrix, X the root mean squares of its input features (1 for a bias), G the gradient of the mean loss over
-the calibration text and S the root mean square of the gradients of its windows. There are + - * / ** and the functions
-below. `pruner-zero` names |W W| mms(S), the expression that Pruner-Zero found (arXiv 2406.02924, released code), mms
-being a matrix scaled to between 0 and 1.
+An expression may use W, the weight matrix; X, the root mean square of each input feature (1 for a bias); G, the
+gradient of the mean loss over the calibration text; and S, the root mean square of the gradients of its windows. It may
+use numbers, + - * / **, and the functions abs, sqr, sqrt, log, exp, tanh, norm, mms (scales a matrix to between 0 and
+1) and zsn (standardises it).
 """
 
 from __future__ import annotations
@@ -47,9 +47,12 @@ LONGEST = 500
 
 @dataclass(frozen=True)
 class Symbolic:
-    """`expression`: of W, X, G and S, such as abs(W)*X, or pruner-zero, wanda or taylor.
+    """Scores units by an expression.
 
-    `matrices`: `all` that go with a unit, or the `readers` alone.
+    Options:
+        expression: an expression such as abs(W)*X, or the name of one: `wanda` is abs(W) * X, `taylor` is abs(W * G),
+            and `pruner-zero` is abs(W * W) * mms(S), which Pruner-Zero found (arXiv 2406.02924, released code).
+        matrices: `all` matrices that a unit owns a part of, or the `readers` only.
     """
 
     expression: str = "pruner-zero"

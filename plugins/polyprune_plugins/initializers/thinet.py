@@ -1,10 +1,10 @@
-"""ThiNet: greedy removal within a layer, each time the unit whose absence changes the layer's output least.
+"""ThiNet: greedy removal within a layer, each time of the unit whose removal changes the layer's output least.
 
-arXiv 1707.06342, section 3.2 and algorithm 1, on the attention output and MLP down projections of a transformer and
-without its least-squares rescaling. A removed unit's error is measured together with all that went before it, so two
-units that say the same are not both taken for superfluous. A score is the share of its layer's units that go before,
-so that a pool takes the same share of every layer, as published; that of a unit alone in its layer is the size of its
-output. Forward passes alone, on the unpruned model.
+arXiv 1707.06342, section 3.2 and algorithm 1, applied to the attention output and MLP down projections of a
+transformer, and without the least-squares rescaling of the paper. The error of a removal is measured together with all
+earlier removals. So, of two units that do the same, only one counts as superfluous. The score of a unit is the fraction
+of its layer's units that are removed before it, so a pool loses the same fraction of every layer, as published. A unit
+that is alone in its layer scores the size of its output. It takes forward passes of the dense model only.
 """
 
 from __future__ import annotations

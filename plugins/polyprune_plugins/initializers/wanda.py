@@ -1,9 +1,7 @@
-"""Wanda-sp: mean |w| of a reader's input column times the norm of that input.
+"""Wanda-sp: the mean absolute weight of an input column of a reader, times the norm of that input.
 
-Wanda (arXiv 2306.11695, eq. 1) in the structured form that FLAP (arXiv 2312.11983) compares with. A unit's score is
-the sum over its columns of the attention output and MLP down projections. The statistics are those of the whole model,
-or with `sequential` of a layer that sees the output of already pruned ones, as in the released code of FLAP and at the
-start of the released search of arXiv 2406.10576.
+Wanda (arXiv 2306.11695, eq. 1) in the structured form that FLAP (arXiv 2312.11983) compares with. The score of a unit
+is the sum over its columns of the attention output and MLP down projections. It takes forward passes only.
 """
 
 from __future__ import annotations
@@ -23,9 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wanda:
-    """`sequential`: the share of each layer's units that goes, worst first, before the next layer is measured.
+    """Scores units by Wanda-sp.
 
-    A pass over the text for each layer. At 0 the whole model is measured, in one pass.
+    Options:
+        sequential: the fraction of units to remove from each layer, worst first, before the next layer is measured.
+            That is done in the released code of FLAP, and at the start of the released search of arXiv 2406.10576. It
+            takes one pass over the text for each layer. With 0, all layers are measured in one pass of the dense model.
     """
 
     sequential: float = 0.0

@@ -1,11 +1,14 @@
-"""A Gaussian over offsets that units share: the metric orders the units of a group, the search says how many stay.
+"""Gaussian: the metric orders the units of each layer, and the search learns how many units each layer keeps.
 
-Offsets are drawn together, and every mask is the exact hard selection they give. So one mask differs from another by
-whole widths, not by thousands of independent coins, and a loss says something about every offset. The gradient is that
-of the loss smoothed over the offsets (evolution strategies: Salimans et al. 2017, arXiv 1703.03864).
+The units of one layer and kind are a group. The score of a unit is the normal quantile of its rank in the group, plus
+an offset of its group and an offset of its kind. A mask is the exact selection under the budget that these scores give.
+The search draws the offsets from a normal distribution and learns their means, with the gradient of evolution
+strategies (Salimans et al. 2017, arXiv 1703.03864). Two masks then differ in the widths of whole layers, in place of
+thousands of independent units, so each loss says something about every offset.
 
-From coarse to fine: kinds that share a budget are weighed against each other first, then their groups. A kind's offset
-moves all of its groups, so beside its noise that of one group could not be heard.
+If different kinds share a budget, the first part of the search moves the offsets of kinds only, and the rest moves
+those of groups only. The offset of a kind moves all of its groups, and its noise would hide the effect of a single
+group.
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ KINDS_WIDER = 2.5
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianPolicy(Policy):
-    """Masks `mask_of(mean + sigma e)`, e standard normal (P,); `keep_prob` is about each unit's share of them.
+    """Masks `mask_of(mean + sigma e)` with e (P,) standard normal; `keep_prob` is about how often each unit is kept.
 
-    `sigma` (P,) is 0 where an offset stands still.
+    `sigma` (P,) is 0 for an offset that does not move.
     """
 
     mean: Tensor
@@ -67,10 +70,12 @@ def _noise(batch: MaskBatch) -> Tensor:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """`sigma`: standard deviation of the noise, in standard deviations of a group.
+    """Binds a Gaussian policy to the units of a model.
 
-    `start`: where the offsets start; `uniform`: every group keeps the same share; `raw`, `zscore` or `per-parameter`:
-    as many units as the metric's own selection under that scale.
+    Options:
+        sigma: the standard deviation of the noise of offsets, in standard deviations of the scores within a group.
+        start: how many units each group keeps at the start. With `uniform`, every group keeps the same fraction. With
+            `raw`, `zscore` or `per-parameter`, it keeps as many as the metric's own selection does under that scale.
     """
 
     sigma: float = 0.2
@@ -80,17 +85,17 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:
-            raise ConfigError(f"gaussian: option sigma={self.sigma:g} is no deviation; give a number above 0.")
+            raise ConfigError(f"gaussian: option sigma={self.sigma:g} is no standard deviation; give a number above 0.")
 
     def bind(self, given: PolicyStart) -> BoundPolicy:
         return BoundGaussian(self, given)
 
 
 class BoundGaussian:
-    """Parameters are the means of the offsets: one a kind, then one a group.
+    """The parameters are the means of the offsets: one for each kind, then one for each group.
 
-    Within a group units stand at the normal quantiles of their metric's ranks, so that an offset is in standard
-    deviations of its group. Units alone in their group start at their rank in their kind.
+    The scores within a group are normal quantiles of ranks, so an offset is in standard deviations of its group. A unit
+    that is alone in its group starts at the quantile of its rank within its kind.
     """
 
     def __init__(self, how: Gaussian, given: PolicyStart) -> None:

@@ -1,7 +1,8 @@
-"""Logits with shared parts: logit = offset of the unit's group + scale of its kind x metric + the unit's own part.
+"""Hierarchical: logits of keep probabilities that the units of a layer and of a kind share in part.
 
-A loss says little about one unit of thousands, but much about the few numbers that all of them share: those learn at
-once, and each unit's own part late.
+logit = offset of the unit's group + scale of its kind * logit that the metric gives + the unit's own part. A loss says
+little about one unit of thousands, but much about the few numbers that many units share. So the shared parts are
+learned early, and the own part of each unit later.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hierarchical:
-    """`start`: how the metric's scores become probabilities; see `PolicyStart.keep_prob`."""
+    """Binds a policy of logits with shared parts to the units of a model.
+
+    Options:
+        start: how the metric's scores become keep probabilities. `sigmoid-norm` is the sigmoid of the z-score within
+            each layer and kind. `sigmoid-norm-released` is the same as in the released code. `min-max-norm` scales
+            scores to [0, 1]. `const` is 0.9 for units that the metric would keep and 0.1 for the others. `uniform`
+            ignores the metric. See `PolicyStart.keep_prob`.
+    """
 
     start: Literal["sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
     independent_units = True
@@ -31,7 +39,7 @@ class Hierarchical:
 
 
 class BoundHierarchical:
-    """Parameters: an offset for each of G groups, a scale for each of the kinds, a part of its own for each unit."""
+    """The parameters are an offset for each group, a scale for each kind, and a part of its own for each unit."""
 
     def __init__(self, how: str, given: PolicyStart) -> None:
         self.given, self.space = given, given.space

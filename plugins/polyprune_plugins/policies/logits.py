@@ -1,4 +1,7 @@
-"""One free logit a unit; the budget is met by lowering all logits of a pool together."""
+"""Logits: each unit has a free parameter, the logit of its keep probability.
+
+The budget is met by subtracting a multiple of the units' prices from all logits of a pool.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Logits:
-    """`start`: how the metric's scores become probabilities; see `PolicyStart.keep_prob`."""
+    """Binds a policy of free logits to the units of a model.
+
+    Options:
+        start: how the metric's scores become keep probabilities. `sigmoid-norm` is the sigmoid of the z-score within
+            each layer and kind. `sigmoid-norm-released` is the same as in the released code. `min-max-norm` scales
+            scores to [0, 1]. `const` is 0.9 for units that the metric would keep and 0.1 for the others. `uniform`
+            ignores the metric. See `PolicyStart.keep_prob`.
+    """
 
     start: Literal["sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
     independent_units = True
@@ -28,7 +38,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class BoundLogits:
-    """Parameters are logits (U,); keep_prob is their sigmoid."""
+    """The parameters are logits (U,); `keep_prob` is their sigmoid."""
 
     how: str
     given: PolicyStart

@@ -1,4 +1,7 @@
-"""The paper's policy: one free keep probability a unit, projected onto the budget (arXiv 2406.10576, eq. 4)."""
+"""Probabilities: each unit has a free keep probability, as in the paper (arXiv 2406.10576, eq. 4).
+
+After each step the probabilities are projected onto those that meet the budget.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """`start`: how the metric's scores become probabilities; see `PolicyStart.keep_prob`."""
+    """Binds a policy of free keep probabilities to the units of a model.
+
+    Options:
+        start: how the metric's scores become keep probabilities. `sigmoid-norm` is the sigmoid of the z-score within
+            each layer and kind. `sigmoid-norm-released` is the same as in the released code. `min-max-norm` scales
+            scores to [0, 1]. `const` is 0.9 for units that the metric would keep and 0.1 for the others. `uniform`
+            ignores the metric. See `PolicyStart.keep_prob`.
+    """
 
     start: Literal["sigmoid-norm", "sigmoid-norm-released", "min-max-norm", "const", "uniform"] = "sigmoid-norm"
     independent_units = True
@@ -28,7 +38,7 @@ class Probabilities:
 
 @dataclass(frozen=True)
 class BoundProbabilities:
-    """Parameters are the keep probabilities (U,)."""
+    """The parameters are the keep probabilities (U,)."""
 
     how: str
     given: PolicyStart

@@ -1,8 +1,8 @@
-"""Bias compensation: the mean of what removed units added to their reader's output becomes a bias.
+"""Bias compensation: the mean output of the removed columns of a reader becomes a bias of the reader.
 
-b = W_R E[x_R], W the reader's weight, x what it takes in over the calibration text, R the columns that are removed
-(the baseline bias of FLAP, An et al. 2024, arXiv 2312.11983). A sublayer with nothing left has no reader, and gets no
-bias. Nor do experts, which have no place for one.
+b = W_R E[x_R], where W is the reader's weight, x its inputs over the calibration text, and R its removed columns. This
+is the baseline bias of FLAP (An et al. 2024, arXiv 2312.11983). A sublayer that is removed as a whole gets no bias.
+Experts get none either, because the model cannot hold a bias for them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Distillation: what is left of the model is trained to say what the dense model says, without labels.
+"""Distillation: the pruned model is trained to predict what the dense model predicts. No labels are used.
 
-Minimises KL(dense || pruned), the mean over all positions of calibration windows, from what another repair made of the
-weights (Hinton et al. 2015, arXiv 1503.02531, at temperature 1). AdamW without weight decay, `lr` falling to 0 along a
-cosine, four windows a step in a random order, embeddings and output head frozen. Weights are trained in float32
-whatever the model computes in. Training on a text is adaptation to that text too: the dense model that was trained
-alike shows how much.
+It minimises KL(dense || pruned), averaged over all positions of calibration windows (Hinton et al. 2015, arXiv
+1503.02531, with temperature 1). It starts from the weights that another repair made. It trains with AdamW without
+weight decay, four windows a step in a random order; the learning rate falls from `lr` to 0 along a cosine. Embeddings
+and output head stay as they are. The weights are trained in float32, whatever the model computes in. Training also
+adapts a model to the text: the row of the dense model after the same training shows how much.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ TOKENS_AT_A_TIME = 1024
 
 @dataclass(frozen=True)
 class Distil:
-    """`start`: the repair to start from. `train`: weights of readers, or all. `lr`: at first.
+    """Trains the weights that stay to predict what the dense model predicts.
 
-    `tokens`: to train on, at most all windows of the repair's sample once.
+    Options:
+        start: the repair to start from.
+        tokens: how many tokens to train on; all windows of the repair's sample once, if there are fewer.
+        train: which weights to train: those of the `readers`, or `all`.
+        lr: the learning rate of the first step.
     """
 
     start: str = "least-squares"
@@ -40,7 +44,10 @@ class Distil:
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or not 0 < self.lr < math.inf:
-            raise PluginError(f"repair 'distil': tokens={self.tokens} and lr={self.lr} have to be numbers above 0.")
+            raise PluginError(
+                f"repair 'distil': tokens={self.tokens}, lr={self.lr:g} cannot be used; give tokens from 1 "
+                "and lr above 0."
+            )
 
     @property
     def trained_tokens(self) -> int:

@@ -1,15 +1,17 @@
-"""Least squares: the columns that stay take over what a linear map of them can of what the removed ones added.
+"""Least squares: the kept columns of a reader are refitted to give the output that all columns gave before.
 
-Of one reader: W its weight (out, F), x its inputs over the calibration text, m = E[x], C = E[x xᵀ] - m mᵀ, S the
-columns that stay, R those that are removed.
+For one reader: W is its weight (out, F), x its inputs over the calibration text, m = E[x], C = E[x xᵀ] - m mᵀ, S its
+kept columns and R its removed columns.
 
     W_S' = W_S + W_R C_RS (C_SS + λ I)⁻¹        b = W m - W_S' m_S
 
-minimises E|W x - W_S' x_S - b|² + λ |W_S' - W_S|²: the ridge pulls towards the weights as they were. λ is `ridge` times
-the MEDIAN of C's diagonal, as one massive activation can hold most of the mean. Without `bias` C is E[x xᵀ] and b = 0.
-OSSCAR (Meng et al. 2024, arXiv 2403.12983) solves this system without a ridge that pulls there.
-A bias that the reader has is added. A sublayer with nothing left gets nothing. Of a mixture each expert is a reader,
-without `bias`, and x what it takes in of the tokens that the router chooses it for, times the router's weight.
+minimises E|W x - W_S' x_S - b|² + λ |W_S' - W_S|². The ridge pulls the weights towards their old values. λ is `ridge`
+times the median of the diagonal of C, because one massive activation can make up most of the mean. Without `bias`, C is
+E[x xᵀ] and b is 0. OSSCAR (Meng et al. 2024, arXiv 2403.12983) solves the same system without this ridge.
+
+A bias that the reader has already is added to b. A sublayer that is removed as a whole is left as it is. In a mixture,
+each expert is a reader without a new bias; its inputs x are those of the tokens that the router chooses it for, times
+the router's weight.
 """
 
 from __future__ import annotations
@@ -28,14 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """`ridge`: in units of the median variance of an input. `bias`: with an intercept, which becomes a bias."""
+    """Refits the readers that lost input features.
+
+    Options:
+        ridge: the weight of the ridge, as a multiple of the median variance of an input.
+        bias: whether the fit has an intercept b, which becomes a bias of the reader.
+    """
 
     ridge: float = 0.1
     bias: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.ridge < float("inf"):
-            raise PluginError(f"repair 'least-squares': ridge={self.ridge} is not a number from 0; give one, as 0.1.")
+            raise PluginError(
+                f"repair 'least-squares': ridge={self.ridge:g} cannot be used; give 0 or a number above 0, such as 0.1."
+            )
 
     @property
     def adds_biases(self) -> bool:

@@ -1,4 +1,4 @@
-"""No repair: the weights that stay are left as they are, those of the dense model or of a repair before."""
+"""No repair: the weights that stay are left as they are, as in the dense model or as an earlier repair made them."""
 
 from __future__ import annotations
 

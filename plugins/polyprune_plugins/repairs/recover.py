@@ -1,10 +1,11 @@
-"""Recovery: what is left of the model is trained further on text, to predict the next token.
+"""Recovery: the pruned model is trained further on text, to predict the next token.
 
-Minimises the cross-entropy of calibration windows, mean over all positions, from what another repair made of the
-weights: all of them but embeddings and output head, or low-rank adapters W + (alpha / r) B A of every linear module
-(LoRA, Hu et al. 2021, arXiv 2106.09685, section 4.1; alpha is 2 r here), which are added to the weights at the end.
-AdamW without weight decay, `lr` falling to 0 along a cosine, four windows a step in a random order, each once, in
-float32. Training on a text is adaptation to that text too: the dense model that was trained alike shows how much.
+It minimises the cross-entropy of calibration windows, averaged over all positions. It starts from the weights that
+another repair made. With `full`, all weights except embeddings and output head are trained. With `lora`, every linear
+module gets low-rank adapters W + (alpha / r) B A (LoRA, Hu et al. 2021, arXiv 2106.09685, section 4.1; here alpha is 2
+r), which are added to the weights at the end. It trains with AdamW without weight decay in float32, four windows a step
+in a random order, each at most once; the learning rate falls from `lr` to 0 along a cosine. Training also adapts a
+model to the text: the row of the dense model after the same training shows how much.
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ FIRST_STEP = {"full": 3e-4, "lora": 1e-3}
 
 @dataclass(frozen=True)
 class Recover:
-    """`method`: all weights, or adapters of `rank`. `tokens`: to train on, at most all windows of the sample once.
+    """Trains the weights that stay on text.
 
-    `lr`: at first, 3e-4 for all weights and 1e-3 for adapters unless told. `start`: the repair to start from.
+    Options:
+        method: `full` trains all weights, `lora` trains adapters.
+        tokens: how many tokens to train on; all windows of the repair's sample once, if there are fewer.
+        rank: r, the rank of adapters; `full` does not use it.
+        lr: the learning rate of the first step. 0 stands for 3e-4 with `full` and for 1e-3 with `lora`.
+        start: the repair to start from.
     """
 
     method: Literal["full", "lora"] = "full"
@@ -44,7 +50,8 @@ class Recover:
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.rank < 1 or not 0 <= self.lr < math.inf:
             raise ConfigError(
-                f"repair 'recover': tokens={self.tokens}, rank={self.rank} and lr={self.lr} have to be above 0."
+                f"repair 'recover': tokens={self.tokens}, rank={self.rank}, lr={self.lr:g} cannot be used; give "
+                "tokens and rank from 1, and lr above 0 (0 stands for the default of the method)."
             )
         if self.method == "lora" and find_spec("peft") is None:
             raise ConfigError(

@@ -1,12 +1,12 @@
-"""Rotation: what is left of a reader's output is turned towards what it was.
+"""Rotation: what is left of a reader's output is rotated towards the output of the dense model.
 
-Of one reader: W its weight, x its inputs over the calibration text, S the columns that stay, Y = W x the outputs of the
-dense model and Z = W_S x_S those that are left:
+For one reader: W is its weight, x its inputs over the calibration text, S its kept columns, Y = W x its outputs in the
+dense model, and Z = W_S x_S what is left of them.
 
     W_S' = U Vᵀ W_S,        U Σ Vᵀ = svd(E[Y Zᵀ]),        E[Y Zᵀ] = W E[x x_Sᵀ] W_Sᵀ
 
-U Vᵀ is the orthogonal matrix that brings Z closest to Y (Procrustes): lengths stay what the removal made of them. The
-rotation of RCPU, without its search for what to remove.
+U Vᵀ is the orthogonal matrix that brings Z closest to Y (the Procrustes problem). It does not change the length of
+outputs. This is the rotation of RCPU without its search for what to remove.
 """
 
 from __future__ import annotations

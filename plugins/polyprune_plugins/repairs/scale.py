@@ -1,13 +1,14 @@
-"""Scale: what stays is made louder or softer, one factor a unit or a column, folded into the reader.
+"""Scale: each kept unit or column is multiplied by a factor, which becomes part of the reader's weight.
 
-Of one reader: W its weight, G = E[x xᵀ] of its inputs over the calibration text, S the columns that stay, R those that
-are removed, A = (WᵀW) ∘ G the inner products of what the columns add to its output. The factors 1 + d of the columns
-minimise E|W x - Σ_j (1 + d_j) W_j x_j|² + λ |d|²:
+For one reader: W is its weight, G = E[x xᵀ] for its inputs x over the calibration text, S its kept columns and R its
+removed columns. A = (WᵀW) ∘ G has the inner products of what the columns add to the output. The factors 1 + d of the
+columns minimise E|W x - Σ_j (1 + d_j) W_j x_j|² + λ |d|²:
 
     d = (A_SS + λ I)⁻¹ A_SR 1,        W_j' = (1 + d_j) W_j
 
-λ is `ridge` times the median of A's diagonal. One factor a unit: A summed over the unit's columns; of experts, one in
-each. GRASPrune learns such factors with its gates and folds them in; here they are solved for.
+λ is `ridge` times the median of the diagonal of A. For one factor a unit, A is summed over the columns of each unit; a
+unit that has a part in several experts has one factor in each. GRASPrune learns such factors together with its gates;
+here they are solved for.
 """
 
 from __future__ import annotations
@@ -29,14 +30,21 @@ SMALLEST = 1e-10
 
 @dataclass(frozen=True)
 class Scale:
-    """`of`: what has one factor, a `unit` or a `column` of its reader. `ridge`: in units of the median product."""
+    """Multiplies kept units or columns by factors.
+
+    Options:
+        of: whether each `unit` or each `column` of a reader has one factor.
+        ridge: the weight of the ridge, as a multiple of the median inner product.
+    """
 
     of: Literal["unit", "column"] = "unit"
     ridge: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.ridge < float("inf"):
-            raise PluginError(f"repair 'scale': ridge={self.ridge} is not a number from 0; give one, as 0.1.")
+            raise PluginError(
+                f"repair 'scale': ridge={self.ridge:g} cannot be used; give 0 or a number above 0, such as 0.1."
+            )
 
     def repair(self, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
         import torch

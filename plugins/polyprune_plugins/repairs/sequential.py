@@ -1,15 +1,17 @@
-"""Least squares from layer to layer: every reader also makes up for what the pruned model has lost before it.
+"""Sequential least squares: readers are refitted from layer to layer, and each makes up for the errors before it too.
 
-Of one reader: W its weight (out, F), x its inputs in the dense model, z (k,) what it takes in where the model is pruned
-and all earlier readers are refitted, e what the residual stream lacks before it (dense minus pruned), t = W x + e.
+For one reader: W is its weight (out, F), x its inputs in the dense model, and z (k,) its inputs in the pruned model, in
+which all earlier readers are refitted. e is the residual stream of the dense model minus that of the pruned model
+before the reader's output is added, and t = W x + e.
 
     W' = (D + λ W_S) (C + λ I)⁻¹        b = E[t] - W' E[z]        C = cov(z), D = cov(t, z)
 
-minimises E|t - W' z - b|² + λ |W' - W_S|², λ being `ridge` times the median of C's diagonal, W_S the columns that stay.
-Without e the fit only shrinks what is uncertain, and the model gets worse: Týr-the-Pruner (Li et al. 2025,
-arXiv 2503.09657) adds it to the targets. SparseGPT (arXiv 2301.00774) prunes in this order. Readers that lost nothing
-are refitted too. The experts of a layer are one reader, without b: of what they take in where the router chooses among
-those that stay, times its weights.
+minimises E|t - W' z - b|² + λ |W' - W_S|². λ is `ridge` times the median of the diagonal of C, and W_S are the kept
+columns. Without e, the fit only shrinks weights of uncertain inputs, and the model gets worse. Týr-the-Pruner (Li et
+al. 2025, arXiv 2503.09657) adds e to the targets; SparseGPT (arXiv 2301.00774) prunes in this order.
+
+Readers that lost nothing are refitted too. The experts of a layer are one reader without b; its inputs are those that
+the router chooses among the experts that stay, times the router's weights.
 """
 
 from __future__ import annotations
@@ -28,14 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sequential:
-    """`ridge`: in units of the median variance of an input. `bias`: with an intercept, which becomes a bias."""
+    """Refits all readers from layer to layer.
+
+    Options:
+        ridge: the weight of the ridge, as a multiple of the median variance of an input.
+        bias: whether the fit has an intercept b, which becomes a bias of the reader.
+    """
 
     ridge: float = 0.1
     bias: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.ridge < float("inf"):
-            raise PluginError(f"repair 'sequential': ridge={self.ridge} is not a number above 0; give one, as 0.1.")
+            raise PluginError(
+                f"repair 'sequential': ridge={self.ridge:g} cannot be used; give a number above 0, such as 0.1."
+            )
 
     @property
     def adds_biases(self) -> bool:

@@ -1,13 +1,13 @@
-"""GGUF: one file that llama.cpp and all that is built on it (Ollama, LM Studio, …) run, each layer in its own width.
+"""GGUF: one file for llama.cpp and programs built on it (Ollama, LM Studio and others), each layer in its own width.
 
-Where layers are alike the file is of the family's own architecture. Where they differ it is of one that reads
+If all layers have the same widths, the file has the architecture of the family. Otherwise it has one that reads
 `attention.head_count`, `attention.head_count_kv` and `feed_forward_length` as arrays: `deci` for Llama, Mistral and
-Qwen2, `openelm` for Qwen3, whose heads have norms. Both compute the family's own layer. Fields of the format:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Qwen2, and `openelm` for Qwen3, whose heads have norms. Both compute the same as the family's own layer. The fields of
+the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
-What neither can hold is filled up with zeros, which changes no result: an MLP that is gone keeps one block of channels,
-and so does the attention of the first layer, from which llama.cpp takes the size of a head. config.json and the
-tokenizer lie beside the file, so that polyprune reads it back.
+Shapes that neither can hold are padded with zeros, which changes no result: an MLP that is removed as a whole keeps one
+block of channels. So does the attention of the first layer, from which llama.cpp takes the size of a head. config.json
+and the tokenizer are beside the file, so that polyprune can read it back.
 """
 
 from __future__ import annotations
@@ -45,13 +45,17 @@ TOLERANCE = {"f32": 1e-3, "f16": 0.05, "bf16": 0.25}
 
 @dataclass(frozen=True)
 class Gguf:
-    """`type`: the number format of matrices; `stored` is that of the dense model's files. Vectors are float32.
+    """Writes a file for llama.cpp.
 
-    q4_k, q5_k and q6_k are the mixtures that llama.cpp's own tool calls Q4_K_M, Q5_K_M and Q6_K. `multiple`: channels
-    are kept in multiples of it, 32 for q8_0 and 256 for K-quants unless told; a decision that was made without is
-    filled up with zeros. `shape=uniform`: all layers keep as many units, and the file is of the family's own
-    architecture. `ids_only`: write a file without tokenizer where llama.cpp has no form for it, for programs that feed
-    its library token ids.
+    Options:
+        type: the number format of matrices. `stored` is that of the dense model's files. q4_k, q5_k and q6_k are the
+            mixtures that llama.cpp's own tool calls Q4_K_M, Q5_K_M and Q6_K. Vectors are always float32.
+        multiple: channels are kept in multiples of this number. 0 stands for 32 with q8_0, for 256 with K-quants, and
+            for 1 otherwise. A decision that was made without it is padded with zeros.
+        shape: with `uniform`, all layers keep the same number of units, and the file has the architecture of the
+            family; with `free`, each layer keeps its own.
+        ids_only: whether to write a file without a tokenizer if llama.cpp has no form for it. Such a file is for
+            programs that give llama.cpp's library token ids.
     """
 
     type: Literal["stored", "f32", "f16", "bf16", "q8_0", "q4_k", "q5_k", "q6_k"] = "stored"

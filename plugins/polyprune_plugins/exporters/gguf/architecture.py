@@ -73,9 +73,13 @@ def check_form(base: LoadedModel, varying: bool) -> None:
         raise ModelError(f"{base.name}: GGUF is written for {', '.join(ALIKE)}, not for {family}. Use huggingface.")
     rope = config.rope_parameters["rope_type"]
     if config.hidden_act != "silu":
-        raise ModelError(f"{base.name}: llama.cpp computes MLPs of {family} with silu, not {config.hidden_act}.")
+        raise ModelError(
+            f"{base.name}: llama.cpp computes MLPs of {family} with silu, not {config.hidden_act}. Use huggingface."
+        )
     if rope not in ROPES:
-        raise ModelError(f"{base.name}: no GGUF is written for rope_type {rope!r}, only for {', '.join(ROPES)}.")
+        raise ModelError(
+            f"{base.name}: no GGUF is written for rope_type {rope!r}, only for {', '.join(ROPES)}. Use huggingface."
+        )
     if not varying or VARYING[family] != "openelm":
         return
     if not config.tie_word_embeddings:

@@ -1,13 +1,14 @@
-"""Hugging Face: a folder that transformers loads, with each layer as small as what was kept of it.
+"""Hugging Face: a folder that transformers loads, in which each layer is as small as what was kept of it.
 
-Where all layers that stay are alike it is an ordinary checkpoint of the family. Otherwise config.json says the widths
-with transformers' `per_layer_config` and one short file of code comes along, which a reader without polyprune has to
-trust. Weights are written in the number format that the dense model is stored in, whatever it was computed in.
+If all layers that stay have the same widths, it is an ordinary checkpoint of the family. Otherwise config.json states
+the widths with transformers' `per_layer_config`, and the folder has a short file of Python code, which a reader without
+polyprune has to trust. Weights are written in the number format of the dense model's files, whatever was computed in.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,15 @@ tokenizer = AutoTokenizer.from_pretrained(DIR{trust})
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """`max_shard_size`: the size at which the weights are split into several files.
+    """Writes a folder for transformers.
 
-    `dtype`: the number format of the weights; `stored` is that of the dense model's files.
-    `shape=uniform`: all layers keep as many units. `pad=widest`: rows of zeros make each layer as wide as the widest,
-    which changes no result and makes an ordinary checkpoint; a number rounds channels up to a multiple of it. Layers of
-    a mixture of experts keep as many units with `pad=widest`, as rows of zeros cannot stand for experts.
+    Options:
+        max_shard_size: the largest size of one file of weights.
+        dtype: the number format of the weights; `stored` is that of the dense model's files.
+        shape: with `uniform`, all layers keep the same number of units; with `free`, each keeps its own.
+        pad: with `widest`, zeros make each layer as wide as the widest, which changes no result and gives an ordinary
+            checkpoint. Layers with experts then keep the same number of units instead, because zeros cannot stand for
+            experts. A number rounds channels up to a multiple of it. `none` pads nothing.
     """
 
     max_shard_size: str = "5GB"
@@ -42,6 +46,17 @@ class HuggingFace:
     shape: Literal["free", "uniform"] = "free"
     pad: Literal["none", "widest"] | int = "none"
     by_shard = True
+
+    def __post_init__(self) -> None:
+        from polyprune_core import ConfigError
+
+        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size, re.IGNORECASE):
+            raise ConfigError(
+                f"huggingface: option max_shard_size={self.max_shard_size!r} is no size; give a number "
+                "with KB, MB, GB or TB, such as 5GB."
+            )
+        if isinstance(self.pad, int) and self.pad < 1:
+            raise ConfigError(f"huggingface: option pad={self.pad} is no width; give 1 or more, widest or none.")
 
     def check(self, base: LoadedModel) -> None:
         """Refuses a model whose code would not be written with it."""
@@ -113,10 +128,17 @@ class HuggingFace:
 
 @dataclass(frozen=True)
 class Vllm(HuggingFace):
-    """The folder of `huggingface` in widths that vLLM's Transformers backend takes.
+    """Writes the folder of `huggingface` in widths that vLLM's Transformers backend takes.
 
-    No layer is without attention or MLP. `tp`: its tensor parallelism, which divides the heads and channels of every
-    layer; vLLM 0.33 looks at the widest layer only. The other options are those of `huggingface`.
+    Every layer keeps an attention and an MLP sublayer.
+
+    Options:
+        tp: the tensor parallelism of vLLM. It divides the numbers of heads and channels of every layer. vLLM 0.33
+            checks only the widest layer.
+        max_shard_size: the largest size of one file of weights.
+        dtype: the number format of the weights, as for `huggingface`.
+        shape: whether all layers keep the same number of units, as for `huggingface`.
+        pad: whether zeros make layers wider, as for `huggingface`.
     """
 
     tp: int = 1
@@ -124,6 +146,7 @@ class Vllm(HuggingFace):
     def __post_init__(self) -> None:
         from polyprune_core import ConfigError
 
+        super().__post_init__()
         if self.tp < 1:
             raise ConfigError(f"vllm: option tp={self.tp} is no number of devices; give 1 or more.")
 

@@ -1,9 +1,10 @@
-"""ONNX: a graph of opset 18 for ONNX Runtime, with axes of any batch and length.
+"""ONNX: a graph of opset 18 for ONNX Runtime, for any batch size and length.
 
-With a cache, inputs are `input_ids` (B, T) and per layer N `past.N.key` and `past.N.value` (B, heads, P, head_dim),
-outputs `logits` (B, T, vocabulary), `present.N.key` and `present.N.value` (B, heads, P + T, head_dim). P is 0 at first;
-`present` of one call is `past` of the next. A layer without attention counts tokens in a cache of one number each.
-Sequences of a batch are equally long. Without a cache there are `input_ids` and `logits` alone.
+With a cache, the inputs are `input_ids` (B, T) and for each layer N `past.N.key` and `past.N.value` (B, heads, P,
+head_dim). The outputs are `logits` (B, T, vocabulary), `present.N.key` and `present.N.value` (B, heads, P + T,
+head_dim). P is 0 at first, and `present` of one call is `past` of the next. A layer without attention counts tokens in
+a cache of one number each. All sequences of a batch have the same length. Without a cache, there are only `input_ids`
+and `logits`.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ model = Onnx().load(Path(DIR)).model
 
 @dataclass(frozen=True)
 class Onnx:
-    """`cache`: with keys and values of the tokens before as inputs and outputs.
+    """Writes a graph for ONNX Runtime.
 
-    `type`: the number format of matrices in the file. With `int8` it is a quarter as large; ONNX Runtime computes in
-    float32 all the same.
+    Options:
+        cache: whether keys and values of earlier tokens are inputs and outputs of the graph.
+        type: the number format of matrices in the file. With `int8` the file is a quarter as large; ONNX Runtime still
+            computes in float32.
     """
 
     cache: bool = True
