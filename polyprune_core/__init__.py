@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from polyprune_core.pruning.starting import PolicyStart
     from polyprune_core.pruning.writable import check_writable, write_model, write_settings
     from polyprune_core.runs.evaluation_report import Findings
-    from polyprune_core.runs.prune import PruningResult
+    from polyprune_core.runs.pruning_result import PruningResult
     from polyprune_core.runs.recover import Recovered
     from polyprune_core.search.fixed_size import ExactSize
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from polyprune_core.plugins.registry import Registry
     from polyprune_core.results.row import Row
     from polyprune_core.runs.evaluation_report import Findings
-    from polyprune_core.runs.prune import PruningResult
+    from polyprune_core.runs.pruning_result import PruningResult
     from polyprune_core.runs.recover import Recovered
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-    from polyprune_core.runs.prune import PruningResult
+    from polyprune_core.runs.pruning_result import PruningResult
 
 
 class ComparisonResults(Results):

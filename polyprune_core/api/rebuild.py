@@ -10,7 +10,7 @@ from polyprune_core.plugins.registry import load_registry
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row, TextScores
 from polyprune_core.runs.decision import Cost
-from polyprune_core.runs.prune import PruningResult
+from polyprune_core.runs.pruning_result import PruningResult
 from polyprune_core.runs.stored_cell import finished_cell
 
 LOADING = ("dtype", "device", "trust_remote_code")

@@ -3,232 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import NO_REPAIR, Pruned
 from polyprune_core.config.grid import cells
 from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.config.shapes_spec import ShapesSpec
-from polyprune_core.errors import ConfigError, counted
-from polyprune_core.evaluation.perplexity import Evaluation, Evaluator, in_turn, measured
+from polyprune_core.errors import ConfigError
+from polyprune_core.evaluation.perplexity import Evaluator, in_turn, measured
 from polyprune_core.models.placement import placed
-from polyprune_core.plugins.contracts import Exporter, check_exportable
-from polyprune_core.plugins.registry import Registry, load_registry
+from polyprune_core.plugins.contracts import Exporter
+from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.mask_file import MaskFile
 from polyprune_core.pruning.pricing import PricedBudget, price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
-from polyprune_core.pruning.types import ExportReport
 from polyprune_core.report.commands import command, portable
 from polyprune_core.runs.added_biases import check_added, check_repair
 from polyprune_core.runs.asked_shapes import check_shapes, held_by
 from polyprune_core.runs.decision import REPAIRED_FROM, Cost, Decider
 from polyprune_core.runs.engines import placement_of
-from polyprune_core.runs.export import write_out
 from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.inputs import inputs
 from polyprune_core.runs.opening import open_harness
+from polyprune_core.runs.outcome import Outcome
 from polyprune_core.runs.preflight import check_plugins, settled
+from polyprune_core.runs.pruning_result import PruningResult
 from polyprune_core.runs.workplace import spread_over
-from polyprune_core.utils.environment import environment
-from polyprune_core.utils.files import size_told
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.utils.threads import computing_in
-from polyprune_core.version import __version__
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 # What masks have decided, that is not asked of them again.
 DECIDED = {"granularity", "initializer", "estimator", "scope", "scale", "seed", "protect"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A pruned model on disk, and its perplexity as read back, beside the dense model and the pruned model in memory.
-
-    Attributes:
-        report: the exporter's report on the files.
-        sparsity: the fraction of the prunable parameters that was removed.
-        budget: the budget as asked, if it was not a sparsity; otherwise None.
-        budget_achieved: what was achieved of that budget, in its own terms.
-        shapes: the shapes that were asked for, or None.
-        dense: the evaluations of the dense model, one for each text and length.
-        in_memory: those of the pruned model in memory, in the same order.
-        reloaded: those of the pruned model as read back from disk, in the same order.
-        calibration: the names of the texts that the decision looked at.
-        dense_parameters: the number of parameters of the dense model.
-        active_parameters: the number of parameters that the pruned model uses for one token; None if it uses all.
-        dense_active_parameters: the same for the dense model.
-        dense_bytes: the size of the dense model's weights in bytes.
-        cost: what the decision cost.
-    """
-
-    report: ExportReport
-    sparsity: float
-    budget: str | None
-    budget_achieved: float | None
-    shapes: str | None
-    dense: tuple[Evaluation, ...]
-    in_memory: tuple[Evaluation, ...]
-    reloaded: tuple[Evaluation, ...]
-    calibration: tuple[str, ...]
-    dense_parameters: int
-    active_parameters: int | None
-    dense_active_parameters: int | None
-    dense_bytes: int
-    cost: Cost
-
-    def lines(self) -> list[str]:
-        """Returns the outcome as lines for people to read."""
-        report, cost = self.report, self.cost
-        backward = counted(cost.backward_passes, "backward pass", "backward passes")
-        rows = [
-            *self._budget_line(),
-            ("sparsity", f"{self.sparsity:.4f} of the prunable parameters removed"),
-            *([("widths", f"{ShapesSpec.parse(self.shapes).words()}, as asked")] if self.shapes else []),
-            ("parameters", f"{report.parameters:,} of {self.dense_parameters:,}"),
-            *self._active_line(),
-            ("on disk", f"{size_told(report.bytes)} in all; the dense weights are {size_told(self.dense_bytes)}"),
-            *self._perplexity_lines(),
-            ("cost", f"{cost.forward_tokens:,} forward tokens, {backward}"),
-        ]
-        lines = [f"{report.path} ({report.format})", *(f"  {name:<11} {text}" for name, text in rows)]
-        return [*lines, "", *report.reload_at(report.path).strip().splitlines()]
-
-    def _active_line(self) -> list[tuple[str, str]]:
-        if self.active_parameters is None:
-            return []
-        dense = f" of {self.dense_active_parameters:,}" if self.dense_active_parameters else ""
-        return [("active", f"{self.active_parameters:,}{dense} run for one token")]
-
-    def _budget_line(self) -> list[tuple[str, str]]:
-        if self.budget is None or self.budget_achieved is None:
-            return []
-        achieved = BudgetSpec.parse(self.budget).words(self.budget_achieved)
-        return [("budget", f"{self.budget} asked, {achieved} achieved")]
-
-    def _perplexity_lines(self) -> Iterator[tuple[str, str]]:
-        for dense, cut, reloaded in zip(self.dense, self.in_memory, self.reloaded, strict=True):
-            part = "" if self._calibrated(dense) else ", no part of the calibration"
-            divergence = "" if cut.kl_to_dense is None else f", KL to dense {cut.kl_to_dense:.4f}"
-            yield (
-                "perplexity",
-                f"{reloaded.perplexity:.4f} read back from disk, {cut.perplexity:.4f} in memory; "
-                f"dense {dense.perplexity:.4f}{divergence} ({dense.text}, {dense.seq_len} tokens{part})",
-            )
-
-    def _calibrated(self, evaluation: Evaluation) -> bool:
-        return evaluation.text in self.calibration
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the outcome as JSON values, without any path of this machine."""
-        record = dataclasses.asdict(self)
-        record["report"]["path"] = self.report.path.name
-        del record["cost"]["readings"]
-        sides = {name: [_scored(each) for each in getattr(self, name)] for name in ("dense", "in_memory", "reloaded")}
-        record |= {name: found[0] for name, found in sides.items()}
-        record["evaluations"] = [
-            {"text": each.text, "seq_len": each.seq_len, "calibrated_on": self._calibrated(each)}
-            | {name: found[index] for name, found in sides.items()}
-            for index, each in enumerate(self.dense)
-        ]
-        return {"polyprune": __version__, "environment": environment(), **record}
-
-
-def _scored(evaluation: Evaluation) -> dict[str, Any]:
-    names = ("perplexity", "nll", "tokens", "kl_to_dense", "top1_agreement")
-    return {name: getattr(evaluation, name) for name in names}
-
-
-@dataclass(frozen=True, repr=False)
-class PruningResult:
-    """A pruned model in memory, and its perplexity there.
-
-    Attributes:
-        pruned: the dense model and the decision which units stay.
-        evaluations: the perplexity of the smaller model and its agreement with the dense model, one record for each
-            text and length. The record for the first text at the first length comes first.
-        dense_evaluations: the same of the dense model on the same windows; empty if it was not measured.
-        cost: what the decision cost.
-        budget: the budget as asked, if it was not a sparsity; otherwise None.
-        budget_achieved: what was achieved of that budget, in its own terms.
-        written: what was written to disk and measured after reading it back; None if nothing was written.
-    """
-
-    pruned: PrunedModel
-    evaluations: tuple[Evaluation, ...]
-    dense_evaluations: tuple[Evaluation, ...]
-    cost: Cost
-    budget: str | None = None
-    budget_achieved: float | None = None
-    written: Outcome | None = None
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """The evaluation of the smaller model on the first text at the first length."""
-        return self.evaluations[0]
-
-    @property
-    def dense(self) -> Evaluation | None:
-        """The evaluation of the dense model on the first text at the first length; None if it was not measured."""
-        return self.dense_evaluations[0] if self.dense_evaluations else None
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """The smaller model in eval mode, on the device and in the dtype of the dense one.
-
-        It is made when first asked for. Parameters that nothing was cut from share memory with `pruned.base.model`.
-        """
-        return self.pruned.build()
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, which is that of the dense model."""
-        return self.pruned.base.tokenizer
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of the prunable parameters that was removed."""
-        return self.pruned.selection.sparsity
-
-    def export(
-        self, exporter: str, output: str | Path, *, overwrite: bool = False, verify: bool = False
-    ) -> ExportReport:
-        """Writes the model to the new folder `output`, which appears whole or not at all.
-
-        Args:
-            exporter: NAME or NAME:option=value, as for `--exporter`.
-            output: the folder. It must not exist, unless `overwrite` is True.
-            overwrite: whether to replace the folder if polyprune wrote what is there.
-            verify: whether to read the model back and compare its logits with those of the model in memory.
-
-        Raises:
-            PolypruneError: there is no such exporter, the folder cannot be written, or the model that is read back has
-                other logits.
-        """
-        registry, dense = load_registry(), self.pruned.base
-        writer = registry.build("exporter", exporter)
-        check_added(exporter, self.pruned, registry)
-        check_exportable(writer, dense)
-        read = {"the model": dense.path} if dense.path else {}
-        with new_folder(Path(output).expanduser(), overwrite, read) as place:
-            return write_out(self.pruned, writer, place, verify).report
-
-    def __repr__(self) -> str:
-        kept, total, recipe = self.pruned.parameters, self.pruned.layout.total_parameters, self.pruned.recipe
-        criterion = " → ".join(str(recipe[name]) for name in ("initializer", "estimator") if recipe.get(name))
-        dense = f", dense {self.dense.perplexity:.4f}" if self.dense else ""
-        return (
-            f"{self.pruned.base.name} pruned by {criterion}: sparsity {self.sparsity:.4f}, {kept:,} of {total:,} "
-            f"parameters, perplexity {self.evaluation.perplexity:.4f}{dense}"
-        )
 
 
 def prune(
