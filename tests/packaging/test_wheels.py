@@ -164,16 +164,15 @@ def test_installed_plugins_are_listed_with_their_distributions(programs) -> None
     assert finished.stderr == ""
 
 
-@pytest.mark.parametrize("name", ADDED)
-def test_installed_plugins_pass_the_kit(programs, name) -> None:
-    said = succeeded(run(programs / "polyprune", "plugins", "check", name))
-    assert f"initializer {name} ({ADDED[name]} {VERSION[ADDED[name]]})" in said
+def test_an_installed_plugin_passes_the_kit(programs) -> None:
+    said = succeeded(run(programs / "polyprune", "plugins", "check", "ria"))
+    assert f"initializer ria (polyprune-example {VERSION['polyprune-example']})" in said
     assert ", 0 failed, 0 not run" in said
 
 
 def test_they_stand_in_one_table_with_the_criteria_that_come_along(programs, tmp_path) -> None:
     small = ("--limit", 4, "--seq-len", 32, "--eval-seq-len", 32, "--calibration-samples", 4)
-    metrics = ("wanda", "ria", "evolution:generations=2")
+    metrics = ("wanda", "ria", "evolution:generations=1:population=4:windows=1")
     asked = ("compare", "--model", "tiny", *small, "--baselines", ",".join(metrics), "--format", "json")
     rows = json.loads(succeeded(run(programs / "polyprune", *asked, cwd=tmp_path)))["rows"]
     assert [row["initializer"] for row in rows] == [None, *metrics]
