@@ -94,7 +94,7 @@ def _edit_channels(model: nn.Module, layer: int, change: Callable[[Tensor], Tens
 
 def _mixed_model() -> nn.Module:
     """Returns a model that is partly in training mode and partly trainable, as a caller may have left it."""
-    model = tiny_model("qwen2")
+    model: nn.Module = tiny_model("qwen2")
     model.get_submodule("model.layers.1").train().requires_grad_(True)
     return model
 
