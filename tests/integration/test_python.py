@@ -29,6 +29,8 @@ FEW: dict[str, Any] = {
     "seq_len": 32,
     "eval_seq_len": 32,
     "calibration_samples": 4,
+    "scope": "kind",
+    "scale": "raw",
 }
 GRID = FEW | {"baselines": ["random", "wanda"], "sparsity": [0.2, 0.3], "seeds": range(2)}
 # Options of the commands that are about streams and files of settings.
@@ -62,7 +64,21 @@ def test_compare_gives_the_numbers_of_the_command_line(results) -> None:
     run = polyprune(
         *("compare", "-m", "tiny", "--calibration", "learn.txt", "--evaluation", "test.txt", "--limit", 4),
         *("--seq-len", 32, "--eval-seq-len", 32, "--calibration-samples", 4, "--baselines", "random,wanda"),
-        *("-s", "0.2,0.3", "--seeds", "0,1", "-o", "by-command", "--format", "json", "-q"),
+        *(
+            "--scope",
+            "kind",
+            "--scale",
+            "raw",
+            "-s",
+            "0.2,0.3",
+            "--seeds",
+            "0,1",
+            "-o",
+            "by-command",
+            "--format",
+            "json",
+            "-q",
+        ),
     )
     ours = [(row.id, row.perplexity) for row in results.rows]
     assert ours == [(row["id"], row["perplexity"]) for row in run.rows]
