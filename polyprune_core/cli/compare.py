@@ -178,7 +178,7 @@ def _run(
     from polyprune_core.runs.preflight import check_plugins
 
     check_plugins(request, registry)
-    work = work_of(request, registry, evaluation_tokens(request) or 1, ())
+    work = work_of(request, registry, evaluation_tokens(request) or 1)
     varied, at_once = _varied(request), request.workers or (1 if request.executor == "local" else MOST_SHOWN)
     view: PlainView = (
         GridView(console, work, varied, quiet, verbose, min(at_once, MOST_SHOWN))

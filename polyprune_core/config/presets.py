@@ -22,7 +22,7 @@ def _alone(metric: str, **settings: Any) -> dict[str, Any]:
 # released code's.
 PRESETS: dict[Preset, dict[str, Any]] = {
     "default": {},
-    "quick": {"steps": 10, "calibration_samples": 32, "limit": 32},
+    "quick": {"baselines": ["random", "wanda", "thinet"], "steps": 10, "calibration_samples": 32, "limit": 24},
     "paper": {
         "policy": "probabilities",
         "optimizer": "sgd",

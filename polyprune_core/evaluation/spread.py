@@ -105,10 +105,13 @@ class _Remembering(Objective):
 
 
 class MaskWorkers:
-    """`size` copies of a model, read when they are first needed; used as a context, it ends them."""
+    """`size` copies of a model, read when they are first needed; used as a context, it ends them.
 
-    def __init__(self, engine: Callable[[], Engine], copy: Copy, size: int) -> None:
-        self._engine, self._copy, self.size = engine, copy, size
+    `told(worker, Lost)` hears of workers that are lost.
+    """
+
+    def __init__(self, engine: Callable[[], Engine], copy: Copy, size: int, told: Callable[[int, Any], None]) -> None:
+        self._engine, self._copy, self.size, self._told = engine, copy, size, told
         self._crew: Crew | None = None
         self._longest = 0.0
 
@@ -119,11 +122,6 @@ class MaskWorkers:
         if self._crew:
             self._crew.__exit__()
         self._crew = None
-
-    @property
-    def lost(self) -> Sequence[str]:
-        """Why workers were lost so far."""
-        return self._crew.lost if self._crew else []
 
     def losses(self, space: MaskSpace, of: str, masks: Tensor, ids: Tensor) -> Tensor:
         """See `losses.Spread`."""
@@ -138,7 +136,7 @@ class MaskWorkers:
 
     def _each(self, method: str, space: MaskSpace, of: str, masks: Sequence[Numbers], ids: Tensor) -> list[Any]:
         """Returns what workers make of each mask alone, in the order of the masks."""
-        crew = self._crew = self._crew or Crew(self._engine(), self._copy, self.size)
+        crew = self._crew = self._crew or Crew(self._engine(), self._copy, self.size, self._told)
         crew.patience = max(PATIENCE_SECONDS, PATIENCE * self._longest) if self._longest else FIRST_PATIENCE_SECONDS
         calls = [Call(method, (tuple(space.groups), of, mask, ids.cpu().numpy().copy())) for mask in masks]
         found: dict[int, Any] = {}

@@ -36,6 +36,8 @@ def describe(model: Any) -> ModelLayout:
     layers = _find(model, family.layers)
     if not isinstance(layers, nn.ModuleList):
         raise ModelError(f"this {model_type_of(model)} model has no layers {family.layers}, as {_told(family)} says.")
+    if not layers:
+        raise ModelError(f"this {model_type_of(model)} model has 0 layers, so that nothing of it can be removed.")
     axes: list[Axis] = []
     views: list[Axis] = []
     for index, layer in enumerate(layers):
@@ -219,9 +221,12 @@ class _Sublayer:
     def _cut(self, rows: _Rows, start: int, length: int, size: int, blocks: int) -> Cut:
         gap = rows.beside * self.width
         length -= gap * blocks
-        if length % size:
-            raise self._error(f"the {length} rows of {rows.parameter} cannot be shared out among {size} entries")
-        return Cut(rows.parameter, rows.dim, start, length // size, size // blocks if gap else 1, gap)
+        share, rest = divmod(length, size)
+        if rest or (share > self.width and share % self.width):
+            raise self._error(
+                f"the {length} rows of {rows.parameter} cannot be shared out among {size} entries of {self.width}"
+            )
+        return Cut(rows.parameter, rows.dim, start, share, size // blocks if gap else 1, gap)
 
     def _owned(self, cut: Cut) -> int:
         parameter = self.model.get_parameter(cut.parameter)

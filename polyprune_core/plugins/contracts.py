@@ -74,10 +74,11 @@ class Initializer(Protocol):
     scores are compared across layers as they are, whatever scale the run asks for. So the run selects the very units
     that `calibration.budget.select` gave the metric while it measured.
 
-    Three more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
+    Four more may be declared. `comparable = True`: the scores say how much each layer gives, whatever the budget, and
     are compared across layers as they are too. `granularities`: names of those that it can score, where it refuses
     others. `made_for`: the granularity that it is about, where it asks another metric for the rest. `--baselines all`
-    leaves it out where it scores nothing itself.
+    leaves it out where it scores nothing itself. `windows_run(units, windows, held_back)`: how many windows of text go
+    forward while it scores so many units on so many windows, where that is not once each; `--dry-run` tells of it.
     """
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
@@ -131,7 +132,7 @@ class GradientEstimator(Protocol):
 PRECONDITIONERS = {"none": 0.0, "half-natural": 0.5, "natural": 1.0}
 OPTIONAL: dict[str, dict[str, Any]] = {
     "granularity": {"if_none": ""},
-    "initializer": {"comparable": False, "granularities": None, "made_for": None},
+    "initializer": {"comparable": False, "granularities": None, "made_for": None, "windows_run": None},
     "estimator": {"independent_units": False, "extra_passes": 0},
     "repair": {"trained_tokens": 0, "adds_biases": False, "start": None},
     "exporter": {
@@ -142,6 +143,12 @@ OPTIONAL: dict[str, dict[str, Any]] = {
         "by_shard": False,
     },
 }
+
+
+def windows_run(metric: Initializer, units: int, windows: int, held_back: int) -> int:
+    """Windows that a metric which needs text runs forward: once each where it does not say, see `Initializer`."""
+    own = getattr(metric, "windows_run", OPTIONAL["initializer"]["windows_run"])
+    return int(own(units, windows, held_back)) if own else windows
 
 
 def independent_units(estimator: GradientEstimator) -> bool:

@@ -67,17 +67,22 @@ def tables(sheet: Sheet, width: int) -> list[Table]:
 def fitted(sheet: Sheet, width: int) -> Table:
     """Returns a rich table; optional columns go, the last first, until `width` columns are enough.
 
-    Where none is left to go, long names are broken into lines. The caption explains the columns that stand there, and
-    names those that do not.
+    Where none is left to go, long names are broken into lines, and then the columns beside them go too, all but the
+    first. The caption explains the columns that stand there, and names those that do not.
     """
     for kept in range(len(sheet.optional), -1, -1):
         shown = sheet.without(sheet.optional[kept:])
         grid = _grid(shown)
         if _least(grid) <= width:
             break
-    if (excess := _least(grid) - width) > 0:
+    spare = list(shown.head[2:]) if sheet.optional else []
+    while (excess := _least(grid) - width) > 0:
         grid = _grid(shown, max(NARROWEST, _widest_name(shown) - excess))
-    left_out = [title for title in sheet.optional[kept:] if title in sheet.head]
+        if _least(grid) <= width or not spare:
+            break
+        shown = shown.without([spare.pop()])
+        grid = _grid(shown)
+    left_out = [title for title in sheet.head if title not in shown.head]
     named = f"Not shown, for want of room: {', '.join(left_out)}." if left_out else ""
     caption = " ".join(filter(None, [shown.caption, named]))
     grid.title = Text(sheet.title, style="bold") if sheet.title else None

@@ -25,12 +25,13 @@ from polyprune_core.runs.pooling import in_scopes
 
 @dataclass(frozen=True)
 class Account:
-    """Parameters of the model, those that each granularity may remove, and about those that each cell leaves.
+    """Parameters of the model, units and parameters that each granularity may remove, and about what each cell leaves.
 
     A cell whose budget has to be measured is left out.
     """
 
     parameters: int
+    units: Mapping[str, int]
     prunable: Mapping[str, int]
     left: Mapping[Cell, int]
 
@@ -59,6 +60,7 @@ def account(folder: Path, config: Comparison, registry: Registry) -> Account:
     total = layout.total_parameters
     return Account(
         total,
+        {name: len(space) for name, space in spaces.items()},
         {name: space.total_cost for name, space in spaces.items()},
         {cell: total - gone for cell, gone in removed.items()},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from polyprune_core.config.cell import AUTO, Cell, Metric, Search
@@ -12,7 +13,7 @@ from polyprune_core.config.grid import cells
 from polyprune_core.config.held_back import HELD_BACK
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.text import load_text
-from polyprune_core.plugins.contracts import extra_passes, trained_tokens
+from polyprune_core.plugins.contracts import extra_passes, trained_tokens, windows_run
 from polyprune_core.plugins.registry import Registry
 from polyprune_core.results.row import Row
 from polyprune_core.runs.pooling import SCOPE_NAMES, most_candidates
@@ -38,21 +39,27 @@ class Estimate:
     source: str
 
 
-def tokens_of(cell: Cell, config: Comparison, registry: Registry) -> int:
+def tokens_of(cell: Cell, config: Comparison, registry: Registry, units: int = 0) -> int:
     """Returns the forward tokens that the cell's row will count: of the metric, its pooling, the search, the repair.
 
-    Poolings that select the same units are run once, so that one that is chosen may cost less; so may a search that
-    stops early.
+    `units`: how many the cell's granularity has, 0 where that is not known. Poolings that select the same units are run
+    once, so that one that is chosen may cost less; so may a search that stops early.
     """
-    parts = (_metric_tokens, _pooling_tokens, _search_tokens, _repair_tokens)
-    return sum(tokens(cell, config, registry) for tokens in parts)
+    parts = (_pooling_tokens, _search_tokens, _repair_tokens)
+    return _metric_tokens(cell, config, registry, units) + sum(tokens(cell, config, registry) for tokens in parts)
 
 
-def work_of(config: Comparison, registry: Registry, evaluation: int, finished: Collection[Cell]) -> dict[Cell, int]:
+def work_of(
+    config: Comparison,
+    registry: Registry,
+    evaluation: int,
+    finished: Collection[Cell] = (),
+    units: Mapping[str, int] = MappingProxyType({}),
+) -> dict[Cell, int]:
     """Returns what each cell has still to do, in forward tokens.
 
     That is its metric (once for all cells that share the scores), its pooling or search (once for all that only a
-    repair tells apart), its repair, and `evaluation` tokens.
+    repair tells apart), its repair, and `evaluation` tokens. `units`: how many each granularity has, where it is known.
     """
     scored, searched = set(), set()
     work: dict[Cell, int] = dict.fromkeys(cells(config), 0)
@@ -61,7 +68,8 @@ def work_of(config: Comparison, registry: Registry, evaluation: int, finished: C
             continue
         shared = (cell.granularity, cell.initializer, cell.seed)
         passes = BACKWARD if "gradients" in _needs(cell, registry) else 1
-        metric = 0 if shared in scored else passes * _metric_tokens(cell, config, registry)
+        count = units.get(cell.granularity or "", 0)
+        metric = 0 if shared in scored else passes * _metric_tokens(cell, config, registry, count)
         scored.add(shared)
         unrepaired = cell.without("repair")
         chosen = _pooling_tokens(cell, config, registry) + _search_tokens(cell, config, registry)
@@ -142,9 +150,12 @@ def _needs(cell: Cell, registry: Registry) -> frozenset[str]:
     return registry.get("initializer", cell.initializer).provider.needs if cell.initializer else frozenset()
 
 
-def _metric_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
+def _metric_tokens(cell: Cell, config: Comparison, registry: Registry, units: int) -> int:
+    if not cell.initializer or not _needs(cell, registry):
+        return 0
     times = len(SCOPE_NAMES) if cell.scope == AUTO and "budget" in _needs(cell, registry) else 1
-    return times * config.calibration_samples * config.seq_len if _needs(cell, registry) else 0
+    metric = registry.build("initializer", cell.initializer)
+    return times * windows_run(metric, units, config.calibration_samples, HELD_BACK) * config.seq_len
 
 
 def _pooling_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:

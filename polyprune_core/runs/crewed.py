@@ -110,12 +110,11 @@ class Crewed:
     def __init__(self, registry: Registry, store: Store, reporter: Reporter) -> None:
         self.registry, self.store, self.reporter = registry, store, reporter
         self.record: dict[str, Any] = {}
-        self._told_of = 0
 
     def map(self, config: Comparison, cells: Sequence[AnyCell]) -> Iterator[Row]:
         """Yields rows; cells that another run on the store has come last."""
         check_plugins(config, self.registry)
-        work = work_of(config, self.registry, evaluation_tokens(config) or 1, ())
+        work = work_of(config, self.registry, evaluation_tokens(config) or 1)
         groups = grouped(cells, work)
         engine = engine_of(config, config.device, talking=True)
         size = min(workers_of(config, engine), len(groups))
@@ -140,15 +139,9 @@ class Crewed:
             asked = [blanks for blanks in left if blanks]
             left = []
             for done in crew.results([Call("rows", (blanks, wait)) for blanks in asked]):
-                self._tell_of(crew.lost)
                 rows = self._taken(done, asked[done.index])
                 yield from (row for row in rows if row)
                 left.append([blank for blank, row in zip(asked[done.index], rows, strict=True) if row is None])
-
-    def _tell_of(self, lost: Sequence[str]) -> None:
-        for reason in lost[self._told_of :]:
-            self.reporter.status(f"{reason}; what it had in hand is run again")
-        self._told_of = len(lost)
 
     def _taken(self, done: Done, blanks: list[Row]) -> list[Row | None]:
         """Returns rows, of a call that failed one with the reason for each of its cells that nobody had finished."""

@@ -110,11 +110,11 @@ def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
             f"the time leaves out evaluations: {' or '.join(config.evaluation)} is not on this machine, nor is --limit "
             "given"
         )
-    work = estimate.work_of(config, registry, evaluation or 0, stored.rows)
     entry = catalogue().get(config.model)
     known = entry.parameters if entry else None
     parameters = count_parameters(folder) if folder else known
     found = _account(folder, config, registry) if folder else None
+    work = estimate.work_of(config, registry, evaluation or 0, stored.rows, found.units if found else {})
     return Plan(
         [_planned(cell, config, registry, work[cell], stored, found) for cell in cells(config)],
         estimate.speed(config, parameters, stored.measured),
@@ -143,7 +143,7 @@ def _planned(
     if row and row.status == "ok":
         return PlannedCell(row, "finished", row.forward_tokens, work, row.parameters_kept)
     state: State = "broken" if row else "started" if cell in stored.begun else "to do" if stored.known else "not known"
-    tokens = estimate.tokens_of(cell, config, registry)
+    tokens = estimate.tokens_of(cell, config, registry, found.units.get(cell.granularity or "", 0) if found else 0)
     left = found.left.get(cell, None if isinstance(cell, Pruned) else found.parameters) if found else None
     return PlannedCell(row or Row("", cell), state, tokens, work, left)
 

@@ -12,7 +12,7 @@ from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store
 from polyprune_core.runs.workplace import Workplace
 from polyprune_core.utils.progress import Reporter
-from polyprune_core.utils.threads import use_threads
+from polyprune_core.utils.threads import computing_in
 
 
 class Executor(Protocol):
@@ -41,7 +41,10 @@ class Local:
 
     def map(self, config: Comparison, cells: Sequence[AnyCell]) -> Iterator[Row]:
         """Yields rows; cells that another process has come last, so that processes on one store share the work."""
-        use_threads(config.threads, self.reporter.status)
+        with computing_in(config.threads, self.reporter.status):
+            yield from self._rows(config, cells)
+
+    def _rows(self, config: Comparison, cells: Sequence[AnyCell]) -> Iterator[Row]:
         place = Workplace(config, cells, self.registry, self.store, self.reporter)
         self.record = place.record
         done: set[Cell] = set()

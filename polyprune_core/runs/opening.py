@@ -67,11 +67,11 @@ def open_harness(
                 f"{overlap:.0%} of what is evaluated on in {name}, in runs of {RUN} tokens, was "
                 "calibrated on too: its perplexities flatter every row. Give texts that share no passages."
             )
-    for cell in cells(config) if budgets else ():
-        if isinstance(cell, Pruned):
-            harness.in_scopes(cell)
-            if _holds_text_back(cell, config, registry):
-                harness.windows.held_back(cell.seed)
+    pruned = [cell for cell in cells(config) if isinstance(cell, Pruned)] if budgets else []
+    for cell in pruned:
+        harness.in_scopes(cell)
+    for seed in {cell.seed for cell in pruned if _holds_text_back(cell, config, registry)}:
+        harness.windows.held_back(seed)
     return harness
 
 

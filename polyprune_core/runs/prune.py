@@ -38,7 +38,7 @@ from polyprune_core.utils.environment import environment
 from polyprune_core.utils.files import size_told
 from polyprune_core.utils.outputs import NewFolder, new_folder, write_record
 from polyprune_core.utils.progress import Reporter
-from polyprune_core.utils.threads import use_threads
+from polyprune_core.utils.threads import computing_in
 from polyprune_core.version import __version__
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def prune(
     Raises:
         PolypruneError: anything asked for cannot be had, or the output folder may not be written.
     """
-    with placed(placement_of(request)):
+    with placed(placement_of(request)), computing_in(request.threads, reporter.status):
         return _prune(request, registry, output, overwrite, reporter)
 
 
@@ -235,7 +235,6 @@ def _prune(
     masks, told = MaskFile.read(request.from_masks) if request.from_masks else None, _command(request)
     if masks:
         request = _as_the_masks_say(request, masks)
-    use_threads(request.threads, reporter.status)
     asked = request.model_copy(update={"repair": _repair(request, masks)}) if masks else request
     config = settled(asked.as_comparison(), registry)
     check_plugins(config, registry)

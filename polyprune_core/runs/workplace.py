@@ -23,6 +23,7 @@ from polyprune_core.runs.harness import Harness
 from polyprune_core.runs.opening import open_harness, run_record, shared_identity
 from polyprune_core.runs.preflight import check_plugins
 from polyprune_core.utils.progress import Reporter
+from polyprune_core.utils.relay import Shown
 
 
 class Workplace:
@@ -78,7 +79,10 @@ def spread_over(harness: Harness, asked: Machine) -> Iterator[None]:
         return
     settings = harness.settings
     copy = Copy.of(harness.loaded, settings.revision, settings.trust_remote_code, settings.device, threads_of(asked))
-    with MaskWorkers(lambda: engine_of(asked, settings.device), copy, asked.mask_workers) as harness.spread:
+    with (
+        Shown(harness.reporter) as shown,
+        MaskWorkers(lambda: engine_of(asked, settings.device), copy, asked.mask_workers, shown) as harness.spread,
+    ):
         try:
             yield
         finally:

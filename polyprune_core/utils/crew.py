@@ -108,7 +108,7 @@ class Crew:
     """`size` workers of one engine, all built alike; used as a context, it ends them.
 
     `patience`: seconds after which a worker that says nothing is taken for hung, None for no limit. `told` sees what
-    workers tell, and None when one is lost.
+    workers tell, and `Lost` when one is lost.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Crew:
     def _lose(self, news: Lost, had: int | None) -> None:
         del self._workers[news.worker]
         self.lost.append(news.reason)
-        self.told(news.worker, None)
+        self.told(news.worker, news)
         self._faults += had is None
         if self._faults > RETRIES:
             raise WorkerError(f"no worker can be started: {news.reason}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from polyprune_core.utils.crew import Tell
+from polyprune_core.utils.crew import Lost, Tell
 from polyprune_core.utils.progress import Reporter, Task
 
 SECONDS_BETWEEN = 0.5
@@ -79,10 +79,11 @@ class Shown:
             self._end(key)
 
     def __call__(self, worker: int, messages: Any) -> None:
-        """Takes in what a worker told; None says that it is lost."""
-        if messages is None:
+        """Takes in what a worker told, or that it is lost."""
+        if isinstance(messages, Lost):
             for key in [key for key in self._open if key[0] == worker]:
                 self._end(key)
+            self.reporter.status(f"{messages.reason}; what it had in hand is run again")
             return
         for kind, *content in messages:
             if kind in ("status", "warn", "detail"):

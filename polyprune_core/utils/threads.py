@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -15,20 +16,31 @@ import torch
 TOKENS, WIDTH, INNER, REPEATS, ROUNDS = 256, 576, 1536, 8, 3
 
 
-def use_threads(asked: int | None, tell: Callable[[str], None], seconds: Callable[[int], float] | None = None) -> None:
-    """Sets the threads that torch computes in.
+@contextmanager
+def computing_in(
+    asked: int | None, tell: Callable[[str], None], seconds: Callable[[int], float] | None = None
+) -> Iterator[None]:
+    """Sets the threads that torch computes in while the block runs.
 
     Unless so many are `asked`, or OMP_NUM_THREADS says how many, the time of a little work decides between all and one;
     `tell` hears of it where that is one. `seconds(threads)` is that time.
     """
+    before = torch.get_num_threads()
+    try:
+        _choose(asked, tell, seconds or _seconds)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _choose(asked: int | None, tell: Callable[[str], None], seconds: Callable[[int], float]) -> None:
     if asked:
         torch.set_num_threads(asked)
         return
     everything = torch.get_num_threads()
     if everything == 1 or "OMP_NUM_THREADS" in os.environ:
         return
-    measured = seconds or _seconds
-    turns = [(measured(everything), measured(1)) for _ in range(ROUNDS)]
+    turns = [(seconds(everything), seconds(1)) for _ in range(ROUNDS)]
     together, alone = (sum(times) for times in zip(*turns, strict=True))
     torch.set_num_threads(1 if alone < together else everything)
     if alone < together:

@@ -68,6 +68,19 @@ def test_the_cells_and_their_tokens_are_those_of_the_run(finished, tmp_path) -> 
     assert set(states(plan)) == {"to do"}
 
 
+def test_metrics_that_run_text_more_than_once_are_counted(tmp_path) -> None:
+    narrow = ("--baselines", "bonsai:masks=4:windows=3,race:of=thinet+wanda:windows=2")
+    whole = ("--baselines", "sleb:windows=3:until=0.5", "--granularity", "layer")
+    for more in (narrow, whole):
+        grid = ("compare", *SMALL, *more)
+        plan = planned("-o", tmp_path / "store", base=grid)
+        rows = polyprune(*grid, "-o", tmp_path / "store", "--format", "json").rows
+        for cell, row in zip(plan["cells"][1:], rows[1:], strict=True):
+            assert 4 * 32 < row["forward_tokens"] <= cell["forward_tokens"]  # more than the text once
+            if "race" not in row["initializer"]:  # selections that are the same run once
+                assert row["forward_tokens"] == cell["forward_tokens"]
+
+
 def test_what_is_left_counts_shared_scores_once_and_every_evaluation(tmp_path) -> None:
     plan = planned("-o", tmp_path / "new")
     metric, search, evaluation = 4 * 32, 2 * 8 * 2 * 32, 4 * 32

@@ -32,3 +32,10 @@ def test_they_set_what_the_papers_say_and_what_is_given_wins() -> None:
     assert (flap.calibration_samples, flap.seq_len, flap.repair, flap.scope) == (1024, 128, ("bias",), ("global",))
     assert parse(Comparison, {"preset": "wanda-sp"}).scope == ("layer",)
     assert parse(Comparison, {"preset": "shortgpt-paper"}).granularity == ("layer",)
+
+
+def test_a_quick_look_is_part_of_what_is_taken_unless_told() -> None:
+    quick, usual = parse(Comparison, {"preset": "quick"}), Comparison()
+    assert quick.steps < usual.steps
+    assert {str(metric) for metric in quick.baselines} < {str(metric) for metric in usual.baselines}
+    assert parse(Pruning, {"preset": "quick"}).as_comparison().steps == quick.steps

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.measure import Measurement
 from rich.text import Text
 
 from polyprune_core import report
@@ -134,11 +135,12 @@ def test_a_wider_table_shows_everything_that_a_narrower_one_does() -> None:
     assert heads[0] & needed == heads[-1] & needed
 
 
-@pytest.mark.parametrize("width", [80, 120, 220])
+@pytest.mark.parametrize("width", [40, 50, 80, 120, 220])
 def test_a_caption_explains_the_columns_that_stand_there_and_names_the_others(width: int) -> None:
     found = grid(3)
     grid_ = report.table(found, width)
     shown = {str(column.header) for column in grid_.columns}
+    assert Measurement.get(Console(width=1000), Console(width=1000).options, grid_).minimum <= width  # none is squeezed
     every = {column.title for column in report.COLUMNS if any(map(column.text, found.summaries()))}
     explained, _, named = str(grid_.caption).partition("Not shown, for want of room: ")
     assert set(filter(None, named.removesuffix(".").split(", "))) == every - shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyprune_core.errors import ConfigError, PluginError
+from polyprune_core.errors import ConfigError, ModelError, PluginError
 from polyprune_core.models.describe import describe
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.surgery import compact_state_dict
@@ -192,6 +192,19 @@ def test_one_granularity_twice_is_refused(llama, space_of) -> None:
 def test_a_space_without_units_is_refused(llama) -> None:
     with pytest.raises(ConfigError, match="no unit"):
         MaskSpace(describe(llama), [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 6, "num_key_value_heads": 4, "hidden_size": 96}, "96 rows .* among 4 entries of 16"),
+        ({"num_hidden_layers": 0}, "0 layers"),
+    ],
+)
+def test_a_model_that_cannot_be_cut_into_units_is_refused(tiny, changes, message) -> None:
+    model = tiny("llama", head_dim=16, **changes)
+    with pytest.raises(ModelError, match=message):
+        describe(model)
 
 
 @pytest.mark.parametrize(

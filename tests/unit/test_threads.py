@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from polyprune_core.utils.threads import use_threads
+from polyprune_core.utils.threads import computing_in
 
 
 @pytest.fixture(autouse=True)
@@ -25,25 +25,26 @@ def never(threads: int) -> float:
 
 
 def test_what_is_asked_is_taken() -> None:
-    use_threads(2, pytest.fail, never)
-    assert torch.get_num_threads() == 2
+    with computing_in(2, pytest.fail, never):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 3  # as before, for what comes after
 
 
 def test_the_environment_is_obeyed(monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    use_threads(None, pytest.fail, never)
-    assert torch.get_num_threads() == 3
+    with computing_in(None, pytest.fail, never):
+        assert torch.get_num_threads() == 3
 
 
 def test_all_are_taken_where_they_are_faster() -> None:
-    use_threads(None, pytest.fail, lambda threads: 1 / threads)
-    assert torch.get_num_threads() == 3
+    with computing_in(None, pytest.fail, lambda threads: 1 / threads):
+        assert torch.get_num_threads() == 3
 
 
 def test_one_is_taken_where_the_others_are_kept_waiting_and_that_is_said() -> None:
     told: list[str] = []
-    use_threads(None, told.append, lambda threads: 9.0 if threads > 1 else 0.5)
-    assert torch.get_num_threads() == 1
+    with computing_in(None, told.append, lambda threads: 9.0 if threads > 1 else 0.5):
+        assert torch.get_num_threads() == 1
     assert told == [
         "computing in 1 thread, which is 18.0 times as fast here and now as 3: other programs use the processor. "
         "--threads 3 takes all."
@@ -51,5 +52,5 @@ def test_one_is_taken_where_the_others_are_kept_waiting_and_that_is_said() -> No
 
 
 def test_a_measurement_takes_a_moment_and_leaves_one_of_the_two() -> None:
-    use_threads(None, lambda text: None)
-    assert torch.get_num_threads() in (1, 3)
+    with computing_in(None, lambda text: None):
+        assert torch.get_num_threads() in (1, 3)

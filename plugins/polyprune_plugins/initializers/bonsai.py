@@ -59,6 +59,10 @@ class Bonsai:
         scores[free] = worth
         return scores.float()
 
+    def windows_run(self, units: int, windows: int, held_back: int) -> int:
+        """See `Initializer`."""
+        return windows + self.masks * min(self.windows, windows)
+
     def prior(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         """Returns (U,) float64: |W| rms(x), the mean over a unit's columns."""
         norms = {axis: found.mean_square.sqrt() for axis, found in calibration.input_statistics().items()}

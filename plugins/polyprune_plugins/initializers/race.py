@@ -41,6 +41,14 @@ class Race:
         """The names of the metrics that take part."""
         return self.of.split("+")
 
+    def windows_run(self, units: int, windows: int, held_back: int) -> int:
+        """See `Initializer`: at most so many, as selections that are the same run once."""
+        run, field, seen = len(self.metrics) * windows, len(self.metrics) * len(SCALES) * 2, 0
+        while field > 1 and seen < held_back:
+            more = min(max(self.windows, seen), held_back - seen)
+            run, field, seen = run + field * more, math.ceil(field / 2), seen + more
+        return run
+
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
 

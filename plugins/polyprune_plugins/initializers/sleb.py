@@ -54,8 +54,7 @@ class Sleb:
         removed: list[int] = []
         left = self._candidates(space)
         scores = torch.full((len(space),), float(len(space)))
-        # The last unit has nothing to be compared with; 0.07 of 100 is 7, whatever floating point makes of it.
-        rounds = min(ceil(self.until * len(space) - 1e-9), len(left) - 1)
+        rounds = self._rounds(len(space), len(left))
         for done in range(rounds):
             losses = self._losses(removed, left, space, calibration)
             first, *left = [left[place] for place in torch.argsort(losses, stable=True).tolist()]
@@ -64,6 +63,15 @@ class Sleb:
         order = [*removed, *left]
         scores[order] = torch.arange(len(order), dtype=scores.dtype)
         return scores
+
+    def windows_run(self, units: int, windows: int, held_back: int) -> int:
+        """See `Initializer`: at most so many, as there may be barriers."""
+        runs = sum(range(units, units - self._rounds(units, units), -1))
+        return min(self.windows, windows) * max(runs, 1)
+
+    def _rounds(self, units: int, tried: int) -> int:
+        # The last unit has nothing to be compared with; 0.07 of 100 is 7, whatever floating point makes of it.
+        return min(ceil(self.until * units - 1e-9), tried - 1)
 
     def _candidates(self, space: MaskSpace) -> list[int]:
         """Returns the units between the barriers; raises ConfigError where that leaves none."""
