@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import pty
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -49,6 +48,8 @@ class Fork:
 
 def screen(environment: Mapping[str, str], *words: object) -> str:
     """Returns what a terminal gets from a command."""
+    import pty  # which Windows has not
+
     pid, ours = pty.fork()
     if not pid:
 
