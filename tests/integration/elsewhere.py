@@ -53,14 +53,18 @@ def screen(environment: Mapping[str, str], *words: object) -> str:
     pid, ours = pty.fork()
     if not pid:
 
-        def work() -> None:
+        def work() -> int:
             os.environ.clear()
             os.environ.update(environment)
             sys.stdin, sys.stdout, sys.stderr = (os.fdopen(end, "w" if end else "r") for end in range(3))
             sys.argv = ["polyprune", *map(str, words)]
-            with contextlib.suppress(SystemExit):
+            try:
                 main()
-            sys.stdout.flush()
+            except SystemExit as stop:
+                return int(stop.code or 0)
+            finally:
+                sys.stdout.flush()
+            return 0
 
         end_with(work)
     seen = b""
