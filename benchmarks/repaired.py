@@ -67,23 +67,24 @@ def lines(record: dict[str, Any], sparsity: float) -> list[Line]:
     return [_line(record, name, repair, list(rows.values()), dense) for (name, repair), rows in found.items()]
 
 
-def budgets(record: dict[str, Any]) -> dict[str, int]:
-    """Returns the forward tokens that the search of each row was given."""
-    return {
-        row: comparison["config"]["forward_tokens"]
-        for comparison in record["comparisons"].values()
-        if comparison["config"].get("estimators")
-        for row in comparison["rows"]
-    }
+def budgets(record: dict[str, Any]) -> dict[str, str]:
+    """Returns the forward tokens that the search of each row was given, in words."""
+    found = {}
+    for comparison in record["comparisons"].values():
+        config = comparison["config"]
+        if config.get("estimators"):
+            words = f"{short(config['forward_tokens'])} tokens{' at most' if config.get('early_stopping') else ''}"
+            found |= dict.fromkeys(comparison["rows"], words)
+    return found
 
 
-def _name(row: dict[str, Any], budget: int | None) -> str:
+def _name(row: dict[str, Any], budget: str | None) -> str:
     finer = "" if row["granularity"] == "head+channel" else f", {row['granularity'].split('+')[0]}s"
     if not row["estimator"]:
         # Of a metric that is told the sparsity there is one for every sparsity.
         alike = row["initializer"].removesuffix(f"={row['sparsity']:g}")
         return f"{alike}{finer}"
-    return f"{row['initializer']} → {row['estimator']}{finer}, {short(budget)} tokens"
+    return f"{row['initializer']} → {row['estimator']}{finer}, {budget}"
 
 
 def _places(row: dict[str, Any]) -> list[int]:
