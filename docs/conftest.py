@@ -23,15 +23,17 @@ from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.myst import CodeBlockParser, SkipParser
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "integration"))
 
-from commandline import polyprune
+from commandline import polyprune, runtimes_here
+from elsewhere import Here
 
 run_python = PythonEvaluator()
+LESS = dict.fromkeys(("CALIBRATION_SAMPLES", "REPAIR_SAMPLES", "LIMIT", "STEPS", "BATCH_SIZE"), "4")
+LESS |= dict.fromkeys(("SEQ_LEN", "EVAL_SEQ_LEN"), "64") | {"MASKS_PER_STEP": "2"}
 LESS_WORK = {
-    f"POLYPRUNE_{command}_{option}": "4"
-    for command in ("COMPARE", "PRUNE")
-    for option in ("CALIBRATION_SAMPLES", "REPAIR_SAMPLES", "LIMIT", "STEPS")
+    f"POLYPRUNE_{command}_{option}": amount for command in ("COMPARE", "PRUNE") for option, amount in LESS.items()
 }
 FILE_NAME = re.compile(r"# ([\w/-]+\.\w+)\n")
 WORD = re.compile(r"[^\W\d_]{2,}")
@@ -86,9 +88,14 @@ def output(example: Example) -> None:
 
 
 def enter(namespace: dict[str, Any]) -> None:
-    """Starts a page in a folder of its own, with less work where its commands leave the amount open."""
+    """Starts a page in a folder of its own, with less work where its commands leave the amount open.
+
+    What would start processes, workers and runtimes, is done in this one, which has its libraries loaded.
+    """
     change = namespace["__page__"] = ExitStack()
     change.enter_context(mock.patch.dict(os.environ, LESS_WORK))
+    change.enter_context(mock.patch("polyprune_core.utils.processes.Processes", Here))
+    change.enter_context(runtimes_here())
     change.enter_context(chdir(change.enter_context(tempfile.TemporaryDirectory(prefix="polyprune-docs-"))))
 
 

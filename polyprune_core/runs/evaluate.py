@@ -134,7 +134,7 @@ def _continued(loaded: LoadedModel, ids: Tensor, new_tokens: int) -> str:
     model = loaded.model
     ids = ids.to(model.device)
     with quiet():
-        written = model.generate(  # type: ignore[operator]
+        written = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, use_cache=True
         )
     return str(loaded.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))

@@ -93,7 +93,8 @@ class Harness:
     @property
     def itemsize(self) -> int:
         """Bytes of one number that the model computes with."""
-        return self.loaded.model.dtype.itemsize
+        itemsize: int = self.loaded.model.dtype.itemsize
+        return itemsize
 
     @property
     def stored_itemsize(self) -> int:

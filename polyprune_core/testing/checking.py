@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from polyprune_core.plugins.options import build
 from polyprune_core.plugins.registry import Registered
+
+Seen = TypeVar("Seen")
 
 
 class NotRun(Exception):
@@ -84,6 +86,18 @@ def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) 
     require(gap <= tolerance * largest, f"{what}: they differ by up to {gap:.3g}, where the largest is {largest:.3g}")
 
 
+def for_each_plugin(look: Callable[[Registered], Seen]) -> Callable[[Registered], Seen]:
+    """Has `look` called once for all checks of a plugin, which come after one another."""
+    last: list[tuple[Registered, Seen]] = []
+
+    def seen(plugin: Registered) -> Seen:
+        if not last or last[0][0] is not plugin:
+            last[:] = [(plugin, look(plugin))]
+        return last[0][1]
+
+    return seen
+
+
 @contextmanager
 def world_restored() -> Iterator[None]:
     """Puts the global generators and the gradient mode back as they were, whatever the block does to them."""
@@ -97,18 +111,32 @@ def world_restored() -> Iterator[None]:
             np.random.set_state(states[2])
 
 
-@contextmanager
-def global_randomness_unused() -> Iterator[None]:
-    """Raises AssertionError if the block draws from, or seeds, a generator that others share.
+@dataclass
+class Draws:
+    """Notes which generators that others share are drawn from, or seeded, in a `with` block.
 
     They are seeded first with a number that no plugin would choose, and so left: use it within `world_restored`.
     """
-    _seed()
-    expected = _drawn()
-    _seed()
-    yield
-    used = [name for name, number in _drawn().items() if number != expected[name]]
-    require(not used, f"the global generator of {' and of '.join(used)} was drawn from or seeded")
+
+    used: str = ""
+
+    def __enter__(self) -> Self:
+        _seed()
+        self._expected = _drawn()
+        _seed()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        used = [name for name, number in _drawn().items() if number != self._expected[name]]
+        self.used = f"the global generator of {' and of '.join(used)} was drawn from or seeded" if used else ""
+
+
+@contextmanager
+def global_randomness_unused() -> Iterator[None]:
+    """Raises AssertionError if the block draws from, or seeds, a generator that others share; see `Draws`."""
+    with Draws() as draws:
+        yield
+    require(not draws.used, draws.used)
 
 
 def _seed() -> None:

@@ -150,9 +150,7 @@ def repair_leaves_its_inputs_alone(plugin: Registered) -> None:
             pruned, before = _pruned(base), Snapshot(base.model)
             keep = pruned.selection.keep.clone()
             made(plugin).repair(pruned, tiny_calibration(base.model))
-            before.require_weights()
-            before.require_hooks()
-            before.require_flags()
+            before.require_as_it_was()
             require(torch.equal(pruned.selection.keep, keep), "the selection was changed")
 
 
@@ -165,9 +163,7 @@ def interrupted_repair_leaves_the_model_as_it_was(plugin: Registered) -> None:
             before = Snapshot(base.model)
             with contextlib.suppress(Stop, Exception):  # whatever it makes of the interruption
                 made(plugin).repair(pruned, tiny_calibration(base.model))
-            before.require_weights()
-            before.require_hooks()
-            before.require_flags()
+            before.require_as_it_was()
 
 
 @check("repair", FITS, ALONE)

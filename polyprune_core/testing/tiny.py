@@ -7,6 +7,7 @@ Symbols in shapes: U units, N windows, T tokens.
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -193,10 +194,18 @@ def tiny_calibration(
 
 def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:
     """Writes a tiny model and its tokenizer to `folder`, and returns the model as polyprune reads it from there."""
-    with quiet():
-        tiny_model(family).save_pretrained(folder)
-        tiny_tokenizer().save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _files(family).items():
+        (folder / name).write_bytes(content)
     return load_model(str(folder), dtype="float32", device="cpu")
+
+
+@cache
+def _files(family: str) -> dict[str, bytes]:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        _model(family).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def tiny_pruned(base: LoadedModel, space: MaskSpace, keep: Tensor, **recipe: Any) -> PrunedModel:

@@ -22,6 +22,12 @@ class Snapshot:
         self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.hooks, self.flags = hooks_of(model), copy.deepcopy(self._flags())
 
+    def require_as_it_was(self) -> None:
+        """Weights, hooks and flags are what they were."""
+        self.require_weights()
+        self.require_hooks()
+        self.require_flags()
+
     def require_weights(self) -> None:
         """Weights and buffers are the same bits."""
         now = self.model.state_dict()

@@ -23,7 +23,6 @@ from polyprune_core.cli.new import KINDS, LONGEST_NAME, new
 from polyprune_core.cli.plugins import plugins
 from polyprune_core.plugins import hookspecs
 from polyprune_core.plugins.registry import KINDS as ALL_KINDS
-from polyprune_core.testing import run_checks
 from polyprune_core.testing.checks import checks_for
 
 
@@ -100,7 +99,6 @@ def test_a_new_package_passes_the_kit_and_its_own_tests_as_generated(run, tmp_pa
     assert f"polyprune plugins check {name}" in out
     with _found(str(folder)) as registry:
         assert [(item.kind, item.provider.name) for item in registry.all()] == [(kind, name)]
-        assert {result.status for result in run_checks(registry.all())} == {"passed"}
     assert run_own_tests(folder) == {"passed": len(checks_for(kind))}
 
 

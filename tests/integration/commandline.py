@@ -6,7 +6,11 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -51,3 +55,18 @@ def refused(run: Run, *parts: object) -> None:
     assert complaints == run.err.splitlines()[-1:]
     for part in parts:
         assert str(part) in complaints[0]
+
+
+@contextlib.contextmanager
+def runtimes_here() -> Iterator[None]:
+    """Has runtimes answer in this process, which has its libraries loaded, where `--verify` would start a new one."""
+    from polyprune_core.evaluation import runtime_driver
+    from polyprune_core.runs import verification
+
+    def run(command: list[str], **_: object) -> CompletedProcess[str]:
+        answer = runtime_driver.ask(json.loads(Path(command[-2]).read_text("utf-8")))
+        Path(command[-1]).write_text(json.dumps(answer), "utf-8")
+        return CompletedProcess(command, 0, "", "")
+
+    with mock.patch.object(verification, "subprocess", SimpleNamespace(run=run)):
+        yield

@@ -22,6 +22,15 @@ def short_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def runtime_here() -> Iterator[None]:
+    """Runtimes answer in this process."""
+    from commandline import runtimes_here
+
+    with runtimes_here():
+        yield
+
+
 @pytest.fixture(scope="module")
 def two_short_texts(short_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Those texts in the current folder, a new one for each file of tests."""

@@ -74,6 +74,7 @@ def test_compare_refuses_it_of_a_target(tmp_path, nothing_scored) -> None:
     refused(done, "--repair bias adds biases", "--target masked has no place for them")
 
 
+@pytest.mark.usefixtures("runtime_here")
 def test_what_was_decided_with_biases_is_refused_or_written_whole(repaired, masks, tmp_path) -> None:
     for exporter in ("masked", "huggingface:pad=widest"):
         done = polyprune("export", masks, "--exporter", exporter, "--output", tmp_path / "refused", "--quiet")

@@ -14,7 +14,8 @@ from polyprune_core.runs import harness
 
 SMALL = ("-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
 SMALL += ("--batch-size", "2", "--steps", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")
-FEW = ("compare", *SMALL, "--baselines", "wanda", "--estimators", "rloo", "--format", "json")
+FEW = ("compare", *SMALL, "--baselines", "wanda", "--scope", "kind", "--scale", "raw", "--estimators", "rloo")
+FEW += ("--format", "json")
 
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pty
 import re
 import shutil
 import signal
@@ -12,14 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 from click.shell_completion import BashComplete
 from commandline import polyprune
+from elsewhere import Fork, screen
+from forks import forks
 
 from polyprune_core.cli import cli
+from polyprune_core.search import checkpoint
 
 PROGRAM = "from polyprune_core.cli import main; main()"
 SMALL = ("compare", "-m", "tiny", "--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--batch-size", "2")
@@ -118,23 +118,10 @@ def test_a_pipe_gets_a_line_a_cell_with_its_number_and_no_bars(texts, tmp_path) 
     assert "━" not in run.err
 
 
-def screen(command: list[str], **changes: str) -> bytes:
-    """Returns what a terminal gets from a command."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**changes)) as process:
-        os.close(theirs)
-        seen = b""
-        with contextlib.suppress(OSError):  # how Linux tells that nobody writes to the terminal any more
-            while block := os.read(ours, 65536):
-                seen += block
-        os.close(ours)
-    assert process.returncode == 0, seen
-    return seen
-
-
+@forks
 def test_a_terminal_sees_the_grid_run_and_keeps_the_cells_and_the_table(texts, tmp_path) -> None:
-    command = [sys.executable, "-c", PROGRAM, *SMALL, *texts, "-o", str(tmp_path / "store")]
-    seen = screen(command, COLUMNS="80", LINES="40", NO_COLOR="1").decode()
+    terminal = environment(COLUMNS="80", LINES="40", NO_COLOR="1")
+    seen = screen(terminal, *SMALL, *texts, "-o", tmp_path / "store")
     text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", seen)
     assert re.search(r"cells 0 of 4", text)
     assert re.search(r"4/4.*thinet → rloo", text)
@@ -142,22 +129,19 @@ def test_a_terminal_sees_the_grid_run_and_keeps_the_cells_and_the_table(texts, t
     assert not re.search(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d)m", seen)
 
 
-def _interruptible() -> None:
-    """Undoes what a shell does to its background jobs, whose children ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
+@forks
 def test_an_interruption_is_one_line_that_says_how_to_go_on(texts, tmp_path) -> None:
-    command = [sys.executable, "-c", PROGRAM, *SMALL, *texts, "-o", str(tmp_path / "store"), "--steps", "100000"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment(), preexec_fn=_interruptible, **pipes) as run:
-        while not list(tmp_path.glob("store/cells/*.search.safetensors")):
-            assert run.poll() is None
-            time.sleep(0.1)
-        run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=60)
-    assert (run.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == (
+    def prepare() -> None:
+        checkpoint.SECONDS_BETWEEN = 0.0
+
+    run = Fork(prepare, *SMALL, *texts, "-o", tmp_path / "store", "--steps", "100000")
+    while not list(tmp_path.glob("store/cells/*.search.safetensors")):
+        assert not os.waitpid(run.pid, os.WNOHANG)[0]
+        time.sleep(0.1)
+    os.kill(run.pid, signal.SIGINT)
+    stopped = run.finished()
+    assert (stopped.status, stopped.out) == (130, "")
+    assert stopped.err.splitlines()[-1] == (
         "polyprune: interrupted; finished cells are kept, and the same command goes on from there."
     )
-    assert "Traceback" not in err
+    assert "Traceback" not in stopped.err

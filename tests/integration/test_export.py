@@ -78,6 +78,7 @@ def test_masks_become_the_model_that_prune_would_have_written(masks, tmp_path) -
     assert f"| {scored['text']} | {scored['window']} | {scored['tokens']:,} | {scored['perplexity']:.4f} | " in card
 
 
+@pytest.mark.usefixtures("runtime_here")
 def test_a_finished_cell_becomes_a_model_by_the_beginning_of_its_id_or_by_its_file(masks, store, tmp_path) -> None:
     cell = wanda_cell(store)
     run = export(store, tmp_path / "by-id", "--cell", cell[:6], "--verify", "--format", "json")
@@ -95,6 +96,7 @@ def test_a_finished_cell_becomes_a_model_by_the_beginning_of_its_id_or_by_its_fi
     assert all(torch.equal(by_file[name], tensor) for name, tensor in same.items())
 
 
+@pytest.mark.usefixtures("runtime_here")
 def test_a_cell_goes_to_masks_and_those_to_another_budget(store, tmp_path) -> None:
     cell = wanda_cell(store)
     assert export(store, tmp_path / "masks", "--cell", cell, "--exporter", "masks", "--verify").status == 0

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from forks import forks, in_a_fork
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -357,22 +358,24 @@ def test_code_in_a_folder_of_ours_is_never_run(
 
 
 WITHOUT_TRUST = """
-import sys, torch, polyprune_core
+import torch, polyprune_core
 from transformers import AutoModelForCausalLM, AutoTokenizer
 polyprune_core.register_models()
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False, dtype=torch.float32)
-AutoTokenizer.from_pretrained(sys.argv[1])
-torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])
+folder, ids, logits = arguments
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
+AutoTokenizer.from_pretrained(folder)
+torch.save(model(torch.load(ids)).logits, logits)
 """
 
 
+@forks
 def test_transformers_loads_it_without_trust_once_our_classes_are_registered(
     exports: dict[str, Exported], ids: torch.Tensor, tmp_path: Path
 ) -> None:
     export = exports["llama heads and channels"]
     torch.save(ids, tmp_path / "ids.pt")
     arguments = [export.report.path, tmp_path / "ids.pt", tmp_path / "logits.pt"]
-    subprocess.run([sys.executable, "-c", WITHOUT_TRUST, *map(str, arguments)], check=True, timeout=300)
+    in_a_fork(lambda: exec(WITHOUT_TRUST, {"arguments": list(map(str, arguments))}))
     assert float((torch.load(tmp_path / "logits.pt") - export.compacted).abs().max()) <= 1e-5
 
 

@@ -135,6 +135,7 @@ def test_a_float32_model_stays_one_whatever_it_is_computed_in(tiny_folder, tmp_p
     assert record["reloaded"]["nll"] == pytest.approx(record["in_memory"]["nll"], rel=1e-3)
 
 
+@pytest.mark.usefixtures("runtime_here")
 def test_another_number_format_is_written_where_it_is_asked_for(tiny_folder, tmp_path) -> None:
     in_float32(tiny_folder)
     masks, half = tmp_path / "masks", tmp_path / "half"

@@ -27,7 +27,7 @@ from polyprune_plugins.exporters.huggingface import HuggingFace
 
 TEXT = ("--limit", "2", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4", "--batch-size", "2")
 TEXT += ("--calibration", "learn.txt", "--evaluation", "test.txt")
-TINY = ("-m", "tiny", *TEXT)
+TINY = ("-m", "tiny", *TEXT, "--initializer", "wanda", "--scope", "kind", "--scale", "raw")
 GRANULARITIES = ("head+channel", "layer", "attention", "mlp")
 # Of the bundled model's layers, attentions or MLPs half are removed, so that something is.
 SPARSITY = {"head+channel": 0.3, "layer": 0.5, "attention": 0.5, "mlp": 0.5}

@@ -29,6 +29,8 @@ FEW: dict[str, Any] = {
     "seq_len": 32,
     "eval_seq_len": 32,
     "calibration_samples": 4,
+    "scope": "kind",
+    "scale": "raw",
 }
 GRID = FEW | {"baselines": ["random", "wanda"], "sparsity": [0.2, 0.3], "seeds": range(2)}
 # Options of the commands that are about streams and files of settings.
@@ -62,6 +64,7 @@ def test_compare_gives_the_numbers_of_the_command_line(results) -> None:
     run = polyprune(
         *("compare", "-m", "tiny", "--calibration", "learn.txt", "--evaluation", "test.txt", "--limit", 4),
         *("--seq-len", 32, "--eval-seq-len", 32, "--calibration-samples", 4, "--baselines", "random,wanda"),
+        *("--scope", "kind", "--scale", "raw"),
         *("-s", "0.2,0.3", "--seeds", "0,1", "-o", "by-command", "--format", "json", "-q"),
     )
     ours = [(row.id, row.perplexity) for row in results.rows]
@@ -155,6 +158,7 @@ def test_a_row_without_a_model_is_refused(results) -> None:
         results.of(results.from_json(results.to_json())).pruned(results.rows[1])
 
 
+@pytest.mark.usefixtures("runtime_here")
 def test_a_pruned_model_is_exported_and_evaluated() -> None:
     made = prune(**FEW, initializer="random", sparsity=0.3, quiet=True)
     report = made.export("huggingface", "exported", verify=True)

@@ -94,18 +94,18 @@ def alone(short_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[t
     return results(polyprune(*COMPARE, *texts, *POOLED, "--baselines", "random,magnitude", "-o", store))
 
 
-@pytest.mark.parametrize("fault", IN_A_RUN)
-def test_a_fault_in_a_run_is_blamed_and_the_other_cells_are_as_if_it_had_not_been(
-    install, alone, tmp_path, fault
-) -> None:
-    body, told = IN_A_RUN[fault]
-    install("strangers-metric", metric("faulty", body), version="0.7")
-    run = polyprune(*COMPARE, *POOLED, "--baselines", "faulty,random,magnitude", "-o", tmp_path / "mixed")
+def test_faults_in_a_run_are_blamed_and_the_other_cells_are_as_if_they_had_not_been(install, alone, tmp_path) -> None:
+    for fault, (body, _) in IN_A_RUN.items():
+        install(f"strangers-{fault}", metric(fault, body), version="0.7")
+    run = polyprune(
+        *COMPARE, *POOLED, "--baselines", ",".join([*IN_A_RUN, "random,magnitude"]), "-o", tmp_path / "mixed"
+    )
     assert run.status == 1
-    (failed,) = [row for row in run.rows if row["status"] == "failed"]
-    assert failed["initializer"] == "faulty"
-    assert failed["error"].startswith("initializer 'faulty' of strangers-metric 0.7")
-    assert told in failed["error"]
+    failed = {row["initializer"]: row["error"] for row in run.rows if row["status"] == "failed"}
+    assert failed.keys() == IN_A_RUN.keys()
+    for fault, (_, told) in IN_A_RUN.items():
+        assert failed[fault].startswith(f"initializer '{fault}' of strangers-{fault} 0.7")
+        assert told in failed[fault]
     assert len(alone) == 3
     assert results(run) == alone
 

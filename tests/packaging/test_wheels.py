@@ -164,10 +164,9 @@ def test_installed_plugins_are_listed_with_their_distributions(programs) -> None
     assert finished.stderr == ""
 
 
-@pytest.mark.parametrize("name", ADDED)
-def test_installed_plugins_pass_the_kit(programs, name) -> None:
-    said = succeeded(run(programs / "polyprune", "plugins", "check", name))
-    assert f"initializer {name} ({ADDED[name]} {VERSION[ADDED[name]]})" in said
+def test_an_installed_plugin_passes_the_kit(programs) -> None:
+    said = succeeded(run(programs / "polyprune", "plugins", "check", "ria"))
+    assert f"initializer ria (polyprune-example {VERSION['polyprune-example']})" in said
     assert ", 0 failed, 0 not run" in said
 
 

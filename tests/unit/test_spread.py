@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from forks import forked_workers
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
@@ -23,7 +24,7 @@ from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.utils.crew import Engine
 from polyprune_core.utils.processes import Processes
 
-NAMES = {"processes": "polyprune_core.utils.worker", "ray": "ray::Member"}
+NAMES = {"processes": "", "ray": "ray::Member"}  # of workers; a fork has the name of this process
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +51,15 @@ def text() -> Tensor:
 
 
 @pytest.fixture(scope="module", params=["processes", pytest.param("ray", marks=pytest.mark.slow)])
-def engine(request: pytest.FixtureRequest) -> tuple[str, Callable[[], Engine]]:
+def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, Callable[[], Engine]]]:
     if request.param == "processes":
-        return request.param, Processes
+        with forked_workers():
+            yield request.param, Processes
+        return
     pytest.importorskip("ray")
     from polyprune_core.utils.ray_workers import RayWorkers, Share
 
-    return request.param, lambda: RayWorkers(share=Share(cpus=0.5))
+    yield request.param, lambda: RayWorkers(share=Share(cpus=0.5))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ FEW = ("compare", *SMALL, "--baselines", "random", "--estimators", "rloo")
 # The same without the choice of a pooling.
 FEWER = (*FEW, "--scope", "kind", "--scale", "raw")
 NOT_THE_RESULT = {"search_seconds", "peak_memory_mb"}
-IN_ANOTHER_PROCESS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def grid(store: Path, *more: object, base: tuple[str, ...] = GRID) -> Run:

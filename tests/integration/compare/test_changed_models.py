@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commandline import refused
+from commandline import Run, refused
 from grids import FEWER, grid, results_of
-from test_failing_cells import BROKEN, Estimator, Initializer, failed_alone, installed
+from test_failing_cells import BROKEN, Estimator, Initializer, added, failed_alone, installed, names_of
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -32,8 +33,9 @@ def the_model() -> Any:
     return LOADED[-1]
 
 
-@pytest.fixture(autouse=True)
-def seen(monkeypatch: pytest.MonkeyPatch) -> Any:
+@contextmanager
+def watched(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Has `the_model` find what commands load."""
     load = opening.load_model
 
     def loading(*names: Any, **options: Any) -> Any:
@@ -41,9 +43,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Any:
         LOADED.append(loaded.model)
         return loaded
 
-    monkeypatch.setattr(opening, "load_model", loading)
+    patch.setattr(opening, "load_model", loading)
     yield
     LOADED.clear()
+
+
+@pytest.fixture(autouse=True)
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with watched(monkeypatch):
+        yield
 
 
 @torch.no_grad()
@@ -137,8 +145,8 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
 }
 
 
-@pytest.fixture
-def as_before() -> Any:
+@contextmanager
+def put_back() -> Iterator[None]:
     """Leaves nothing of a change behind for other tests, whatever the command did about it."""
     places = (torch.nn.functional, LlamaMLP)
     before = [dict(vars(place)) for place in places]
@@ -149,6 +157,12 @@ def as_before() -> Any:
                 delattr(place, name)
             elif vars(place)[name] is not known[name]:
                 setattr(place, name, known[name])
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    with put_back():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -164,36 +178,48 @@ def scored(space: Any, change: Callable[[Any], None]) -> torch.Tensor:
     return torch.arange(len(space)).float()
 
 
-@pytest.mark.parametrize("what", CHANGES)
-@pytest.mark.usefixtures("as_before")
-def test_an_initializer_that_changes_what_rows_are_measured_with_fails_and_the_others_are_right(
-    installed, tmp_path, alone, what
-) -> None:
-    change, told = CHANGES[what]
-    installed("initializer", "faulty", Initializer(lambda space: scored(space, change)))
-    mixed = grid(tmp_path / "mixed", "--baselines", "faulty,random", base=FEWER)
-    reason = failed_alone(mixed, "faulty", tmp_path / "mixed")
-    for part in ("initializer 'faulty'", str(BROKEN), told):
-        assert part in reason
-    assert results_of([row for row in mixed.rows if row["initializer"] != "faulty"]) == alone
-
-
-@pytest.mark.parametrize("what", ["a buffer", "a shape", "a function of torch"])
-@pytest.mark.usefixtures("as_before")
-def test_an_estimator_that_changes_the_model_behind_its_back_fails_and_the_others_are_right(
-    installed, tmp_path, alone, what
-) -> None:
+def faulty(what: str, kind: str) -> Any:
+    """Returns a plugin that changes what rows are measured with, behind its back."""
     change = CHANGES[what][0]
 
     def gradient(policy: Any, losses: Any) -> Any:
         change(the_model())
         return torch.zeros_like(policy.keep_prob), None
 
-    installed("estimator", "faulty", Estimator(gradient))
-    mixed = grid(tmp_path / "mixed", "--estimators", "faulty,rloo", base=FEWER)
-    reason = failed_alone(mixed, "faulty", tmp_path / "mixed")
-    assert "estimator 'faulty'" in reason
-    assert results_of([row for row in mixed.rows if row["estimator"] != "faulty"]) == alone
+    return Estimator(gradient) if kind == "estimator" else Initializer(lambda space: scored(space, change))
+
+
+NAMES = {what: what.replace(" ", "-") for what in CHANGES}
+OF_SEARCHES = {f"{NAMES[what]}-in-a-search": what for what in ("a buffer", "a shape", "a function of torch")}
+
+
+@pytest.fixture(scope="module")
+def mixed(two_short_texts: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, str]]:
+    """A grid with every change in a cell of its own, before the others, and the reasons by their plugins."""
+    store = tmp_path_factory.mktemp("mixed")
+    plugins = {name: ("initializer", faulty(what, "initializer")) for what, name in NAMES.items()}
+    plugins |= {name: ("estimator", faulty(what, "estimator")) for name, what in OF_SEARCHES.items()}
+    with pytest.MonkeyPatch.context() as patch, put_back(), watched(patch):
+        added(patch, plugins)
+        asked = ("--baselines", names_of(plugins, "initializer") + ",random")
+        asked += ("--estimators", names_of(plugins, "estimator") + ",rloo")
+        run = grid(store, *asked, base=FEWER)
+    return run, failed_alone(run, store, *plugins)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_an_initializer_that_changes_what_rows_are_measured_with_fails(mixed, what) -> None:
+    for part in (f"initializer '{NAMES[what]}'", str(BROKEN), CHANGES[what][1]):
+        assert part in mixed[1][NAMES[what]]
+
+
+@pytest.mark.parametrize("name", OF_SEARCHES)
+def test_an_estimator_that_changes_the_model_behind_its_back_fails(mixed, name) -> None:
+    assert f"estimator '{name}'" in mixed[1][name]
+
+
+def test_the_rows_after_all_changes_are_right(mixed, alone) -> None:
+    assert results_of([row for row in mixed[0].rows if row["status"] == "ok"]) == alone
 
 
 def test_what_units_cost_is_not_a_plugins_to_change(installed, tmp_path, alone) -> None:
@@ -203,7 +229,7 @@ def test_what_units_cost_is_not_a_plugins_to_change(installed, tmp_path, alone) 
 
     installed("initializer", "faulty", Initializer(score))
     mixed = grid(tmp_path, "--baselines", "faulty,random", base=FEWER)
-    assert "the cost of units of head+channel" in failed_alone(mixed, "faulty", tmp_path)
+    assert "the cost of units of head+channel" in failed_alone(mixed, tmp_path, "faulty")["faulty"]
     assert results_of([row for row in mixed.rows if row["initializer"] != "faulty"]) == alone
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
-from elsewhere import Here
-from grids import GRID, IN_ANOTHER_PROCESS, cell_files, grid, results_of
+from elsewhere import Fork, Here
+from forks import forked_workers, forks
+from grids import GRID, cell_files, grid, results_of
 
 from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.registry import load_registry
@@ -34,11 +33,13 @@ LONG = {
 
 
 @pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> tuple[str, ...]:
+def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
     if request.param == "ray":
         pytest.importorskip("ray")
-        return ("--executor", "ray", "--workers", "2", "--cpus-per-cell", "0.5", "--threads", "1")
-    return ("--workers", "2", "--threads", "1")
+        yield ("--executor", "ray", "--workers", "2", "--cpus-per-cell", "0.5", "--threads", "1")
+    else:
+        with forked_workers():
+            yield ("--workers", "2", "--threads", "1")
 
 
 @pytest.fixture
@@ -201,23 +202,29 @@ def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_
     assert results_of([row.to_json() for row in many.rows]) == results_of([row.to_json() for row in one.rows])
 
 
-def test_an_interrupted_run_leaves_no_worker_and_a_store_that_goes_on(tmp_path, cells_run) -> None:
-    command = [sys.executable, "-c", "from polyprune_core.cli import main; main()", *GRID, "--workers", "2"]
-    command += ["--threads", "1", "-o", str(tmp_path / "store")]
-    environment = os.environ | IN_ANOTHER_PROCESS
-    run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert run.stderr
-    seen = next(line for line in run.stderr if "/10 " in line)
-    assert seen.startswith("1/10 ")
-    workers = [child.pid for child in psutil.Process(run.pid).children(recursive=True)]
+@forks
+def test_an_interrupted_run_leaves_no_worker_and_a_store_that_goes_on_to_the_same_rows(
+    unbroken, tmp_path, cells_run
+) -> None:
+    """Its workers are interpreters of their own, as they are for a user."""
+    store = tmp_path / "store"
+    run = Fork(os.setsid, *GRID, "--workers", "2", "--threads", "1", "-o", store)
+    here = psutil.Process(run.pid)
+    while not cell_files(store):
+        assert not os.waitpid(run.pid, os.WNOHANG)[0]
+        time.sleep(0.05)
+    workers = [child.pid for child in here.children(recursive=True)]
     assert workers
     os.killpg(run.pid, signal.SIGINT)  # as Ctrl-C does: to the whole group
-    assert run.wait(60) == 130, run.stderr.read()
+    stopped = run.finished()
+    assert stopped.status == 130, stopped.err
     until = time.monotonic() + 10
     while any(map(psutil.pid_exists, workers)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(psutil.pid_exists, workers))
-    finished = len(cell_files(tmp_path / "store"))
+    finished = len(cell_files(store))
     assert finished >= 1
-    assert grid(tmp_path / "store").status == 0
+    rest = grid(store)
+    assert rest.status == 0, rest.err
     assert len(cells_run) == 10 - finished
+    assert results_of(rest.rows) == results_of(unbroken[1].rows)

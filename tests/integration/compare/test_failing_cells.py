@@ -52,108 +52,106 @@ def explode(*_: Any) -> Any:
     raise ZeroDivisionError("what went wrong\nand more of it")
 
 
+def added(monkeypatch: pytest.MonkeyPatch, plugins: dict[str, tuple[str, Any]]) -> None:
+    """Makes more plugins known: (kind, implementation) by their names."""
+    known = load_registry().all()
+    more = [
+        Registered(kind, Provider(name, "made for a test", lambda made=made: made), BROKEN)
+        for name, (kind, made) in plugins.items()
+    ]
+    monkeypatch.setattr("polyprune_core.plugins.registry.load_registry", lambda: Registry([*known, *more], problems=()))
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes one more plugin known: installed(kind, name, implementation)."""
-    known = load_registry().all()
-
-    def install(kind: str, name: str, implementation: Any) -> None:
-        item = Registered(kind, Provider(name, "made for a test", lambda: implementation), BROKEN)
-        monkeypatch.setattr(
-            "polyprune_core.plugins.registry.load_registry", lambda: Registry([*known, item], problems=())
-        )
-
-    return install
+    return lambda kind, name, implementation: added(monkeypatch, {name: (kind, implementation)})
 
 
-def failed_alone(run: Run, name: str, store: Path) -> str:
-    """Checks that the cells of plugin `name` failed, with a reason on stderr, and no others; returns the reason."""
+def names_of(plugins: dict[str, tuple[str, Any]], kind: str) -> str:
+    return ",".join(name for name, (of, _) in plugins.items() if of == kind)
+
+
+def failed_alone(run: Run, store: Path, *names: str) -> dict[str, str]:
+    """Checks that the cells of these plugins failed, with a reason on stderr, and no others; returns the reasons."""
     assert run.status == 1, run.err
     failed = [row for row in run.rows if row["status"] == "failed"]
     assert failed
     for row in run.rows:
-        assert (row["status"] == "failed") == (name in (row["initializer"], row["estimator"]))
+        assert (row["status"] == "failed") == bool({row["initializer"], row["estimator"]} & {*names})
         assert (row["perplexity"] is None) == (row["status"] == "failed")
         assert (store / "cells" / f"{row['id']}.json").exists() == (row["status"] == "ok")
     assert "Traceback" not in run.err
     lines = [line for line in run.err.splitlines() if "failed: " in line]
     assert len(lines) == len(failed)
     assert not list(store.glob("cells/*.search.safetensors"))
+    reasons = {}
     for line, row in zip(lines, failed, strict=True):
+        (name,) = {row["initializer"], row["estimator"]} & {*names}
         assert name in line
         assert line.endswith(row["error"])
+        reasons[name] = row["error"]
     assert f"{len(failed)} of {len(run.rows)} cells failed" in run.err
-    return failed[0]["error"]
+    return reasons
 
 
-SCORES = {
-    "not finite": lambda space: torch.full((len(space),), math.nan),
-    "too few": lambda space: torch.zeros(3),
-    "a list": lambda space: [0.0] * len(space),
+FAULTY: dict[str, tuple[str, Any]] = {
+    "not-finite": ("initializer", Initializer(lambda space: torch.full((len(space),), math.nan))),
+    "too-few": ("initializer", Initializer(lambda space: torch.zeros(3))),
+    "a-list": ("initializer", Initializer(lambda space: [0.0] * len(space))),
+    "raises": ("initializer", Initializer(explode)),
+    "few-slopes": ("estimator", Estimator(lambda policy, losses: (torch.zeros(3), None))),
+    "steep": ("estimator", Estimator(lambda policy, losses: (torch.full_like(policy.keep_prob, math.inf), None))),
+    "other-units": (
+        "estimator",
+        Estimator(masks=lambda policy, count, rng: MaskBatch(torch.ones(count, 3, dtype=torch.bool))),
+    ),
+    "too-many": ("estimator", Estimator(masks=lambda policy, count, rng: policy.sample(3 * count, rng))),
+    "numbers": (
+        "estimator",
+        Estimator(masks=lambda policy, count, rng: MaskBatch(torch.rand(count, len(policy.keep_prob), generator=rng))),
+    ),
+    "raises-on-masks": ("estimator", Estimator(masks=explode)),
+    "raises-on-losses": ("estimator", Estimator(explode)),
+    "no-state": ("estimator", Estimator(lambda policy, losses: policy.keep_prob)),
+    "list-of-slopes": ("estimator", Estimator(lambda policy, losses: ([0.0], None))),
 }
+TOO_FEW = FAULTY["too-few"][1]
 
 
-@pytest.mark.parametrize("fault", SCORES)
-def test_an_initializer_that_returns_what_it_must_not_fails_its_own_cell(installed, tmp_path, fault) -> None:
-    installed("initializer", "faulty", Initializer(SCORES[fault]))
-    reason = failed_alone(grid(tmp_path, "--baselines", "faulty,random", base=FEWER), "faulty", tmp_path)
-    assert "'faulty'" in reason
-    assert str(BROKEN) in reason
+@pytest.fixture(scope="module")
+def mixed(two_short_texts: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, str]]:
+    """A grid with every fault in a cell of its own, and the reasons by their plugins."""
+    store = tmp_path_factory.mktemp("mixed")
+    with pytest.MonkeyPatch.context() as patch:
+        added(patch, FAULTY)
+        asked = ("--baselines", names_of(FAULTY, "initializer") + ",random")
+        asked += ("--estimators", names_of(FAULTY, "estimator") + ",rloo")
+        run = grid(store, *asked, base=FEWER)
+    return run, failed_alone(run, store, *FAULTY)
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_plugin_at_fault_fails_its_own_cell_and_is_named(mixed, name) -> None:
+    reason = mixed[1][name]
+    for part in (FAULTY[name][0], f"'{name}'", str(BROKEN)):
+        assert part in reason
+    assert len(reason.splitlines()) == 1
+    if name in ("few-slopes", "steep"):
+        assert "gradient" in reason
+        assert "2088" in reason
+
+
+def test_the_other_cells_and_the_model_are_as_if_the_failing_ones_were_not_there(mixed, tmp_path) -> None:
+    alone = grid(tmp_path, base=FEWER)
+    assert results_of([row for row in mixed[0].rows if row["status"] == "ok"]) == results_of(alone.rows)
 
 
 def test_searches_from_a_failing_initializer_fail_and_those_from_others_do_not(installed, tmp_path) -> None:
-    installed("initializer", "faulty", Initializer(SCORES["not finite"]))
+    installed("initializer", "faulty", FAULTY["not-finite"][1])
     run = grid(tmp_path, "--initializers", "faulty,wanda", base=FEWER)
-    failed_alone(run, "faulty", tmp_path)
+    failed_alone(run, tmp_path, "faulty")
     assert [row["status"] for row in run.rows] == ["ok", "ok", "failed", "failed", "ok", "ok"]
-
-
-GRADIENTS = {
-    "too few": lambda policy, losses: (torch.zeros(3), None),
-    "not finite": lambda policy, losses: (torch.full_like(policy.keep_prob, math.inf), None),
-}
-
-
-@pytest.mark.parametrize("fault", GRADIENTS)
-def test_an_estimator_that_returns_what_it_must_not_fails_its_own_cell(installed, tmp_path, fault) -> None:
-    installed("estimator", "faulty", Estimator(GRADIENTS[fault]))
-    reason = failed_alone(grid(tmp_path, "--estimators", "faulty,rloo", base=FEWER), "faulty", tmp_path)
-    for part in ("'faulty'", str(BROKEN), "gradient", "2088"):
-        assert part in reason
-
-
-MASKS = {
-    "of other units": lambda policy, count, rng: MaskBatch(torch.ones(count, 3, dtype=torch.bool)),
-    "too many": lambda policy, count, rng: policy.sample(3 * count, rng),
-    "numbers": lambda policy, count, rng: MaskBatch(torch.rand(count, len(policy.keep_prob), generator=rng)),
-}
-
-
-@pytest.mark.parametrize("fault", MASKS)
-def test_an_estimator_that_draws_what_it_must_not_fails_its_own_cell(installed, tmp_path, fault) -> None:
-    installed("estimator", "faulty", Estimator(masks=MASKS[fault]))
-    failed_alone(grid(tmp_path, "--estimators", "faulty,rloo", base=FEWER), "faulty", tmp_path)
-
-
-RAISING: dict[str, tuple[str, Any]] = {
-    "scores": ("initializer", Initializer(explode)),
-    "masks": ("estimator", Estimator(masks=explode)),
-    "gradient": ("estimator", Estimator(explode)),
-    "a gradient without a state": ("estimator", Estimator(lambda policy, losses: policy.keep_prob)),
-    "a gradient that is a list": ("estimator", Estimator(lambda policy, losses: ([0.0], None))),
-}
-
-
-@pytest.mark.parametrize("place", RAISING)
-def test_an_ordinary_exception_of_a_plugin_fails_its_own_cell(installed, tmp_path, place) -> None:
-    kind, implementation = RAISING[place]
-    installed(kind, "faulty", implementation)
-    option = {"initializer": "--baselines", "estimator": "--estimators"}[kind]
-    others = {"initializer": "random", "estimator": "rloo"}[kind]
-    reason = failed_alone(grid(tmp_path, option, f"faulty,{others}", base=FEWER), "faulty", tmp_path)
-    assert "faulty" in reason
-    assert str(BROKEN) in reason
-    assert len(reason.splitlines()) == 1
 
 
 def test_verbose_shows_where_in_the_plugin_it_was(installed, tmp_path) -> None:
@@ -170,16 +168,9 @@ def test_an_ordinary_exception_of_a_granularity_is_one_line_that_names_it(instal
     refused(grid(tmp_path, "--granularity", "faulty", base=FEWER), "faulty", BROKEN)
 
 
-def test_the_other_cells_and_the_model_are_as_if_the_failing_ones_were_not_there(installed, tmp_path) -> None:
-    installed("initializer", "faulty", Initializer(SCORES["too few"]))
-    mixed = grid(tmp_path / "mixed", "--baselines", "faulty,random", base=FEWER)
-    alone = grid(tmp_path / "alone", base=FEWER)
-    assert results_of([row for row in mixed.rows if row["initializer"] != "faulty"]) == results_of(alone.rows)
-
-
 def test_a_failed_cell_is_run_again_and_the_others_are_not(installed, tmp_path, cells_run) -> None:
     asked = ("--baselines", "faulty,random")
-    installed("initializer", "faulty", Initializer(SCORES["too few"]))
+    installed("initializer", "faulty", TOO_FEW)
     assert grid(tmp_path, *asked, base=FEWER).status == 1
     cells_run.clear()
     installed("initializer", "faulty", Initializer(lambda space: torch.arange(len(space)).float()))
@@ -189,14 +180,14 @@ def test_a_failed_cell_is_run_again_and_the_others_are_not(installed, tmp_path, 
 
 
 def test_a_failed_cell_is_a_row_of_the_table_too(installed, tmp_path) -> None:
-    installed("initializer", "faulty", Initializer(SCORES["too few"]))
+    installed("initializer", "faulty", TOO_FEW)
     run = polyprune(*FEWER, "-o", tmp_path, "--baselines", "faulty")
     assert run.status == 1
     assert re.search(r"^ *faulty .*failed", run.out, re.M)
 
 
 def test_quiet_still_says_why_a_cell_failed(installed, tmp_path) -> None:
-    installed("initializer", "faulty", Initializer(SCORES["too few"]))
+    installed("initializer", "faulty", TOO_FEW)
     run = polyprune(*FEWER, "-o", tmp_path, "--baselines", "faulty", "-q")
     assert run.status == 1
     assert "'faulty'" in run.out + run.err

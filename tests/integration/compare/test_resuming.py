@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elsewhere import Fork, forks, killed_before
+from elsewhere import Fork, killed_before
+from forks import forks
 from grids import ESTIMATORS, FEW, GRID, cell_files, grid, results_of
 
 from polyprune_core.evaluation.losses import Objective

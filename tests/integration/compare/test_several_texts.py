@@ -21,6 +21,8 @@ SMALL: dict[str, Any] = {
     "calibration_samples": 4,
     "calibration": "learn.txt",
     "baselines": ["random"],
+    "scope": "kind",
+    "scale": "raw",
     "quiet": True,
 }
 BOTH = ("one.txt", "other.txt")

@@ -14,8 +14,9 @@ from unittest import mock
 
 import pytest
 from commandline import refused
-from elsewhere import Fork, forks
+from elsewhere import Fork
 from filelock import FileLock
+from forks import forks
 from grids import FEW, GRID, cell_files, grid, results_of
 
 from polyprune_core.runs import workplace

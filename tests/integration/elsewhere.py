@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-import pytest
 from commandline import Run, polyprune
+from forks import end_with
 
+from polyprune_core.cli import main
 from polyprune_core.utils.crew import Answer, Build, Call, News, Ready, Told
 from polyprune_core.utils.worker import Resident
-
-forks = pytest.mark.skipif(
-    sys.platform != "linux", reason="a fork of a process with torch in it is safe on Linux alone"
-)
 
 
 class Fork:
@@ -26,29 +23,57 @@ class Fork:
 
     def __init__(self, prepare: Callable[[], object], *words: object) -> None:
         self._said, theirs = os.pipe()
-        self._process = os.fork()
-        if not self._process:
+        self.pid = os.fork()
+        if not self.pid:
             self._run(theirs, prepare, words)
         os.close(theirs)
 
     def _run(self, pipe: int, prepare: Callable[[], object], words: tuple[object, ...]) -> NoReturn:
-        try:
+        def work() -> int:
             prepare()
             done = polyprune(*words)
             with open(pipe, "wb") as file:
                 pickle.dump((done.out, done.err), file)
-            os._exit(int(done.status or 0))
-        except BaseException:  # noqa: BLE001 - nothing may go on to run the tests that are left
-            traceback.print_exc(file=sys.__stderr__)
-        finally:
-            os._exit(70)
+            return int(done.status or 0)
+
+        end_with(work)
 
     def finished(self) -> Run:
         """Waits, and returns what it left behind; its status is below 0 where a signal ended it."""
         with open(self._said, "rb") as file:
             said = file.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return Run(status, *pickle.loads(said)) if said else Run(status, "", "")
+
+
+def screen(environment: Mapping[str, str], *words: object) -> str:
+    """Returns what a terminal gets from a command."""
+    import pty  # which Windows has not
+
+    pid, ours = pty.fork()
+    if not pid:
+
+        def work() -> int:
+            os.environ.clear()
+            os.environ.update(environment)
+            sys.stdin, sys.stdout, sys.stderr = (os.fdopen(end, "w" if end else "r") for end in range(3))
+            sys.argv = ["polyprune", *map(str, words)]
+            try:
+                main()
+            except SystemExit as stop:
+                return int(stop.code or 0)
+            finally:
+                sys.stdout.flush()
+            return 0
+
+        end_with(work)
+    seen = b""
+    with contextlib.suppress(OSError):  # how Linux tells that nobody writes to the terminal any more
+        while block := os.read(ours, 65536):
+            seen += block
+    os.close(ours)
+    assert os.waitpid(pid, 0)[1] == 0, seen
+    return seen.decode()
 
 
 def killed_before(what: Any, name: str, count: int, counts: Callable[..., bool]) -> None:
