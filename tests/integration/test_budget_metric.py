@@ -108,5 +108,5 @@ def test_what_it_says_of_layers_is_where_a_search_starts(harness) -> None:
 
 
 def test_a_metric_that_does_not_say_so_is_told_to(harness) -> None:
-    with pytest.raises(PluginError, match='put "budget" into the needs of the Provider'):
+    with pytest.raises(PluginError, match='put "budget" into the needs of its Provider'):
         Decider(harness).decide(grid(baselines=("peeking",))[0])

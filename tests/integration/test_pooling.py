@@ -155,7 +155,7 @@ def test_a_text_that_leaves_nothing_to_hold_back_is_told_of_before_anything_runs
     with pytest.raises(ConfigError, match=f"has {every} windows of 32 tokens, and a metric looks at all of them"):
         open_harness(Comparison(model="tiny", calibration_samples=every, **text), registry, Reporter())
     searched = {"scope": "kind", "scale": "raw", "estimators": "rloo", "baselines": (), "calibration_samples": every}
-    with pytest.raises(ConfigError, match="nor for --early-stopping"):
+    with pytest.raises(ConfigError, match="which --scope auto, --scale auto and --early-stopping need"):
         open_harness(Comparison(model="tiny", early_stopping=1, **searched, **text), registry, Reporter())
 
 

@@ -116,5 +116,5 @@ def test_a_budget_that_was_not_asked_for_is_not_given(llama, ids) -> None:
     asked = SelectionRule(0.3, "global", 2)
     calibration = Calibration(llama, describe(llama), ids, generator(0, "metric"), budget=asked)
     assert calibration.budget is asked
-    with pytest.raises(PluginError, match='put "budget" into the needs of the Provider'):
+    with pytest.raises(PluginError, match='put "budget" into the needs of its Provider'):
         _ = calibration_for(llama, ids).budget

@@ -167,7 +167,7 @@ def test_inputs_that_are_always_nought_do_no_harm(pruned) -> None:
 @pytest.mark.parametrize("make", [LeastSquares, Scale])
 def test_a_ridge_below_nought_is_refused(make: Callable[..., object]) -> None:
     for ridge in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(PluginError, match="is not a number from 0"):
+        with pytest.raises(PluginError, match="give 0 or a number above 0"):
             make(ridge=ridge)
 
 

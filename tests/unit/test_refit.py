@@ -84,7 +84,7 @@ def test_a_sublayer_alone_costs_its_output_about_its_mean(llama, space_of, ids) 
 
 
 def test_a_ridge_of_nothing_is_refused(llama, space_of, ids) -> None:
-    with pytest.raises(ConfigError, match="ridge=0 leaves"):
+    with pytest.raises(ConfigError, match="ridge=0 is not allowed"):
         scores(Obs(ridge=0.0), llama, space_of(llama, Mlp()), ids)
 
 

@@ -185,7 +185,7 @@ def test_two_granularities_that_remove_the_same_entries_are_refused_by_name(llam
 
 
 def test_one_granularity_twice_is_refused(llama, space_of) -> None:
-    with pytest.raises(ConfigError, match="both remove"):
+    with pytest.raises(ConfigError, match="is given twice"):
         space_of(llama, Head(), Head())
 
 

@@ -166,8 +166,8 @@ def test_masks_whose_loss_is_no_number_lose(monkeypatch) -> None:
         ({"generations": 0}, "option generations=0 is too small; give 1 or more"),
         ({"population": 3}, "option population=3 is too small; give 4 or more"),
         ({"windows": 0}, "option windows=0 is too small; give 1 or more"),
-        ({"sigma": 0.0}, "option sigma=0 is no length; give a number above 0"),
-        ({"sigma": math.nan}, "option sigma=nan is no length; give a number above 0"),
+        ({"sigma": 0.0}, "option sigma=0 is no standard deviation; give a number above 0"),
+        ({"sigma": math.nan}, "option sigma=nan is no standard deviation; give a number above 0"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(options, message) -> None:
