@@ -71,6 +71,6 @@ def counted(number: int, one: str, many: str = "") -> str:
 def unknown_name(what: str, given: str, allowed: Iterable[str]) -> str:
     """Returns the message for a name outside `allowed`, with the nearest valid one first."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"no {what} named {given!r}.{hint} Available: {', '.join(names) or 'none'}."

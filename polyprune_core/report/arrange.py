@@ -156,5 +156,5 @@ def _check(key: str, values: Sequence[str], rows: Sequence[Row]) -> None:
         raise ConfigError(unknown_name("filter", key, FILTERS))
     for text in values:
         if not any(_has(row, key, text) for row in rows):
-            there = dict.fromkeys(value_of(row, key) for row in rows)
-            raise ConfigError(unknown_name(f"{key} in these results", text, [plain(str(value)) for value in there]))
+            there = {plain(str(value)) for row in rows if (value := value_of(row, key)) is not None}
+            raise ConfigError(unknown_name(f"{key} in these results", text, there))
