@@ -2,8 +2,8 @@
 
     python benchmarks/first_table.py --output benchmarks/results/first_table.json
 
-The model is on the machine already. Times are those of one machine, which others may use too, as `load` says; what is
-to be read of them are the ratios, and the passes.
+`--way quick` measures one of them anew, and leaves the other as it is in the file. The model is on the machine already.
+Times are those of one machine, which others may use too, as `load` says.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def table(more: list[str], model: str | None) -> dict[str, Any]:
     rows = [row for row in record["rows"] if row["status"] == "ok"]
     evaluated = sum(row["eval_tokens"] for row in rows)
     return {
+        "environment": environment(),
         "command": " ".join(["polyprune", *given]),
         "seconds": seconds,
         "load": load,
@@ -52,11 +53,11 @@ def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--way", choices=list(WAYS), action="append", help="what is measured; both unless given")
     parser.add_argument("--model", help="another than the one that is taken unless told")
     asked = parser.parse_args()
-    found = {way: table(more, asked.model) for way, more in WAYS.items()}
-    ratios = {name: found["quick"][name] / found["default"][name] for name in ("seconds", "tokens")}
-    record = {"environment": environment(), **found, "quick_to_default": ratios}
+    record = json.loads(asked.output.read_text("utf-8")) if asked.way else {}
+    record |= {way: table(WAYS[way], asked.model) for way in asked.way or WAYS}
     asked.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
