@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,8 +64,9 @@ def runtimes_here() -> Iterator[None]:
     from polyprune_core.evaluation import runtime_driver
     from polyprune_core.runs import verification
 
-    def run(command: list[str], **_: object) -> CompletedProcess[str]:
-        answer = runtime_driver.ask(json.loads(Path(command[-2]).read_text("utf-8")))
+    def run(command: list[str], cwd: str, **_: object) -> CompletedProcess[str]:
+        with contextlib.chdir(cwd), mock.patch.dict(os.environ):  # a process of its own leaves nothing of either
+            answer = runtime_driver.ask(json.loads(Path(command[-2]).read_text("utf-8")))
         Path(command[-1]).write_text(json.dumps(answer), "utf-8")
         return CompletedProcess(command, 0, "", "")
 
