@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from polyprune_core.runs.pruning_result import PruningResult
     from polyprune_core.runs.recover import Recovered
     from polyprune_core.search.fixed_size import ExactSize
+    from polyprune_core.utils.files import check_shard_size
 
 _LAZY = {
     "Calibration": "polyprune_core.evaluation.calibration",
@@ -64,13 +65,14 @@ _LAZY = {
     "PolicyStart": "polyprune_core.pruning.starting",
     "Protect": "polyprune_core.config.protect",
     "PrunedModel": "polyprune_core.pruning.pruned_model",
-    "PruningResult": "polyprune_core.runs.prune",
+    "PruningResult": "polyprune_core.runs.pruning_result",
     "Reader": "polyprune_core.pruning.readers",
     "Seen": "polyprune_core.evaluation.layerwise",
     "Recovered": "polyprune_core.runs.recover",
     "Removal": "polyprune_core.evaluation.removal",
     "SelectionRule": "polyprune_core.pruning.budget",
     "assemble_model": "polyprune_core.models.sources",
+    "check_shard_size": "polyprune_core.utils.files",
     "check_writable": "polyprune_core.pruning.writable",
     "compare": "polyprune_core.api.calls",
     "evaluate": "polyprune_core.api.calls",
@@ -133,6 +135,7 @@ __all__ = [
     "State",
     "UnitGroup",
     "assemble_model",
+    "check_shard_size",
     "check_writable",
     "compare",
     "deprecated",

@@ -39,10 +39,10 @@ class Estimate:
     source: str
 
 
-def tokens_of(cell: Cell, config: Comparison, registry: Registry, units: int = 0) -> int:
+def tokens_of(cell: Cell, config: Comparison, registry: Registry, units: Mapping[str, int]) -> int:
     """Returns the forward tokens that the cell's row will count: of the metric, its pooling, the search, the repair.
 
-    `units`: how many the cell's granularity has, 0 where that is not known. Poolings that select the same units are run
+    `units`: how many each granularity has, where it is known. Poolings that select the same units are run
     once, so that one that is chosen may cost less; so may a search that stops early.
     """
     parts = (_pooling_tokens, _search_tokens, _repair_tokens)
@@ -68,8 +68,7 @@ def work_of(
             continue
         shared = (cell.granularity, cell.initializer, cell.seed)
         passes = BACKWARD if "gradients" in _needs(cell, registry) else 1
-        count = units.get(cell.granularity or "", 0)
-        metric = 0 if shared in scored else passes * _metric_tokens(cell, config, registry, count)
+        metric = 0 if shared in scored else passes * _metric_tokens(cell, config, registry, units)
         scored.add(shared)
         unrepaired = cell.without("repair")
         chosen = _pooling_tokens(cell, config, registry) + _search_tokens(cell, config, registry)
@@ -150,12 +149,13 @@ def _needs(cell: Cell, registry: Registry) -> frozenset[str]:
     return registry.get("initializer", cell.initializer).provider.needs if cell.initializer else frozenset()
 
 
-def _metric_tokens(cell: Cell, config: Comparison, registry: Registry, units: int) -> int:
+def _metric_tokens(cell: Cell, config: Comparison, registry: Registry, units: Mapping[str, int]) -> int:
     if not cell.initializer or not _needs(cell, registry):
         return 0
     times = len(SCOPE_NAMES) if cell.scope == AUTO and "budget" in _needs(cell, registry) else 1
     metric = registry.build("initializer", cell.initializer)
-    return times * windows_run(metric, units, config.calibration_samples, HELD_BACK) * config.seq_len
+    count = units.get(cell.granularity or "", 0)
+    return times * windows_run(metric, count, config.calibration_samples, HELD_BACK) * config.seq_len
 
 
 def _pooling_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:

@@ -114,9 +114,13 @@ def plan(config: Comparison, registry: Registry, output: Path) -> Plan:
     known = entry.parameters if entry else None
     parameters = count_parameters(folder) if folder else known
     found = _account(folder, config, registry) if folder else None
-    work = estimate.work_of(config, registry, evaluation or 0, stored.rows, found.units if found else {})
+    units = found.units if found else {}
+    work = estimate.work_of(config, registry, evaluation or 0, stored.rows, units)
     return Plan(
-        [_planned(cell, config, registry, work[cell], stored, found) for cell in cells(config)],
+        [
+            _planned(cell, stored, found, work[cell], estimate.tokens_of(cell, config, registry, units))
+            for cell in cells(config)
+        ],
         estimate.speed(config, parameters, stored.measured),
         estimate.memory(config, registry, parameters, stored.measured, _sizes(folder)),
         notes,
@@ -136,14 +140,11 @@ def _sizes(folder: Path | None) -> dict[str, Any]:
     return read_config(folder) | {"dtype": stored_dtype(folder)} if folder else {}
 
 
-def _planned(
-    cell: AnyCell, config: Comparison, registry: Registry, work: int, stored: Stored, found: Account | None
-) -> PlannedCell:
+def _planned(cell: AnyCell, stored: Stored, found: Account | None, work: int, tokens: int) -> PlannedCell:
     row = stored.rows.get(cell)
     if row and row.status == "ok":
         return PlannedCell(row, "finished", row.forward_tokens, work, row.parameters_kept)
     state: State = "broken" if row else "started" if cell in stored.begun else "to do" if stored.known else "not known"
-    tokens = estimate.tokens_of(cell, config, registry, found.units.get(cell.granularity or "", 0) if found else 0)
     left = found.left.get(cell, None if isinstance(cell, Pruned) else found.parameters) if found else None
     return PlannedCell(row or Row("", cell), state, tokens, work, left)
 

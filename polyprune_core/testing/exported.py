@@ -63,8 +63,13 @@ class Exported:
     """One export and what was seen of it before any check looked: to export may be dear, so that checks share it.
 
     Attributes:
-        before: the files around its folder, by their hash.
-        files: what it wrote into its folder.
+        plugin: the exporter.
+        sandbox: the pruned model and the folders around the export.
+        report: what the exporter returned.
+        expected: the logits of the smaller model in memory, (B, T, vocabulary).
+        before: the hashes of the files around its folder, by their path, before the export.
+        after: the same after it.
+        files: what it wrote into its folder, by path.
         harm: how the dense model has changed, or "".
         draws: which generators that others share were used, or "".
     """

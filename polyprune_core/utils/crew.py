@@ -120,7 +120,6 @@ class Crew:
         patience: float | None = None,
     ) -> None:
         self.engine, self.build, self.size, self.told, self.patience = engine, build, size, told, patience
-        self.lost: list[str] = []
         self._workers: dict[int, _Worker] = {}
         self._made = 0
         self._faults = 0
@@ -192,7 +191,6 @@ class Crew:
 
     def _lose(self, news: Lost, had: int | None) -> None:
         del self._workers[news.worker]
-        self.lost.append(news.reason)
         self.told(news.worker, news)
         self._faults += had is None
         if self._faults > RETRIES:

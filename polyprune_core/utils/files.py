@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,16 @@ def user_path(text: str) -> Path:
 def size_told(count: int) -> str:
     """Returns a number of bytes for people: "2.2 MB", or "6.1 kB" where that would be less than 0.1 MB."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def check_shard_size(size: str, option: str) -> None:
+    """Checks the largest size of one file of weights, such as "5GB"; `option` is its name in the message.
+
+    Raises:
+        ConfigError: the size is not a number with KB, MB, GB or TB.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", size, re.IGNORECASE):
+        raise ConfigError(f"{option}={size!r} is no size; give a number with KB, MB, GB or TB, such as 5GB.")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

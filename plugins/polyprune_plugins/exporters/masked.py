@@ -6,7 +6,6 @@ computes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +37,9 @@ class Masked:
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
 
     def __post_init__(self) -> None:
-        from polyprune_core import ConfigError
+        from polyprune_core import check_shard_size
 
-        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size, re.IGNORECASE):
-            raise ConfigError(
-                f"masked: option max_shard_size={self.max_shard_size!r} is no size; give a number "
-                "with KB, MB, GB or TB, such as 5GB."
-            )
+        check_shard_size(self.max_shard_size, "masked: option max_shard_size")
 
     def legal_shapes(self, layout: ModelLayout) -> LegalShapes:
         # A router chooses among all of its rows, also those of zeros: all experts stay.

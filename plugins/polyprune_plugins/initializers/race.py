@@ -49,23 +49,30 @@ class Race:
 
     def windows_run(self, units: int, windows: int, held_back: int) -> int:
         """See `Initializer`: at most so many, as selections that are the same run once."""
-        run, field, seen = len(self.metrics) * windows, len(self.metrics) * len(SCALES) * 2, 0
-        while field > 1 and seen < held_back:
-            more = min(max(self.windows, seen), held_back - seen)
-            run, field, seen = run + field * more, math.ceil(field / 2), seen + more
+        most = len(self.metrics) * len(SCALES) * 2
+        run = len(self.metrics) * windows
+        for field, part, _ in self.rounds(most, held_back):
+            run += field * len(range(held_back)[part])
         return run
+
+    def rounds(self, field: int, length: int) -> Iterator[tuple[int, slice, int]]:
+        """Yields how many run, on which part of a text of `length` windows, and how many of them are left then."""
+        seen = 0
+        while field > 1 and seen < length:
+            part, left = slice(seen, min(seen + max(self.windows, seen), length)), math.ceil(field / 2)
+            yield field, part, left
+            field, seen = left, part.stop
 
     def score(self, model: nn.Module, space: MaskSpace, calibration: Calibration) -> Tensor:
         import torch
 
         field = torch.stack(list(self.starters(space, calibration).values()))
         keep = torch.stack([calibration.budget.select(values, space).keep for values in field])
-        text, seen, losses = calibration.held_back, 0, torch.zeros(len(field))
-        while len(field) > 1 and seen < len(text):
-            ids = text[seen : seen + max(self.windows, seen)]
+        text, losses = calibration.held_back, torch.zeros(len(field))
+        for _, part, left in self.rounds(len(field), len(text)):
+            ids = text[part]
             losses = losses + calibration.losses(space, keep, ids).nan_to_num(nan=math.inf) * len(ids)
-            seen += len(ids)
-            better = losses.argsort(stable=True)[: math.ceil(len(field) / 2)]
+            better = losses.argsort(stable=True)[:left]
             field, keep, losses = field[better], keep[better], losses[better]
         return field[0]
 

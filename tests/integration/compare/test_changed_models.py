@@ -13,7 +13,7 @@ import pytest
 import torch
 from commandline import Run, refused
 from grids import FEWER, grid, results_of
-from test_failing_cells import BROKEN, Estimator, Initializer, added, failed_alone, installed, names_of
+from test_failing_cells import BROKEN, Estimator, Initializer, failed_alone, grid_with, installed
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -200,11 +200,7 @@ def mixed(two_short_texts: None, tmp_path_factory: pytest.TempPathFactory) -> tu
     plugins = {name: ("initializer", faulty(what, "initializer")) for what, name in NAMES.items()}
     plugins |= {name: ("estimator", faulty(what, "estimator")) for name, what in OF_SEARCHES.items()}
     with pytest.MonkeyPatch.context() as patch, put_back(), watched(patch):
-        added(patch, plugins)
-        asked = ("--baselines", names_of(plugins, "initializer") + ",random")
-        asked += ("--estimators", names_of(plugins, "estimator") + ",rloo")
-        run = grid(store, *asked, base=FEWER)
-    return run, failed_alone(run, store, *plugins)
+        return grid_with(patch, plugins, store)
 
 
 @pytest.mark.parametrize("what", CHANGES)

@@ -68,8 +68,18 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return lambda kind, name, implementation: added(monkeypatch, {name: (kind, implementation)})
 
 
-def names_of(plugins: dict[str, tuple[str, Any]], kind: str) -> str:
-    return ",".join(name for name, (of, _) in plugins.items() if of == kind)
+def grid_with(
+    patch: pytest.MonkeyPatch, plugins: dict[str, tuple[str, Any]], store: Path
+) -> tuple[Run, dict[str, str]]:
+    """Runs each of the plugins in a cell of its own, before sound ones; returns the run, and the reasons by plugin."""
+
+    def names(kind: str) -> str:
+        return ",".join(name for name, (of, _) in plugins.items() if of == kind)
+
+    added(patch, plugins)
+    asked = ("--baselines", names("initializer") + ",random", "--estimators", names("estimator") + ",rloo")
+    run = grid(store, *asked, base=FEWER)
+    return run, failed_alone(run, store, *plugins)
 
 
 def failed_alone(run: Run, store: Path, *names: str) -> dict[str, str]:
@@ -124,11 +134,7 @@ def mixed(two_short_texts: None, tmp_path_factory: pytest.TempPathFactory) -> tu
     """A grid with every fault in a cell of its own, and the reasons by their plugins."""
     store = tmp_path_factory.mktemp("mixed")
     with pytest.MonkeyPatch.context() as patch:
-        added(patch, FAULTY)
-        asked = ("--baselines", names_of(FAULTY, "initializer") + ",random")
-        asked += ("--estimators", names_of(FAULTY, "estimator") + ",rloo")
-        run = grid(store, *asked, base=FEWER)
-    return run, failed_alone(run, store, *FAULTY)
+        return grid_with(patch, FAULTY, store)
 
 
 @pytest.mark.parametrize("name", FAULTY)

@@ -8,7 +8,6 @@ polyprune has to trust. Weights are written in the number format of the dense mo
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +47,9 @@ class HuggingFace:
     by_shard = True
 
     def __post_init__(self) -> None:
-        from polyprune_core import ConfigError
+        from polyprune_core import ConfigError, check_shard_size
 
-        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size, re.IGNORECASE):
-            raise ConfigError(
-                f"huggingface: option max_shard_size={self.max_shard_size!r} is no size; give a number "
-                "with KB, MB, GB or TB, such as 5GB."
-            )
+        check_shard_size(self.max_shard_size, "huggingface: option max_shard_size")
         if isinstance(self.pad, int) and self.pad < 1:
             raise ConfigError(f"huggingface: option pad={self.pad} is no width; give 1 or more, widest or none.")
 
