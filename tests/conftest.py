@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -20,6 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that 
 CONFIGURATIONS = ("llama", "mistral", "qwen2", "qwen3")  # those of `polyprune_core.testing.tiny`, read without torch
 hypothesis.settings.register_profile("polyprune", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis.settings.load_profile("polyprune")
+
+
+def pytest_collection_finish() -> None:
+    """What collecting has imported stays to the end: the garbage collector need not look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

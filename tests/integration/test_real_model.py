@@ -74,14 +74,15 @@ def test_a_pruned_folder_gives_its_perplexity_again_in_a_fresh_process(tmp_path,
     from polyprune_core.evaluation.text import load_text
     from polyprune_core.evaluation.windows import Cutter
 
-    settings = ["--sparsity", "0.3", "--initializer", "wanda", "--calibration-samples", "16", "--limit", "8"]
+    settings = ["--sparsity", "0.3", "--initializer", "wanda", "--scope", "layer", "--scale", "raw", "--limit", "4"]
+    settings += ["--calibration", "builtin:prose", "--evaluation", "builtin:pydocs", "--calibration-samples", "4"]
     command = ["polyprune", "prune", "--model", "smollm2-135m", "--dtype", "float32", *settings]
     monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path / "pruned")])
     main()
     assert "read back from disk" in capsys.readouterr().out
     record = json.loads((tmp_path / "pruned" / "polyprune.json").read_text())
     tokenizer = load_model("smollm2-135m").tokenizer
-    windows = Cutter(tokenizer).windows(load_text("builtin:pydocs", "evaluation"), 128, 8)
+    windows = Cutter(tokenizer).windows(load_text("builtin:pydocs", "evaluation"), 128, 4)
     fresh = subprocess.run(
         [sys.executable, "-c", RELOAD, str(tmp_path / "pruned"), json.dumps(windows.tolist())],
         capture_output=True,
