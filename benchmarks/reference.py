@@ -139,7 +139,8 @@ def _members(thing: Any) -> list[str]:
     if not inspect.isclass(thing):
         return [f"`{name}`" for name in inspect.signature(thing).parameters]
     fields = [field.name for field in dataclasses.fields(thing)] if dataclasses.is_dataclass(thing) else []
-    own = {name: value for name, value in vars(thing).items() if not name.startswith("_") and name not in fields}
+    ours = [vars(each) for each in reversed(thing.__mro__) if each.__module__.startswith("polyprune_core.")]
+    own = {name: value for each in ours for name, value in each.items() if name[0] != "_" and name not in fields}
     calls = (classmethod, staticmethod)
     methods = [f"{name}()" if callable(value) or isinstance(value, calls) else name for name, value in own.items()]
     return [f"`{name}`" for name in [*fields, *methods]]

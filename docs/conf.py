@@ -41,7 +41,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"polyprune_core\.plugins\.(\w+\.[FRT]|registry\.\w+)"),
     (
         r"py:class",
-        r"polyprune_core\.(pruning\.(mask_header\.Base|pricing\.PricedBudget)|evaluation\.moments\.Reading|models\.layout\.Stack)",
+        r"polyprune_core\.(pruning\.(mask_header\.Base|pricing\.PricedBudget)|evaluation\.(moments\.Reading|losses\.Spent)|models\.layout\.Stack)",
     ),
 ]
 

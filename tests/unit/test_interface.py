@@ -71,7 +71,8 @@ def surface() -> Iterator[str]:
             continue
         made = not getattr(value, "_is_protocol", False) and not issubclass(value, Exception)
         yield name + (signature(value) if made else "")
-        for member, held in sorted(vars(value).items()):
+        ours = [vars(each) for each in reversed(value.__mro__) if each.__module__.startswith("polyprune_core")]
+        for member, held in sorted({name: held for each in ours for name, held in each.items()}.items()):
             if not member.startswith("_") and hasattr(held, "__get__"):
                 yield f"    {member}" + (signature(held) if inspect.isfunction(held) else "")
 
