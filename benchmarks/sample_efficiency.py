@@ -21,7 +21,8 @@ import click
 from curves import draw
 
 from polyprune_core.cli.console import TerminalReporter, stderr
-from polyprune_core.config.settings import Comparison, parse
+from polyprune_core.config.parsing import parse
+from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.results.cell_file import path_of, read_details
 from polyprune_core.results.row import Row

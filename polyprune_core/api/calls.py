@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
+from polyprune_core.config.parsing import parse
 from polyprune_core.config.requests import EvaluateConfig, Recover
-from polyprune_core.config.settings import Comparison, Pruning, parse
+from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError
 from polyprune_core.utils.updating_line import UpdatingLine, warn_caller
 

@@ -130,14 +130,15 @@ def compare(
     from rich.markup import escape
 
     from polyprune_core.cli.console import check_loudness, show_problems, stderr
-    from polyprune_core.config.settings import Comparison, parse
+    from polyprune_core.config.parsing import parse
+    from polyprune_core.config.settings import Comparison
     from polyprune_core.plugins.registry import load_registry
     from polyprune_core.runs.loggers import check_loggers
     from polyprune_core.runs.preflight import ALL, applicable, settled
 
     check_loudness(quiet, verbose)
     console = stderr()
-    request = parse(Comparison, given(values, config))
+    request = parse(Comparison, *given(values, config))
     check_loggers(request.report_to)
     registry = load_registry()
     show_problems(registry, console, verbose)
@@ -195,6 +196,6 @@ def _run(
 def _varied(request: Comparison) -> frozenset[str]:
     """Returns the settings that tell rows of this grid apart."""
     from polyprune_core.config.grid import cells
-    from polyprune_core.report.columns import told_apart
+    from polyprune_core.report.naming import told_apart
 
     return told_apart(cells(request))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from polyprune_core.config.settings import parse
+from polyprune_core.config.parsing import parse
 from polyprune_core.errors import ConfigError
 from polyprune_core.errors import plain as plain
 from polyprune_core.utils.progress import Reporter, Task
@@ -42,8 +43,12 @@ def check_loudness(quiet: bool, verbose: bool) -> None:
         raise ConfigError("--quiet and --verbose contradict each other; give one of them.")
 
 
-def opened(asked: type[R], values: dict[str, Any], quiet: bool, verbose: bool) -> tuple[R, Registry, TerminalReporter]:
+def opened(
+    asked: type[R], given: tuple[dict[str, Any], dict[str, Path]], quiet: bool, verbose: bool
+) -> tuple[R, Registry, TerminalReporter]:
     """Returns what a command that loads a model is asked for, the plugins, and where its progress is drawn.
+
+    `given` are the values that make it up, and the files that some of them are from.
 
     Raises:
         ConfigError: what is asked for contradicts itself, or names what there is not.
@@ -52,7 +57,7 @@ def opened(asked: type[R], values: dict[str, Any], quiet: bool, verbose: bool) -
 
     check_loudness(quiet, verbose)
     console = stderr()
-    request, registry = parse(asked, values), load_registry()
+    request, registry = parse(asked, *given), load_registry()
     show_problems(registry, console, verbose)
     reporter = TerminalReporter(console, quiet, verbose)
     reporter.status("loading torch and transformers")

@@ -71,12 +71,12 @@ def evaluate(target: str, config: Path | None, form: str, quiet: bool, verbose: 
     Perplexity, agreement with the dense model, size, and what else is asked for.
     """
     from polyprune_core.cli.console import TerminalReporter, check_loudness, stderr
+    from polyprune_core.config.parsing import parse
     from polyprune_core.config.requests import EvaluateConfig
-    from polyprune_core.config.settings import parse
 
     check_loudness(quiet, verbose)
     values["generate"] = values["generate"] or None
-    request = parse(EvaluateConfig, given(values | {"target": target}, config))
+    request = parse(EvaluateConfig, *given(values | {"target": target}, config))
     reporter = TerminalReporter(stderr(), quiet, verbose)
     reporter.status("loading torch and transformers")
 

@@ -266,7 +266,7 @@ TRACKING = [
 
 def _from_file(context: click.Context, parameter: click.Parameter, config: Path | None) -> Path | None:
     """Makes what a configuration file says of the command's own options their defaults."""
-    from polyprune_core.config.settings import read_toml
+    from polyprune_core.config.parsing import read_toml
 
     if config is not None:
         own, _ = _parted(context.command, read_toml(config))
@@ -327,13 +327,14 @@ def options(settings: tuple[str, ...], *groups: list[Callable[[Any], Any]]) -> C
     return decorate
 
 
-def given(values: dict[str, Any], config: Path | None) -> dict[str, Any]:
-    """Returns what the user asked for: the configuration file, overruled by options on the command line."""
-    from polyprune_core.config.settings import read_toml
+def given(values: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Returns what the user asked for, and the file of each value that is from one; the command line overrules it."""
+    from polyprune_core.config.parsing import read_toml
 
     asked = {name: value for name, value in values.items() if value is not None}
     if config is None:
-        return asked
+        return asked, {}
     context = click.get_current_context()
     assert context is not None
-    return _parted(context.command, read_toml(config))[1] | asked
+    read = _parted(context.command, read_toml(config))[1]
+    return read | asked, {name: config for name in read if name not in asked}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 # Windows of calibration text that no metric looks at, and no search that stops by them learns from.
-HELD_BACK = 16
+FEWEST, MOST = 8, 16
 # Steps of a search from one look at that text to the next.
 LOOK_EVERY = 5
+
+
+def held_back_count(calibration_samples: int) -> int:
+    """Returns how many windows are held back: a quarter of those that a metric looks at, within bounds."""
+    return min(max(calibration_samples // 4, FEWEST), MOST)
 
 
 def looks(steps: int) -> int:

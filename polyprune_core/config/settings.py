@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
@@ -16,18 +15,17 @@ from pydantic import (
     Field,
     PlainSerializer,
     PrivateAttr,
-    ValidationError,
     model_validator,
 )
 
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.config.cell import AUTO, NO_REPAIR, AskedScale, AskedScope, Scope
 from polyprune_core.config.execution import Execution, Machine
-from polyprune_core.config.held_back import HELD_BACK, looks
+from polyprune_core.config.held_back import held_back_count, looks
 from polyprune_core.config.presets import PRESETS, Preset
 from polyprune_core.config.protect import Protect
 from polyprune_core.config.shapes_spec import ShapesSpec, normal_multiples
-from polyprune_core.errors import BudgetError, ConfigError, plain, unknown_name
+from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.utils.files import user_path
 
 Spec = Annotated[str, AfterValidator(lambda spec: _normal(spec))]
@@ -134,8 +132,8 @@ class Settings(BaseModel):
 
     def look_tokens(self, steps: int) -> int:
         """Returns what a search of that many steps spends on text held back, where it stops by that."""
-        passes = 1 + self.dense_passes
-        return looks(steps) * passes * HELD_BACK * self.seq_len if self.early_stopping else 0
+        tokens = held_back_count(self.calibration_samples) * self.seq_len
+        return looks(steps) * (1 + self.dense_passes) * tokens if self.early_stopping else 0
 
 
 Budget = Annotated[str, AfterValidator(lambda text: str(BudgetSpec.parse(text)))]
@@ -287,39 +285,6 @@ class Pruning(Settings, Machine):
         return {name: (value,) for name, value in given.items() if value is not None}
 
 
-def parse(model: type[BaseModel], values: dict[str, Any]) -> Any:
-    """Returns `model(**values)`; true and false are no numbers.
-
-    Raises:
-        ConfigError: a value cannot be used; every fault is told.
-    """
-    for name, value in values.items():
-        told = value if isinstance(value, list | tuple) else [value]
-        field = model.model_fields.get(name)
-        if field and field.annotation is not bool and any(isinstance(each, bool) for each in told):
-            raise ConfigError(f"--{name.replace('_', '-')}: true and false are no values of it; give text or a number.")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        faults = {fault["loc"]: fault for fault in error.errors()}
-        nested = {location[:1] for location in faults if len(location) > 1}
-        told = [_explain(fault, model) for location, fault in faults.items() if location not in nested]
-        raise ConfigError(" ".join(told)) from error
-
-
-def _explain(fault: Any, model: type[BaseModel]) -> str:
-    name = str(fault["loc"][0]).replace("_", "-")
-    if fault["type"] == "extra_forbidden":
-        return unknown_name("option", name, [field.replace("_", "-") for field in model.model_fields])
-    if fault["type"] == "literal_error":
-        allowed = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
-        return f"--{name}: " + unknown_name(name, str(fault["input"]), allowed)
-    given = repr(fault["input"])
-    given = given if len(given) <= 80 else f"{given[:80]}…"
-    reason = fault["msg"].replace("Input should", "it has to")
-    return f"--{name}: {given} cannot be used: {reason[0].lower()}{reason[1:]}."
-
-
 def _many(value: Any) -> tuple[Any, ...]:
     """Returns the items of a list, a range and the like; anything else is one item."""
     single = isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
@@ -329,28 +294,3 @@ def _many(value: Any) -> tuple[Any, ...]:
 def _normal(spec: str) -> str:
     name, colon, options = spec.strip().partition(":")
     return name.lower().replace("_", "-") + colon + options
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Returns the keys of a configuration file, with underscores for dashes.
-
-    Raises:
-        ConfigError: the file cannot be read, is not TOML, or gives an option twice.
-    """
-    import tomllib
-
-    try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        told = error.strerror if isinstance(error, OSError) else None
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else told or plain(str(error))
-        raise ConfigError(
-            f"cannot read the configuration {path}: {reason}. Give a TOML file of option names."
-        ) from error
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name in found:
-            raise ConfigError(f"the configuration {path} gives {plain(name)} twice, with - and with _; leave one out.")
-        found[name] = value
-    return found

@@ -1,33 +1,25 @@
-"""The sparsity budget: projection of probabilities onto it, and the exact hard selection under it.
+"""The sparsity budget: the rules of a selection, and the exact selection under them.
 
-A scope says which units share a budget. With `kind`, the units of each kind in all layers are one pool, as in the paper
-(arXiv 2406.10576). With `global`, all units are one pool, weighted by their price. With `layer`, the units of each kind
-in each layer are one pool. Here `sparsity` is the fraction of the price of all units that is removed. The price is the
-number of parameters, unless the space is priced in another currency, such as bytes. Protected layers stay whole, and
-more is removed from the other layers instead.
+Here `sparsity` is the fraction of the price of all units that is removed. The price is the number of parameters, unless
+the space is priced in another currency, such as bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from polyprune_core.config.protect import NOTHING, Protect
 from polyprune_core.errors import BudgetError
+from polyprune_core.pruning.pools import SCOPES, distinct, keep_rates, pool_labels, protected
+from polyprune_core.pruning.projection import project, shift_logits
 from polyprune_core.pruning.shapes import ANY_SHAPE, least_counts, legal_counts, legal_masks, refilled
 from polyprune_core.pruning.space import MaskSpace
-from polyprune_core.pruning.types import EPS, LegalShapes, Selection
-
-SCOPES: dict[str, Callable[[MaskSpace], Tensor]] = {
-    "kind": lambda space: space.kind,
-    "global": lambda space: torch.zeros_like(space.kind),
-    "layer": lambda space: space.peers,
-}
+from polyprune_core.pruning.types import LegalShapes, Selection
 
 
 @dataclass(frozen=True)
@@ -97,117 +89,6 @@ class SelectionRule:
         return pool_labels(space, self.scope)
 
 
-def pools(space: MaskSpace, scope: str) -> list[Tensor]:
-    """Returns the unit indices of each pool of a scope."""
-    label = SCOPES[scope](space)
-    return [(label == value).nonzero().flatten() for value in _distinct(label)]
-
-
-def pool_labels(space: MaskSpace, scope: str) -> Tensor:
-    """Returns (U,) int64, equal for units of one kind that share a budget."""
-    labels: Tensor = torch.unique(SCOPES[scope](space) * len(space.kinds) + space.kind, return_inverse=True)[1]
-    return labels
-
-
-def protected(space: MaskSpace, protect: Protect) -> Tensor:
-    """Returns (U,) bool: the units of layers that are left whole."""
-    layers = [protect.covers(layer, space.layout.num_layers) for layer in range(space.layout.num_layers)]
-    return torch.tensor(layers, dtype=torch.bool)[space.layer]
-
-
-def project(
-    values: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS, protect: Protect = NOTHING
-) -> Tensor:
-    """Returns the nearest keep probabilities within the budget.
-
-    Euclidean projection of `values` (U,) onto {eps <= s <= 1 - eps, sum(price * s) <= (1 - sparsity) * sum(price)} in
-    each pool (arXiv 2406.10576, the constraint set of eq. 4; algorithm of ProbMask, Zhou et al. 2021). It is
-    s = clip(values - v * price, eps, 1 - eps) with the smallest v >= 0 that meets the budget. Probabilities stay off 0
-    and 1, where the score function vanishes and a unit could never return. A unit without a price is kept, at 1 - eps,
-    and so is one that is protected, whose price the others make up for.
-    """
-    projected = torch.full_like(values, 1 - eps, dtype=torch.float64)
-    for pool, cost, budget in _priced_pools(space, sparsity, scope, protect):
-        projected[pool] = _project_pool(values[pool].double(), cost, budget, eps)
-    return projected.to(values.dtype)
-
-
-def _priced_pools(
-    space: MaskSpace, sparsity: float, scope: str, protect: Protect
-) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Yields each pool's units that are in question, their prices relative to the mean, and what may be kept of those.
-
-    Units without a price and protected ones are in no question.
-    """
-    whole, rate = protected(space, protect), _keep_rates(space, sparsity, scope, protect)
-    for pool in pools(space, scope):
-        pool = pool[(space.price[pool] > 0) & ~whole[pool]]
-        if len(pool):
-            price = space.price[pool] / space.price[pool].mean()
-            yield pool, price, float(rate[pool[0]]) * float(price.sum())
-
-
-def _keep_rates(space: MaskSpace, sparsity: float, scope: str, protect: Protect) -> Tensor:
-    """Returns (U,) float64: the share that may be kept of the units in question that a unit has its budget with.
-
-    In scope `layer` those of all layers of its kind, as they all make up alike for what is protected.
-    """
-    whole = protected(space, protect)
-    if not whole.any():
-        return torch.full((len(space),), 1 - sparsity, dtype=torch.float64)
-    labels = SCOPES["kind" if scope == "layer" else scope](space)
-    price, held = torch.bincount(labels, space.price), torch.bincount(labels, space.price * whole)
-    rest = price - held
-    rate = torch.where(rest > 0, ((1 - sparsity) * price - held) / rest, 1.0)
-    return rate.clamp(min=0)[labels]
-
-
-def _project_pool(values: Tensor, cost: Tensor, budget: float, eps: float) -> Tensor:
-    def clipped(v: float) -> Tensor:
-        return (values - v * cost).clamp(eps, 1 - eps)
-
-    def excess(v: float) -> float:
-        return float(cost @ clipped(v)) - budget
-
-    if excess(0.0) <= 0:
-        return clipped(0.0)
-    if excess(math.inf) >= 0:
-        return torch.full_like(values, eps)
-    top = float(((values - eps) / cost).max())
-    v = brentq(excess, 0.0, top * (1 + 1e-9) + 1e-9, xtol=1e-14, maxiter=1000)
-    # The root of a piecewise linear function: one step on the piece that holds it makes it exact.
-    free = ((values - v * cost) > eps) & ((values - v * cost) < 1 - eps)
-    slope = float(cost[free] @ cost[free])
-    return clipped(v + excess(v) / slope) if slope else clipped(v)
-
-
-def shift_logits(
-    logits: Tensor, space: MaskSpace, sparsity: float, scope: str, eps: float = EPS, protect: Protect = NOTHING
-) -> Tensor:
-    """Returns (U,): what to subtract from each logit so that the expected price of the kept units is within the budget.
-
-    In each pool it is v * price, with prices relative to the pool's mean. v >= 0 is the smallest number that meets
-    sum(price * s) <= (1 - sparsity) * sum(price), where s is the sigmoid of the shifted logits, clipped to
-    [eps, 1 - eps]. The logits of protected units are raised to where s is 1 - eps.
-    """
-    shift = torch.zeros_like(logits, dtype=torch.float64)
-    whole = protected(space, protect)
-    shift[whole] = (logits[whole].double() + math.log(eps / (1 - eps))).clamp(max=0)
-    for pool, price, budget in _priced_pools(space, sparsity, scope, protect):
-        shift[pool] = _shift_of_pool(logits[pool].double(), price, budget, eps)
-    return shift.to(logits.dtype)
-
-
-def _shift_of_pool(logits: Tensor, price: Tensor, budget: float, eps: float) -> Tensor:
-    def excess(v: float) -> float:
-        return float(price @ torch.sigmoid(logits - v * price).clamp(eps, 1 - eps)) - budget
-
-    if excess(0.0) <= 0:
-        return torch.zeros_like(logits)
-    top = float(((logits - math.log(eps / (1 - eps))) / price).max())
-    return (brentq(excess, 0.0, top, xtol=1e-12) if excess(top) < 0 else top) * price
-
-
 def select(
     scores: Tensor,
     space: MaskSpace,
@@ -236,13 +117,13 @@ def select(
     prices = torch.bincount(labels, space.price).tolist()
     held = torch.bincount(labels, space.price * floor).tolist()
     waiting = order[~floor[order]]
-    for label in _distinct(labels):
+    for label in distinct(labels):
         budget = (1 - sparsity) * prices[label] * (1 + 1e-12)
         if held[label] > budget:
             raise BudgetError(_floor_message(space, sparsity, min_keep, shapes, protect, _held(space, floor, labels)))
         own = waiting[labels[waiting] == label]
         if scope == "layer":
-            own = _layers_first(own, floor, space, _keep_rates(space, sparsity, scope, protect))
+            own = _layers_first(own, floor, space, keep_rates(space, sparsity, scope, protect))
         keep[_fitting(own, space.price, budget - held[label])] = True
     if shapes != ANY_SHAPE:
         counts = [int(keep[units].sum()) for units in space.slices()]
@@ -251,11 +132,6 @@ def select(
         room = (1 - sparsity) * torch.tensor(prices) * (1 + 1e-12) - spent
         keep = _best(order, space, refilled(counts, scores, labels, room, space, shapes))
     return Selection(keep, int(space.cost[keep].sum()), space.total_cost)
-
-
-def _distinct(labels: Tensor) -> list[int]:
-    """Returns the distinct labels, ascending; counted, as sorting them all takes most of a selection's time."""
-    return torch.bincount(labels).nonzero().flatten().tolist()
 
 
 def _floor(order: Tensor, space: MaskSpace, min_keep: int, shapes: LegalShapes, protect: Protect) -> Tensor:

@@ -24,8 +24,9 @@ from polyprune_core.models.catalogue import local_path
 from polyprune_core.models.checkpoint import file_sha256
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.pruning.budget import SCOPES, SelectionRule
+from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.mask_header import Base, Header, described, read_header
+from polyprune_core.pruning.pools import SCOPES
 from polyprune_core.pruning.pricing import PricedBudget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.shapes import ANY_SHAPE

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from polyprune_core.errors import ConfigError, unknown_name
-from polyprune_core.pruning.budget import SCOPES, SelectionRule
+from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.pools import SCOPES
 from polyprune_core.pruning.scaling import SCALES, scale, zscore
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.types import Scores

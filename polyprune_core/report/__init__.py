@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import COLUMNS, Column, accuracy, caption, label, number, short, varied
+from polyprune_core.report.caption import caption
+from polyprune_core.report.columns import COLUMNS, Column, accuracy, number, short
 from polyprune_core.report.csvfile import to_csv
 from polyprune_core.report.latex import latex
 from polyprune_core.report.markdown import markdown
+from polyprune_core.report.naming import label, varied
 from polyprune_core.report.sheet import summary_sheet
 from polyprune_core.report.terminal import PIPED_WIDTH, line, table
 from polyprune_core.report.write import FORMATS, write

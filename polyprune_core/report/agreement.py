@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import label, section, varied
+from polyprune_core.report.naming import label, section, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet
 from polyprune_core.results.cell_file import Details
 from polyprune_core.results.results import Results

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from polyprune_core.config.budget_spec import BudgetSpec
 from polyprune_core.errors import counted
 from polyprune_core.report.arrange import mildest_first, removed
-from polyprune_core.report.columns import criterion, label, number, perplexity, short, varied
+from polyprune_core.report.columns import number, perplexity, short
 from polyprune_core.report.curves import Curve
+from polyprune_core.report.naming import criterion, label, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary

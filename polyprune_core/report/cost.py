@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from polyprune_core.report.arrange import AS_RUN, TARGET, Arrangement
-from polyprune_core.report.columns import label, number, varied
+from polyprune_core.report.columns import number
+from polyprune_core.report.naming import label, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet, heading
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from polyprune_core.errors import ConfigError
-from polyprune_core.report.columns import label, section, varied
+from polyprune_core.report.naming import label, section, varied
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
 from polyprune_core.results.trace_file import read_trace

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from polyprune_core.report.charts import Tick, at_one_place, criteria, log_ticks, measured
-from polyprune_core.report.columns import label, number, perplexity, varied
+from polyprune_core.report.columns import number, perplexity
+from polyprune_core.report.naming import label, varied
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
 

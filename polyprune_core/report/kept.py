@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import label, number, section, varied
+from polyprune_core.report.columns import number
+from polyprune_core.report.naming import label, section, varied
 from polyprune_core.report.sheet import Band, Cell, Sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary

@@ -9,7 +9,7 @@ from polyprune_core.report import charts
 from polyprune_core.report.agreement import agreement_sheets
 from polyprune_core.report.arrange import AS_RUN, Arrangement
 from polyprune_core.report.charts import Chart
-from polyprune_core.report.columns import MARKS, columns, criterion, label, number, section, varied
+from polyprune_core.report.columns import MARKS, columns, number
 from polyprune_core.report.commands import command, command_of
 from polyprune_core.report.cost import cost_sheet
 from polyprune_core.report.curves import curves
@@ -17,6 +17,7 @@ from polyprune_core.report.dots import Dots, dot_plots
 from polyprune_core.report.html import rendered
 from polyprune_core.report.kept import kept_sheets
 from polyprune_core.report.load import Loaded, MergedResults
+from polyprune_core.report.naming import criterion, label, section, varied
 from polyprune_core.report.sheet import Sheet, heading, summary_sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from polyprune_core.errors import plain
 from polyprune_core.report.arrange import AS_RUN, TARGET, Arrangement
-from polyprune_core.report.columns import Column, budget, columns, conditions, how_to_read, label, sparsity, varied
+from polyprune_core.report.caption import conditions, how_to_read
+from polyprune_core.report.columns import Column, budget, columns, sparsity
+from polyprune_core.report.naming import label, varied
 from polyprune_core.results.results import Results
 from polyprune_core.results.summaries import Summary
 

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from polyprune_core.errors import plain
 from polyprune_core.report.arrange import AS_RUN, Arrangement
-from polyprune_core.report.columns import TELL_APART, label, number
+from polyprune_core.report.columns import number
+from polyprune_core.report.naming import TELL_APART, label
 from polyprune_core.report.sheet import Sheet, summary_sheet
 from polyprune_core.results.results import Results
 from polyprune_core.results.row import Row

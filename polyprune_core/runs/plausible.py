@@ -9,7 +9,8 @@ import torch
 
 from polyprune_core.config.cell import Pruned
 from polyprune_core.errors import ResultError
-from polyprune_core.pruning.budget import SelectionRule, pools
+from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.pools import pools
 from polyprune_core.pruning.pricing import PricedBudget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.shapes import ANY_SHAPE

@@ -16,8 +16,8 @@ from polyprune_core.plugins.registry import Registry
 from polyprune_core.pruning.provenance import last_name
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import Scores, Selection
-from polyprune_core.report.columns import TELL_APART, label
 from polyprune_core.report.commands import command_of_row, portable
+from polyprune_core.report.naming import TELL_APART, label
 from polyprune_core.results.cell_file import Details, path_of, read_details
 from polyprune_core.results.row import Row
 from polyprune_core.results.store import Store

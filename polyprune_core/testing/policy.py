@@ -15,7 +15,8 @@ from polyprune_core.errors import PluginError
 from polyprune_core.plugins.guard import Guarded
 from polyprune_core.plugins.registry import Registered
 from polyprune_core.plugins.validation import check_defaults
-from polyprune_core.pruning.budget import SCOPES, SelectionRule
+from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.pools import SCOPES
 from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import EPS, SCOPE_NAMES, MaskBatch, Policy, Scores

@@ -7,7 +7,7 @@ import json
 import pytest
 from commandline import polyprune
 
-from polyprune_core.config.held_back import HELD_BACK
+from polyprune_core.config.held_back import held_back_count
 
 pytestmark = pytest.mark.usefixtures("two_short_texts")
 
@@ -16,7 +16,7 @@ BASE = ("compare", "-m", "tiny", "--limit", 4, "--seq-len", LENGTH, "--eval-seq-
 BASE += ("--calibration", "learn.txt", "--evaluation", "test.txt", "--calibration-samples", SAMPLES, "--sparsity", 0.3)
 BASE += ("--steps", STEPS, "--masks-per-step", MASKS, "--batch-size", BATCH, "--format", "json")
 BASE += ("--estimators", "antithetic")
-METRIC, LOOK = SAMPLES * LENGTH, HELD_BACK * LENGTH
+METRIC, LOOK = SAMPLES * LENGTH, held_back_count(SAMPLES) * LENGTH
 
 
 def test_the_row_pays_for_every_look_and_the_line_says_what_was_taken(tmp_path) -> None:

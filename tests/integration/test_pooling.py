@@ -16,11 +16,11 @@ from commandline import polyprune
 from polyprune_core import ConfigError, Provider
 from polyprune_core.config.cell import Metric, Pruned
 from polyprune_core.config.grid import cells
-from polyprune_core.config.held_back import HELD_BACK
+from polyprune_core.config.held_back import held_back_count
 from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.registry import Registered, Registry, Source, load_registry
 from polyprune_core.pruning.mask_file import MaskFile
-from polyprune_core.report.columns import criterion, label, told_apart
+from polyprune_core.report.naming import criterion, label, told_apart
 from polyprune_core.results.cell_file import path_of, read_details
 from polyprune_core.results.row import row_from_json
 from polyprune_core.runs.decision import Decider
@@ -29,6 +29,7 @@ from polyprune_core.runs.opening import open_harness
 from polyprune_core.utils.progress import Reporter
 
 SAMPLES, LENGTH = 4, 32
+HELD = held_back_count(SAMPLES)
 POOLINGS = [(scope, scale) for scope in ("kind", "global", "layer") for scale in ("raw", "zscore", "per-parameter")]
 SMALL = ("-m", "tiny", "--limit", "4", "--seq-len", "32", "--eval-seq-len", "32", "--calibration-samples", "4")
 SMALL += ("--calibration", "learn.txt", "--evaluation", "test.txt", "--sparsity", "0.3")
@@ -111,7 +112,7 @@ def test_the_windows_are_those_that_the_metric_does_not_look_at(harness) -> None
             {tuple(ids) for ids in w.tolist()} for w in (harness.windows.held_back(seed), harness.windows.calibration)
         )
         looked = {tuple(ids) for _, windows in METRIC.seen for ids in windows.tolist()}
-        assert (len(looked), len(held)) == (SAMPLES, HELD_BACK)
+        assert (len(looked), len(held)) == (SAMPLES, HELD)
         assert not looked & held
         assert held <= pool
 
@@ -128,7 +129,7 @@ def test_what_choosing_costs_is_counted_in_every_row_that_shares_the_choice(harn
     fixed = [decider.decide(asked(scope=scope, scale=scale)) for scope, scale in POOLINGS]
     different = {tuple(each.selection.keep.tolist()) for each in fixed}
     chosen, repaired = (decider.decide(asked(repair=repair)) for repair in ("none", "bias"))
-    extra = len(different) * HELD_BACK * LENGTH
+    extra = len(different) * HELD * LENGTH
     assert chosen.cost.forward_tokens == fixed[0].cost.forward_tokens + extra
     assert chosen.cost.forward_passes == fixed[0].cost.forward_passes + len(different)
     assert chosen.cost.seconds > fixed[0].cost.seconds
@@ -189,7 +190,7 @@ def test_a_row_says_what_was_asked_and_what_was_chosen(tmp_path) -> None:
         ).out
     )
     metric = SAMPLES * LENGTH
-    assert plan["cells"][1]["forward_tokens"] == metric + len(POOLINGS) * HELD_BACK * LENGTH
+    assert plan["cells"][1]["forward_tokens"] == metric + len(POOLINGS) * HELD * LENGTH
     assert metric < rows[0].forward_tokens <= plan["cells"][1]["forward_tokens"]
 
 

@@ -16,7 +16,8 @@ from commandline import Run, polyprune
 
 from polyprune_core.config.cell import Dense
 from polyprune_core.config.grid import cells
-from polyprune_core.config.settings import Comparison, parse, read_toml
+from polyprune_core.config.parsing import parse, read_toml
+from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.pydocs import calibration_text, evaluation_text
 from polyprune_core.plugins.registry import load_registry

@@ -7,8 +7,9 @@ from typing import get_args
 import pytest
 
 from polyprune_core.config.grid import cells
+from polyprune_core.config.parsing import parse
 from polyprune_core.config.presets import PRESETS, Preset
-from polyprune_core.config.settings import Comparison, Pruning, parse
+from polyprune_core.config.settings import Comparison, Pruning
 
 ALONE = ("llm-pruner-paper", "flap-paper", "wanda-sp", "shortgpt-paper")
 

@@ -9,7 +9,8 @@ import torch
 
 from polyprune_core.config.cell import Metric, cell_from_json
 from polyprune_core.config.grid import cell_id, cells
-from polyprune_core.config.settings import Comparison, Pruning, parse
+from polyprune_core.config.parsing import parse
+from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.config.shapes_spec import ShapesSpec
 from polyprune_core.errors import BudgetError, ConfigError, PolypruneError
 from polyprune_core.evaluation.losses import Objective
@@ -17,7 +18,7 @@ from polyprune_core.evaluation.pydocs import calibration_text
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.types import LegalShapes, MaskBatch, Policy
-from polyprune_core.report.columns import told_apart
+from polyprune_core.report.naming import told_apart
 from polyprune_core.runs.asked_shapes import legal_shapes
 from polyprune_core.runs.decision import Decider
 from polyprune_core.runs.opening import open_harness

@@ -14,7 +14,10 @@ from scipy.optimize import minimize
 
 from polyprune_core.config.budget_spec import check_sparsity
 from polyprune_core.errors import BudgetError
-from polyprune_core.pruning.budget import EPS, SCOPES, SelectionRule, pools, project, select
+from polyprune_core.pruning.budget import SelectionRule, select
+from polyprune_core.pruning.pools import SCOPES, pools
+from polyprune_core.pruning.projection import project
+from polyprune_core.pruning.types import EPS
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head
 

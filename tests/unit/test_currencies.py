@@ -16,10 +16,12 @@ from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import BudgetError
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel
-from polyprune_core.pruning.budget import EPS, SCOPES, project, select
+from polyprune_core.pruning.budget import select
+from polyprune_core.pruning.pools import SCOPES
 from polyprune_core.pruning.pricing import price_budget
+from polyprune_core.pruning.projection import project
 from polyprune_core.pruning.pruned_model import PrunedModel
-from polyprune_core.pruning.types import Scores
+from polyprune_core.pruning.types import EPS, Scores
 from polyprune_plugins.granularities.attention import Attention
 from polyprune_plugins.granularities.channel import Channel
 from polyprune_plugins.granularities.head import Head

@@ -9,8 +9,7 @@ from itertools import product
 import pytest
 import torch
 
-from polyprune_core.pruning.budget import EPS
-from polyprune_core.pruning.types import MaskBatch, Policy
+from polyprune_core.pruning.types import EPS, MaskBatch, Policy
 from polyprune_plugins.estimators.antithetic import Antithetic
 from polyprune_plugins.estimators.reinforce import Reinforce
 from polyprune_plugins.estimators.reinforce_released import ReinforceReleased

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from polyprune_core.errors import ResultError
-from polyprune_core.pruning.budget import SCOPES, SelectionRule
+from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.pools import SCOPES
 from polyprune_core.pruning.pricing import price_budget
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.types import LegalShapes, Scores, Selection

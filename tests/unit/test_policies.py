@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from polyprune_core.config.grid import cell_id
+from polyprune_core.config.parsing import parse
 from polyprune_core.config.presets import PRESETS
-from polyprune_core.config.settings import Comparison, Pruning, parse
+from polyprune_core.config.settings import Comparison, Pruning
 from polyprune_core.errors import ConfigError
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.plugins.validation import check_estimator

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyprune_core.pruning.budget import EPS, SCOPES, SelectionRule, pools, project
+from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.pools import SCOPES, pools
+from polyprune_core.pruning.projection import project
 from polyprune_core.pruning.scaling import SCALES, scale
 from polyprune_core.pruning.starting import PROBABILITIES, PolicyStart
-from polyprune_core.pruning.types import Policy, Scores
+from polyprune_core.pruning.types import EPS, Policy, Scores
 from polyprune_core.search.trace import entropy, expected_sparsity
 
 

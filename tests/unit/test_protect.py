@@ -9,13 +9,15 @@ import torch
 
 from polyprune_core.config.cell import Metric
 from polyprune_core.config.grid import cell_id, cells
+from polyprune_core.config.parsing import parse
 from polyprune_core.config.protect import Protect
-from polyprune_core.config.settings import Comparison, parse
+from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import BudgetError, ConfigError
 from polyprune_core.evaluation.losses import Objective
 from polyprune_core.plugins.registry import load_registry
-from polyprune_core.pruning.budget import EPS, SCOPES, SelectionRule, reachable
-from polyprune_core.pruning.types import LegalShapes
+from polyprune_core.pruning.budget import SelectionRule, reachable
+from polyprune_core.pruning.pools import SCOPES
+from polyprune_core.pruning.types import EPS, LegalShapes
 from polyprune_core.runs.decision import Decider
 from polyprune_core.runs.opening import open_harness
 from polyprune_core.utils.progress import Reporter

@@ -13,7 +13,9 @@ from polyprune_core.errors import ConfigError, PluginError
 from polyprune_core.evaluation.losses import Metered
 from polyprune_core.plugins.contracts import PRECONDITIONERS
 from polyprune_core.plugins.validation import check_estimator
-from polyprune_core.pruning.budget import SelectionRule, pools, project, select
+from polyprune_core.pruning.budget import SelectionRule, select
+from polyprune_core.pruning.pools import pools
+from polyprune_core.pruning.projection import project
 from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.types import MaskBatch, Policy, Scores
 from polyprune_core.search.early_stopping import EarlyStopping

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from polyprune_core.errors import BudgetError
-from polyprune_core.pruning.budget import SCOPES, SelectionRule
+from polyprune_core.pruning.budget import SelectionRule
+from polyprune_core.pruning.pools import SCOPES
 from polyprune_core.pruning.types import LegalShapes
 from polyprune_core.testing.tiny import tiny_model, tiny_space
 

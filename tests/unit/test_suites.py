@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polyprune_core.config.settings import Comparison, parse
+from polyprune_core.config.parsing import parse
+from polyprune_core.config.settings import Comparison
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.runs.preflight import check_plugins
 

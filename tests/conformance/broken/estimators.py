@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from polyprune_core import MaskBatch, Policy, State
-from polyprune_core.pruning.budget import EPS
+from polyprune_core.pruning.types import EPS
 
 
 @dataclass(frozen=True)

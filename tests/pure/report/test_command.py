@@ -19,7 +19,8 @@ from kinds import fill_with_every_kind
 from stores import fill, run
 
 from polyprune_core.cli import cli
-from polyprune_core.config.settings import Comparison, parse
+from polyprune_core.config.parsing import parse
+from polyprune_core.config.settings import Comparison
 from polyprune_core.errors import ConfigError
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.report.arrange import FILTERS, KEYS, SORTS

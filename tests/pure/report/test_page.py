@@ -18,9 +18,9 @@ from stores import cells, edited, fill, run
 
 from polyprune_core.report import Arrangement
 from polyprune_core.report.charts import Chart, Series, log_ticks, ticks, trade_offs
-from polyprune_core.report.columns import label
 from polyprune_core.report.dots import dot_plots
 from polyprune_core.report.load import load
+from polyprune_core.report.naming import label
 from polyprune_core.report.page import findings, page
 from polyprune_core.results.cell_file import Details, Group
 from tests.rows import changed
