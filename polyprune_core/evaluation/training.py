@@ -43,21 +43,23 @@ def train(
     lr: float,
     known: Mapping[str, Tensor],
     saved: Mapping[str, Any] | None,
+    warmup: float = 0.0,
 ) -> None:
     """Trains parameters in place with AdamW without weight decay, on four windows a step.
 
-    The learning rate falls from `lr` to 0 along a cosine. The windows of the calibration come in an order that is drawn
-    from `calibration.rng`, and each is used at most once.
+    The learning rate rises to `lr` in the first steps if there is a `warmup`, and then falls to 0 along a cosine. The
+    windows of the calibration come in an order that is drawn from `calibration.rng`, and each is used at most once.
 
     Args:
         trained: the parameters to train, by name.
         back_propagate: computes the loss on tokens (B, T), adds its gradients to the parameters, and counts the cost.
         calibration: the text, and where the state is kept.
         tokens: how many tokens to train on; all windows if there are fewer.
-        lr: the learning rate of the first step.
+        lr: the highest learning rate.
         known: further tensors by name, which are kept with the trained ones under "weights".
         saved: what `calibration.saved()` returned. The caller has already put the parameters under its "weights" in
             place.
+        warmup: the fraction of the steps in which the learning rate rises.
     """
     for parameter in trained.values():
         parameter.requires_grad_(True)
@@ -70,10 +72,17 @@ def train(
         optimizer.state[trained[name]] = {key: value.to(trained[name].device) for key, value in averages.items()}
     for step in range(saved["step"] if saved else 0, steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+            group["lr"] = lr * _rate(step, steps, round(warmup * steps))
         optimizer.zero_grad()
         back_propagate(windows[order[step]])
         optimizer.step()
         calibration.progress(step + 1, steps)
         averages = {name: dict(optimizer.state[value]) for name, value in trained.items()}
         calibration.save({"step": step + 1, "weights": weights, "averages": averages})
+
+
+def _rate(step: int, steps: int, rising: int) -> float:
+    """Returns the learning rate of a step, relative to the highest, of which none is 0."""
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2

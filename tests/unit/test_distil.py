@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,25 @@ def test_no_window_is_trained_on_twice(pruned) -> None:
     found = calibration(pruned)
     replace(FEW, start="none", tokens=10**6).repair(pruned, found)
     assert found.backward_passes == len(WINDOWS) // 4
+
+
+def rates(monkeypatch, pruned, **options) -> list[float]:
+    """The learning rate of every step."""
+    found, step = [], torch.optim.AdamW.step
+
+    def watched(self, *arguments, **more):
+        found.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    replace(FEW, start="none", **options).repair(pruned, calibration(pruned))
+    return found
+
+
+def test_the_learning_rate_rises_to_the_highest_and_falls_to_the_end(pruned, monkeypatch) -> None:
+    assert rates(monkeypatch, pruned, warmup=0.4) == pytest.approx([1e-3, 2e-3, 3e-3, 2.25e-3, 0.75e-3])
+    cosine = [3e-3 * (1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)]
+    assert rates(monkeypatch, pruned, warmup=0.0) == pytest.approx(cosine)
 
 
 class Killed(BaseException):

@@ -2,9 +2,10 @@
 
 It minimises KL(dense || pruned), averaged over all positions of calibration windows (Hinton et al. 2015, arXiv
 1503.02531, with temperature 1). It starts from the weights that another repair made. It trains with AdamW without
-weight decay, four windows a step in a random order; the learning rate falls from `lr` to 0 along a cosine. Embeddings
-and output head stay as they are. The weights are trained in float32, whatever the model computes in. Training also
-adapts a model to the text: the row of the dense model after the same training shows how much.
+weight decay, four windows a step in a random order. The learning rate rises to `lr` in the first steps, which at the
+full rate undo some of what the other repair made, and then falls to 0 along a cosine. Embeddings and output head stay
+as they are. The weights are trained in float32, whatever the model computes in. Training also adapts a model to the
+text: the row of the dense model after the same training shows how much.
 """
 
 from __future__ import annotations
@@ -34,19 +35,21 @@ class Distil:
         start: the repair to start from.
         tokens: how many tokens to train on; all windows of the repair's sample once, if there are fewer.
         train: which weights to train: those of the `readers`, or `all`.
-        lr: the learning rate of the first step.
+        lr: the highest learning rate.
+        warmup: the fraction of the steps in which the learning rate rises to that.
     """
 
     start: str = "least-squares"
     tokens: int = 65_536
     train: Literal["readers", "all"] = "all"
     lr: float = 3e-4
+    warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or not 0 < self.lr < math.inf:
+        if self.tokens < 1 or not 0 < self.lr < math.inf or not 0 <= self.warmup < 1:
             raise PluginError(
-                f"repair 'distil': tokens={self.tokens}, lr={self.lr:g} cannot be used; give tokens from 1 "
-                "and lr above 0."
+                f"repair 'distil': tokens={self.tokens}, lr={self.lr:g}, warmup={self.warmup:g} cannot be used; give "
+                "tokens from 1, lr above 0, and warmup from 0 to below 1."
             )
 
     @property
@@ -70,6 +73,7 @@ class Distil:
             lr=self.lr,
             known=known,
             saved=saved,
+            warmup=self.warmup,
         )
         return known | {name: value.detach() for name, value in trained.items()}
 
