@@ -38,7 +38,7 @@ REFERENCE = [
 ]
 EXPLAINED = [
     ROOT / "docs" / "explanation" / f"{name}.md"
-    for name in ("baselines", "experts", "found", "repair", "sample-efficiency", "scale", "which-criterion")
+    for name in ("baselines", "experts", "found", "policies", "repair", "sample-efficiency", "scale", "which-criterion")
 ]
 HOWTO = [ROOT / "docs" / "howto" / f"{name}.md" for name in ("load-elsewhere", "recover")]
 PAGES = [ROOT / "README.md", *HOWTO, *EXPLAINED, *REFERENCE]
