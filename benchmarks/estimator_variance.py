@@ -14,10 +14,7 @@ channels) share, which is what a few hundred losses can tell.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,12 +22,14 @@ from typing import Any
 import click
 import torch
 from gradient_statistics import Series, compare, components, exactly, inner, inner_error, split_half_cosine, spread
+from mask_losses import Problem, Table, all_masks, window_losses
+from measured_once import Kept
 from torch import Tensor
 
 from polyprune_core.evaluation.calibration import Calibration
-from polyprune_core.evaluation.losses import Metered, Objective, token_losses
+from polyprune_core.evaluation.losses import Objective
 from polyprune_core.evaluation.text import Text, load_text
-from polyprune_core.evaluation.windows import Cutter, evenly_spaced, sample_windows, search_batches
+from polyprune_core.evaluation.windows import Cutter, evenly_spaced, sample_windows
 from polyprune_core.models.describe import describe
 from polyprune_core.models.sources import LoadedModel, load_model
 from polyprune_core.plugins.contracts import extra_passes
@@ -40,11 +39,8 @@ from polyprune_core.pruning.space import MaskSpace
 from polyprune_core.pruning.starting import PolicyStart
 from polyprune_core.pruning.surgery import Compactor
 from polyprune_core.pruning.types import MaskBatch, Policy
-from polyprune_core.search.checkpoint import Checkpoint
 from polyprune_core.search.loop import SearchOptions, search
 from polyprune_core.search.trace import entropy
-from polyprune_core.utils.environment import environment
-from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.rng import generator
 
 MASKS = 16
@@ -62,117 +58,6 @@ LEARNING_RATE = 0.1
 BACK_PROPAGATION = ["straight-through", "hard-concrete"]
 # A backward pass is counted as two forward passes.
 PASSES_WITH_BACKWARD = 3
-
-
-class Kept:
-    """What was found so far, in the output file: what was measured with the same settings is not measured again."""
-
-    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
-        old = json.loads(path.read_text("utf-8")) if path and path.is_file() else {}
-        same = old.get("settings") == settings
-        self.measured: dict[str, Any] = old["measured"] if same else {}
-        self.results: dict[str, dict[str, Any]] = old["results"] if same else {}
-
-    def part(self, name: str, work: Callable[[], Any]) -> Any:
-        """Returns what was measured under that name, by `work` where it was not yet."""
-        if name not in self.measured:
-            start = time.perf_counter()
-            value = rounded(work())
-            self.measured[name] = {"seconds": rounded(time.perf_counter() - start), "value": value}
-            click.echo(f"{name}: {self.measured[name]['seconds']:.0f} s")
-            self.write()
-        return self.measured[name]["value"]
-
-    def result(self, problem: str, name: str, value: Any) -> None:
-        """Takes in a result."""
-        self.results.setdefault(problem, {})[name] = rounded(value)
-        self.write()
-
-    def complete(self, problem: str) -> bool:
-        """Whether everything is there that is asked of a problem."""
-        return self.results.get(problem, {}).get("complete", False)
-
-    def checkpoint(self, problem: str) -> Checkpoint | None:
-        """Returns where the search of a problem is kept until the output is complete."""
-        return Checkpoint(self.path.with_suffix(f".{problem}.search"), str(self.settings)) if self.path else None
-
-    def write(self) -> None:
-        """Writes the output file."""
-        if self.path:
-            record = {"environment": environment(), "settings": self.settings, "results": self.results}
-            write_atomically(self.path, (json.dumps(record | {"measured": self.measured}, indent=1) + "\n").encode())
-
-
-def rounded(value: Any) -> Any:
-    """Returns JSON values with their numbers to seven digits."""
-    if isinstance(value, float):
-        return float(f"{value:.7g}")
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, list) else value
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Masks in, losses out: `objective` on batches of two of `windows` (N, T), as a search reads them."""
-
-    name: str
-    space: MaskSpace
-    objective: Any
-    windows: Tensor
-    registry: Registry
-
-    def batches(self, purpose: str) -> Iterator[Tensor]:
-        """Yields batches (2, T), others for every purpose."""
-        return search_batches(self.windows, 2, generator(0, purpose).initial_seed())
-
-    def window_losses(self, masks: Tensor, windows: Tensor) -> Tensor:
-        """Returns (M, W): the loss of each of `windows` (W, T) under each of `masks` (M, U)."""
-        if isinstance(self.objective, Table):
-            return torch.stack([self.objective.losses(masks, window) for window in windows], dim=1)
-        return window_losses(self.objective.compactor, self.space, masks, windows)
-
-
-class Table(Metered):
-    """The losses of all masks of a few units on all windows (2 ** U, N), read off instead of run."""
-
-    def __init__(self, losses: Tensor, objective: Objective, windows: Tensor) -> None:
-        super().__init__()
-        self.table, self.objective, self.windows = losses, objective, windows
-        self.space, self.vocabulary = objective.space, objective.vocabulary
-
-    def losses(self, masks: Tensor, ids: Tensor) -> Tensor:
-        """Returns (K,) mean losses of masks (K, U) on the windows numbered `ids` (B, 1)."""
-        return self.table[masks.long() @ (2 ** torch.arange(len(self.space)))][:, ids.flatten()].mean(dim=1)
-
-    def gradients(self, gates: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns losses (K,) and gradients (K, U) by gates (K, U), which no table holds."""
-        return self.objective.gradients(gates, self.windows[ids.flatten()])
-
-    def gradient(self, policy: Policy) -> Tensor:
-        """Returns (U,): the exact gradient of the expected loss with respect to keep_prob."""
-        masks = all_masks(len(self.space))
-        s = policy.keep_prob.double()
-        probability = torch.where(masks, s, 1 - s).prod(dim=1)
-        score = replace(policy, keep_prob=s).score_function(MaskBatch(masks))
-        gradient: Tensor = (probability * self.table.mean(dim=1).double()) @ score
-        return gradient
-
-
-def all_masks(units: int) -> Tensor:
-    """Returns (2 ** U, U) bool: row i holds the binary digits of i, the lowest first."""
-    return (torch.arange(2**units)[:, None] >> torch.arange(units)) % 2 == 1
-
-
-@torch.inference_mode()
-def window_losses(compactor: Compactor, space: MaskSpace, masks: Tensor, windows: Tensor) -> Tensor:
-    """Returns (M, W) float32: the mean loss of each window (W, T) under each mask (M, U)."""
-    rows = []
-    for mask in masks:
-        with compactor.applied(space.axis_keep(mask)) as model:
-            rows.append(torch.cat([token_losses(model, ids).mean(dim=1) for ids in windows.split(8)]))
-    return torch.stack(rows)
 
 
 def pool(problem: Problem, policy: Policy, drawn_by: str, purpose: str, steps: int) -> tuple[list[MaskBatch], Any]:
