@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import EXECUTION, MODEL, OUTPUT, SEARCH, TASKS, TEXT, TRACKING, given, options
+from polyprune_core.cli.config_file import given
+from polyprune_core.cli.options import EXECUTION, MODEL, OUTPUT, SEARCH, TASKS, TEXT, TRACKING, options
 from polyprune_core.cli.params import CommaList, UserPath, WidthsList, plugin_names, setting, words
 
 if TYPE_CHECKING:

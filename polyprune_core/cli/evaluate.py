@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import CUTTING, EVALUATED, EVALUATION, LOADING, OUTPUT, TASKS, given, options
+from polyprune_core.cli.config_file import given
+from polyprune_core.cli.options import CUTTING, EVALUATED, EVALUATION, LOADING, OUTPUT, TASKS, options
 from polyprune_core.cli.params import CommaList, setting
 
 if TYPE_CHECKING:

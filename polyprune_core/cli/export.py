@@ -8,7 +8,8 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import CELL, LOADING_LOCAL, OUTPUT, given, options, table_or_json
+from polyprune_core.cli.config_file import given
+from polyprune_core.cli.options import CELL, LOADING_LOCAL, OUTPUT, options, table_or_json
 from polyprune_core.cli.params import UserPath, setting
 
 WHAT = [

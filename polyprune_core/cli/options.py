@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import rich_click as click
 
+from polyprune_core.cli.config_file import read_config
 from polyprune_core.cli.params import (
     CommaList,
     Setting,
@@ -20,10 +20,6 @@ from polyprune_core.cli.params import (
     words,
 )
 from polyprune_core.config.presets import PRESETS
-from polyprune_core.errors import ConfigError
-
-# Options of the commands themselves: what they ask for is in no request.
-OF_THE_COMMAND = {name: name for name in ("output", "overwrite", "quiet", "verbose", "dry_run")} | {"format": "form"}
 
 table_or_json = click.option(
     "--format",
@@ -264,25 +260,6 @@ TRACKING = [
 ]
 
 
-def _from_file(context: click.Context, parameter: click.Parameter, config: Path | None) -> Path | None:
-    """Makes what a configuration file says of the command's own options their defaults."""
-    from polyprune_core.config.parsing import read_toml
-
-    if config is not None:
-        own, _ = _parted(context.command, read_toml(config))
-        if wrong := [name for name, value in own.items() if not isinstance(value, str | bool)]:
-            raise ConfigError(f"{config}: {wrong[0]} is {own[wrong[0]]!r}; a text, true or false is needed.")
-        context.default_map = {OF_THE_COMMAND[name]: value for name, value in own.items()}
-    return config
-
-
-def _parted(command: click.Command, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what is for the command itself, and what is for its request."""
-    there = {parameter.name for parameter in command.params}
-    own = {name: value for name, value in values.items() if OF_THE_COMMAND.get(name) in there}
-    return own, {name: value for name, value in values.items() if name not in own}
-
-
 def _remembered(context: click.Context, parameter: click.Parameter, verbose: bool) -> bool:
     """Lets whoever runs the command know it too."""
     if isinstance(context.obj, dict):
@@ -296,7 +273,7 @@ OUTPUT = [
         "-C",
         type=UserPath(),
         is_eager=True,
-        callback=_from_file,
+        callback=read_config,
         help="TOML file with these options. The command line wins over it.",
     ),
     click.option("--quiet", "-q", is_flag=True, help="Show results, warnings and errors only."),
@@ -325,16 +302,3 @@ def options(settings: tuple[str, ...], *groups: list[Callable[[Any], Any]]) -> C
         return command
 
     return decorate
-
-
-def given(values: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Returns what the user asked for, and the file of each value that is from one; the command line overrules it."""
-    from polyprune_core.config.parsing import read_toml
-
-    asked = {name: value for name, value in values.items() if value is not None}
-    if config is None:
-        return asked, {}
-    context = click.get_current_context()
-    assert context is not None
-    read = _parted(context.command, read_toml(config))[1]
-    return read | asked, {name: config for name in read if name not in asked}

@@ -7,7 +7,8 @@ from typing import Any
 
 import rich_click as click
 
-from polyprune_core.cli.options import ENGINE, MODEL, OUTPUT, PLACEMENT, SEARCH, TEXT, given, options
+from polyprune_core.cli.config_file import given
+from polyprune_core.cli.options import ENGINE, MODEL, OUTPUT, PLACEMENT, SEARCH, TEXT, options
 from polyprune_core.cli.params import UserPath, plugin_names, setting, words
 
 ONE = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import rich_click as click
 
+from polyprune_core.cli.config_file import given
 from polyprune_core.cli.options import (
     CELL,
     CUTTING,
@@ -15,7 +16,6 @@ from polyprune_core.cli.options import (
     EVALUATION,
     LOADING_LOCAL,
     OUTPUT,
-    given,
     options,
     table_or_json,
 )
