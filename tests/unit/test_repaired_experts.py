@@ -151,7 +151,7 @@ def test_experts_are_measured_alike_layer_by_layer_and_where_their_moments_lie_i
 def test_experts_that_are_too_large_as_one_map_are_refitted_one_by_one_or_refused_with_the_way_out(
     base, monkeypatch
 ) -> None:
-    monkeypatch.setattr("polyprune_core.evaluation.calibration.AT_MOST", 4.0 * 36**2)
+    monkeypatch.setattr("polyprune_core.evaluation.text_passes.AT_MOST", 4.0 * 36**2)
     monkeypatch.setattr(moments, "AT_MOST", 4.0 * 36**2)
     pruned = some_pruned(base)
     assert DOWN in LeastSquares().repair(pruned, tiny_calibration(base.model))
