@@ -1,4 +1,4 @@
-"""What it gains to choose the pooling of a metric's scores by loss: the choice, and what the others would have lost."""
+"""What it gains to choose the pooling of a metric's scores by loss, and how few windows of text are enough for that."""
 
 from __future__ import annotations
 
@@ -10,12 +10,27 @@ from repaired import NONE
 FIXED = ("layer, raw", "kind, raw", "kind, zscore", "global, raw", "global, per-parameter")
 
 
+def few_windows(record: dict[str, Any]) -> str:
+    """Returns a Markdown table: how much more than the best pooling those lose that few windows choose."""
+    rows = record["results"]
+    counts = list(dict.fromkeys(row["windows"] for row in rows))
+    told = ["| metric | sparsity | " + " | ".join(f"{count} windows" for count in counts) + " |"]
+    told.append("|---" + "|---:" * (1 + len(counts)) + "|")
+    for metric, sparsity in dict.fromkeys((row["metric"], row["sparsity"]) for row in rows):
+        found = [row for row in rows if (row["metric"], row["sparsity"]) == (metric, sparsity)]
+        cells = " | ".join(f"{row['mean']:.3f} ({row['worst']:.2f})" for row in found)
+        told.append(f"| {metric} | {sparsity:g} | {cells} |")
+    return "\n".join(told)
+
+
 def choices(record: dict[str, Any]) -> str:
     """Returns a Markdown table: nats per token on the windows that decided, by metric, sparsity and pooling."""
     told = [f"| metric | sparsity | chosen | {' | '.join(FIXED)} |", "|---|---:|---|" + "---:|" * len(FIXED)]
     for row in sorted(record["rows"], key=lambda row: (row["initializer"] or "", row["sparsity"] or 0)):
         losses = record["poolings"].get(row["id"])
         if losses is None or row["kind"] != "baseline" or row["repair"] != NONE or row["seed"]:
+            continue
+        if len(set(losses.values())) == 1:  # all poolings select the same
             continue
         cells = []
         for name in FIXED:
