@@ -23,7 +23,7 @@ from polyprune_core.models.families import family_of
 from polyprune_core.models.layout import Axis, ModelLayout
 from polyprune_core.models.quiet import quiet
 from polyprune_core.models.sources import LoadedModel, load_model
-from polyprune_core.plugins.registry import load_registry
+from polyprune_core.plugins.registry import Registry, load_registry
 from polyprune_core.pruning.budget import SelectionRule
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.pruning.space import MaskSpace
@@ -171,12 +171,11 @@ def tiny_calibration(
     text = tiny_windows() if windows is None else windows
     rng = generator(seed, "tiny calibration")
 
-    # Plugins are loaded only for one that asks for another.
     def measure(spec: str, model: torch.nn.Module, space: MaskSpace, calibration: Calibration) -> Scores:
-        return load_registry().measure(spec, model, space, calibration)
+        return _installed().measure(spec, model, space, calibration)
 
     def mend(spec: str, pruned: PrunedModel, calibration: Calibration) -> Mapping[str, Tensor]:
-        updates: Mapping[str, Tensor] = load_registry().build("repair", spec).repair(pruned, calibration)
+        updates: Mapping[str, Tensor] = _installed().build("repair", spec).repair(pruned, calibration)
         return updates
 
     return Calibration(
@@ -190,6 +189,12 @@ def tiny_calibration(
         mend=mend,
         held_back=tiny_windows(seed=1) if held_back else None,
     )
+
+
+@cache
+def _installed() -> Registry:
+    """The plugins of this environment, loaded for the first one that asks for another."""
+    return load_registry()
 
 
 def tiny_base(folder: Path, family: str = "llama") -> LoadedModel:
