@@ -15,11 +15,11 @@ from typing import Any
 
 import click
 import torch
+from mask_losses import window_losses
 from torch import Tensor
 
 from polyprune_core.config.cell import Metric
 from polyprune_core.config.settings import Comparison
-from polyprune_core.evaluation.losses import Objective
 from polyprune_core.evaluation.windows import held_back_windows
 from polyprune_core.plugins.registry import load_registry
 from polyprune_core.runs.decision import Decider
@@ -35,7 +35,7 @@ METRICS = ("thinet", "flap", "wanda", "llm-pruner", "magnitude")
 CHOOSERS = (2, 4, 8, 16, 32)
 
 
-def window_losses(harness: Harness, metric: str, sparsity: float, windows: Tensor) -> Tensor:
+def losses_by_pooling(harness: Harness, metric: str, sparsity: float, windows: Tensor) -> Tensor:
     """Returns (S, N): the loss in nats per token of each of S different selections on each of N windows."""
     decider, kept = Decider(harness), dict[bytes, Tensor]()
     for scope, scale in itertools.product(SCOPE_NAMES, SCALE_NAMES):
@@ -44,9 +44,9 @@ def window_losses(harness: Harness, metric: str, sparsity: float, windows: Tenso
         decision = decider.decide(Metric.model_validate(cell))
         keep = decision.selection.keep
         kept.setdefault(keep.numpy().tobytes(), keep)
-    objective = Objective(harness.compactor, decision.pruned.space)
-    rows = [[float(objective.losses(keep[None], ids[None])[0]) for ids in windows] for keep in kept.values()]
-    return torch.tensor(rows, dtype=torch.float64)
+    masks = torch.stack(list(kept.values()))
+    parts = [window_losses(harness.compactor, decision.pruned.space, masks, ids[None]) for ids in windows]
+    return torch.cat(parts, dim=1).double()
 
 
 def regret(losses: Tensor, count: int, draws: int) -> tuple[float, float]:
@@ -75,7 +75,7 @@ def main(model: str, calibration: str, windows: int, draws: int, output: Path) -
     results: list[dict[str, Any]] = []
     with harness.compactor:
         for metric, sparsity in itertools.product(METRICS, SPARSITIES):
-            losses = window_losses(harness, metric, sparsity, held)
+            losses = losses_by_pooling(harness, metric, sparsity, held)
             for count in CHOOSERS:
                 mean, worst = regret(losses, count, draws)
                 results.append({"metric": metric, "sparsity": sparsity, "windows": count, "mean": mean, "worst": worst})

@@ -103,6 +103,11 @@ class Settings(BaseModel):
         return self.steps_for(0)
 
     @property
+    def held_back(self) -> int:
+        """The windows of calibration text that are held back from metrics, and from searches that stop by them."""
+        return held_back_count(self.calibration_samples)
+
+    @property
     def dense_passes(self) -> int:
         """Passes of every step through the dense model."""
         return int(self.objective == "kl")
@@ -132,7 +137,7 @@ class Settings(BaseModel):
 
     def look_tokens(self, steps: int) -> int:
         """Returns what a search of that many steps spends on text held back, where it stops by that."""
-        tokens = held_back_count(self.calibration_samples) * self.seq_len
+        tokens = self.held_back * self.seq_len
         return looks(steps) * (1 + self.dense_passes) * tokens if self.early_stopping else 0
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from polyprune_core.config.cell import AUTO, Cell, Metric, Search
 from polyprune_core.config.grid import cells
-from polyprune_core.config.held_back import held_back_count
 from polyprune_core.config.settings import Comparison
 from polyprune_core.evaluation.text import load_text
 from polyprune_core.plugins.contracts import extra_passes, trained_tokens, windows_run
@@ -155,15 +154,13 @@ def _metric_tokens(cell: Cell, config: Comparison, registry: Registry, units: Ma
     times = len(SCOPE_NAMES) if cell.scope == AUTO and "budget" in _needs(cell, registry) else 1
     metric = registry.build("initializer", cell.initializer)
     count = units.get(cell.granularity or "", 0)
-    samples = config.calibration_samples
-    return times * windows_run(metric, count, samples, held_back_count(samples)) * config.seq_len
+    return times * windows_run(metric, count, config.calibration_samples, config.held_back) * config.seq_len
 
 
 def _pooling_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:
     if not isinstance(cell, Metric):
         return 0
-    windows = held_back_count(config.calibration_samples)
-    return most_candidates(cell, registry.comparable(cell.initializer)) * windows * config.seq_len
+    return most_candidates(cell, registry.comparable(cell.initializer)) * config.held_back * config.seq_len
 
 
 def _repair_tokens(cell: Cell, config: Comparison, registry: Registry) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from polyprune_core.config.held_back import held_back_count
 from polyprune_core.config.settings import Settings
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.text import Text, Texts
@@ -71,7 +70,7 @@ class CutTexts:
             ConfigError: the metric looks at all of them.
         """
         asked, pool = self.settings, self.calibration
-        windows = held_back_windows(pool, asked.calibration_samples, seed, held_back_count(asked.calibration_samples))
+        windows = held_back_windows(pool, asked.calibration_samples, seed, asked.held_back)
         if not len(windows):
             raise ConfigError(
                 f"the calibration text has {len(pool)} windows of {asked.seq_len} tokens, and a metric looks at all of "
@@ -83,9 +82,8 @@ class CutTexts:
 
     def learned_from(self, seed: int) -> Tensor:
         """Returns the windows that a search goes through: all, but those held back where it stops by them."""
-        samples = self.settings.calibration_samples
-        held = held_back_count(samples) if self.settings.early_stopping else 0
-        return other_windows(self.calibration, samples, seed, held)
+        held = self.settings.held_back if self.settings.early_stopping else 0
+        return other_windows(self.calibration, self.settings.calibration_samples, seed, held)
 
     @cached_property
     def _repair_pool(self) -> Tensor:
