@@ -169,6 +169,8 @@ def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:
     switched = Switched.by_environment() if entry_points is None else Switched(frozenset(), False)
     found: list[Registered] = []
     off: list[PluginProblem] = []
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
     with slow_ones_told() as turn:
         for point, source in points:
             reason = switched.off(point.name, source)
@@ -176,7 +178,9 @@ def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:
                 off.append(PluginProblem(point.name, source, reason))
                 continue
             turn(f"plugin {point.name} of {source}")
-            loaded, trouble = _load(point, source)
+            loaded, trouble = _load(manager, point, source)
+            for _, plugin in manager.list_name_plugin():  # so that none has a part in the trouble of the next
+                manager.unregister(plugin)
             problems += trouble
             for item in loaded:
                 reason = switched.off(item.provider.name, source)
@@ -219,9 +223,9 @@ def slow_ones_told() -> Iterator[Callable[[str], None]]:
         over.set()
 
 
-def _load(point: EntryPoint, source: Source) -> tuple[list[Registered], list[PluginProblem]]:
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
+def _load(
+    manager: pluggy.PluginManager, point: EntryPoint, source: Source
+) -> tuple[list[Registered], list[PluginProblem]]:
     found: list[Registered] = []
     problems: list[PluginProblem] = []
 

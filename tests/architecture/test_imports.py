@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Import:
     line: int
 
 
+@cache
 def imports(path: Path) -> list[Import]:
     """Returns everything that a source file imports."""
 
@@ -84,8 +86,6 @@ def modules(folder: Path) -> dict[str, Path]:
 
 
 CORE_MODULES, PLUGIN_MODULES = modules(CORE), modules(PLUGINS)
-OF_CORE = {module: imports(path) for module, path in CORE_MODULES.items()}
-OF_PLUGINS = {module: imports(path) for module, path in PLUGIN_MODULES.items()}
 
 
 def in_core(item: Import) -> str | None:
@@ -105,7 +105,7 @@ def place(module: str) -> int:
 
 def reached(module: str) -> dict[str, Import]:
     """Returns the other core modules that one imports in any way, for types and within functions too."""
-    found = {in_core(item): item for item in OF_CORE[module]}
+    found = {in_core(item): item for item in imports(CORE_MODULES[module])}
     return {target: item for target, item in found.items() if target is not None and target != module}
 
 
@@ -141,8 +141,12 @@ def broken(found: dict[str, list[Import]], rule: Callable[[str, Import], bool]) 
     return [f"{m}:{i.line} imports {i.module} {i.name}" for m, items in found.items() for i in items if not rule(m, i)]
 
 
+def imports_of(sources: dict[str, Path]) -> dict[str, list[Import]]:
+    return {module: imports(path) for module, path in sources.items()}
+
+
 def test_the_core_never_imports_the_plugins() -> None:
-    assert broken(OF_CORE, lambda _, item: item.module.split(".")[0] != "polyprune_plugins") == []
+    assert broken(imports_of(CORE_MODULES), lambda _, item: item.module.split(".")[0] != "polyprune_plugins") == []
 
 
 def test_a_core_module_imports_no_package_above_its_own() -> None:
@@ -193,7 +197,7 @@ def test_every_rule_finds_what_breaks_it() -> None:
 
 @pytest.mark.parametrize("rule", [public_alone, light, own], ids=lambda rule: rule.__name__)
 def test_a_plugin_imports_public_names_alone_nothing_heavy_and_no_other_plugin(rule) -> None:
-    assert broken(OF_PLUGINS, rule) == []
+    assert broken(imports_of(PLUGIN_MODULES), rule) == []
 
 
 def test_importing_the_core_the_command_line_and_every_plugin_loads_no_torch() -> None:

@@ -13,6 +13,7 @@ from polyprune_core.plugins.registry import load_registry
 from polyprune_core.runs.harness import Harness
 
 SMALL = {"model": "tiny", "initializer": "magnitude", "sparsity": 0.3, "scope": "global", "scale": "raw", "limit": 2}
+SMALL |= {"calibration_samples": 4, "repair_samples": 4}
 COMMAND = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
 pytestmark = pytest.mark.filterwarnings("ignore:repair ")
 

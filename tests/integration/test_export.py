@@ -59,6 +59,7 @@ def wanda_cell(store: Path) -> str:
     return found["row"]["id"]
 
 
+@pytest.mark.usefixtures("runtime_here")
 def test_masks_become_the_model_that_prune_would_have_written(masks, tmp_path) -> None:
     run = export(masks, tmp_path / "new", "--verify")
     assert run.status == 0, run.err

@@ -70,6 +70,8 @@ def test_the_smaller_model_has_the_gated_models_loss(loaded, space) -> None:
 
 
 def test_a_pruned_folder_gives_its_perplexity_again_in_a_fresh_process(tmp_path, capsys, monkeypatch) -> None:
+    from transformers import AutoTokenizer
+
     from polyprune_core.cli import main
     from polyprune_core.evaluation.text import load_text
     from polyprune_core.evaluation.windows import Cutter
@@ -81,7 +83,7 @@ def test_a_pruned_folder_gives_its_perplexity_again_in_a_fresh_process(tmp_path,
     main()
     assert "read back from disk" in capsys.readouterr().out
     record = json.loads((tmp_path / "pruned" / "polyprune.json").read_text())
-    tokenizer = load_model("smollm2-135m").tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "pruned")
     windows = Cutter(tokenizer).windows(load_text("builtin:pydocs", "evaluation"), 128, 4)
     fresh = subprocess.run(
         [sys.executable, "-c", RELOAD, str(tmp_path / "pruned"), json.dumps(windows.tolist())],

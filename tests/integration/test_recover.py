@@ -27,7 +27,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Masks of the bundled model, and the same decision as a folder."""
     folder = tmp_path_factory.mktemp("recover")
     found = polyprune_core.prune(
-        model="tiny", initializer="magnitude", sparsity=0.3, scope="global", scale="raw", limit=2, quiet=True
+        model="tiny",
+        initializer="magnitude",
+        sparsity=0.3,
+        scope="global",
+        scale="raw",
+        calibration_samples=4,
+        limit=2,
+        quiet=True,
     )
     for exporter in ("masks", "huggingface"):
         found.export(exporter, folder / exporter)
@@ -133,7 +140,7 @@ def test_what_trains_nothing_or_names_no_dense_model_is_refused(places, tmp_path
 def test_adapters_are_merged_before_they_are_written(places, tmp_path) -> None:
     output = tmp_path / "adapted"
     polyprune_core.recover(
-        places["masks"], repair="recover:lora", output=output, **texts(places), **(SMALL | {"tokens": 512})
+        places["masks"], repair="recover:lora", output=output, **texts(places), **(SMALL | {"tokens": 256})
     )
     names = load_model(str(output)).model.state_dict()
     assert not any("lora" in name for name in names)
@@ -144,8 +151,9 @@ def test_adapters_are_merged_before_they_are_written(places, tmp_path) -> None:
 
 def test_training_goes_on_from_what_a_repair_has_made_of_the_decision(recovered, places, tmp_path) -> None:
     masks = tmp_path / "repaired"
-    polyprune_core.prune(from_masks=places["masks"], repair="bias", exporter="masks", output=masks, limit=2, quiet=True)
-    found = polyprune_core.recover(masks, repair="recover:lr=1e-9", **texts(places), **(SMALL | {"tokens": 512}))
+    few = {"calibration_samples": 4, "repair_samples": 4, "limit": 2, "quiet": True}
+    polyprune_core.prune(from_masks=places["masks"], repair="bias", exporter="masks", output=masks, **few)
+    found = polyprune_core.recover(masks, repair="recover:lr=1e-9", **texts(places), **(SMALL | {"tokens": 256}))
     before, after = (row.evaluations[0].nll for row in found.rows[2:])
     assert after == pytest.approx(before, rel=1e-3)
     assert abs(before - recovered[0].rows[2].evaluations[0].nll) > 1e-2

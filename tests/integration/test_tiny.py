@@ -65,6 +65,7 @@ def test_held_out_perplexity_is_twenty_times_below_a_random_initialisation(windo
 
 def test_without_any_one_attention_or_mlp_perplexity_is_higher(windows: torch.Tensor) -> None:
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    windows = windows[::4]
     whole = perplexity(model, windows)
     for layer in model.model.layers:
         for part in (layer.self_attn.o_proj, layer.mlp.down_proj):

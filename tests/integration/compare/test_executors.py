@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import psutil
@@ -203,12 +203,13 @@ def test_a_node_lost_within_a_search_changes_no_row_where_no_other_has_room(tmp_
 
 
 @forks
+@pytest.mark.parametrize("workers", ["forks", pytest.param("interpreters", marks=pytest.mark.slow)])
 def test_an_interrupted_run_leaves_no_worker_and_a_store_that_goes_on_to_the_same_rows(
-    unbroken, tmp_path, cells_run
+    unbroken, tmp_path, cells_run, workers
 ) -> None:
-    """Its workers are interpreters of their own, as they are for a user."""
     store = tmp_path / "store"
-    run = Fork(os.setsid, *GRID, "--workers", "2", "--threads", "1", "-o", store)
+    with forked_workers() if workers == "forks" else nullcontext():
+        run = Fork(os.setsid, *GRID, "--workers", "2", "--threads", "1", "-o", store)
     here = psutil.Process(run.pid)
     while not cell_files(store):
         assert not os.waitpid(run.pid, os.WNOHANG)[0]
