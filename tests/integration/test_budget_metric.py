@@ -49,8 +49,8 @@ def metric() -> LowerLayersFirst:
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory, metric: LowerLayersFirst) -> Iterator[Harness]:
     folder = tmp_path_factory.mktemp("texts")
-    (folder / "learn.txt").write_text(calibration_text()[:20_000], "utf-8")
-    (folder / "test.txt").write_text(evaluation_text()[:20_000], "utf-8")
+    (folder / "learn.txt").write_text(calibration_text()[:9_000], "utf-8")
+    (folder / "test.txt").write_text(evaluation_text()[:9_000], "utf-8")
     needs = {"made-for-it": frozenset({"calibration", "budget"}), "peeking": frozenset({"calibration"})}
     made = {"made-for-it": lambda: metric, "peeking": Peeking}
     items = [

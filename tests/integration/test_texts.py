@@ -21,7 +21,7 @@ GRID = (*SMALL, "--seq-len", "32", "--calibration-samples", "4", "--baselines", 
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a short text for each role."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.txt").write_text(pydocs.calibration_text()[:20_000], "utf-8")
+    (tmp_path / "train.txt").write_text(pydocs.calibration_text()[:9_000], "utf-8")
     (tmp_path / "test.txt").write_text(pydocs.evaluation_text()[:8_000], "utf-8")
     return tmp_path
 

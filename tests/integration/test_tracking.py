@@ -28,6 +28,7 @@ from polyprune_core.utils.progress import Reporter
 
 SMALL = ("compare", "-m", "tiny", "--limit", "4", "--seq-len", "32", "--eval-seq-len", "32", "--steps", "3")
 SMALL += ("--calibration-samples", "4", "--batch-size", "2", "--calibration", "learn.txt", "--evaluation", "test.txt")
+SMALL += ("--masks-per-step", "2", "--scope", "kind", "--scale", "raw")
 # `residual` runs a forward pass a step beside its masks.
 GRID = (*SMALL, "--baselines", "random", "--estimators", "rloo,residual", "--format", "json")
 SEARCHES = ("rloo", "residual")
@@ -37,8 +38,8 @@ SEARCHES = ("rloo", "residual")
 def _two_short_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("texts"))
-        Path("learn.txt").write_text(calibration_text()[:20_000], "utf-8")
-        Path("test.txt").write_text(evaluation_text()[:20_000], "utf-8")
+        Path("learn.txt").write_text(calibration_text()[:9_000], "utf-8")
+        Path("test.txt").write_text(evaluation_text()[:9_000], "utf-8")
         yield
 
 

@@ -164,6 +164,7 @@ def test_installed_plugins_are_listed_with_their_distributions(programs) -> None
     assert finished.stderr == ""
 
 
+@pytest.mark.slow
 def test_an_installed_plugin_passes_the_kit(programs) -> None:
     said = succeeded(run(programs / "polyprune", "plugins", "check", "ria"))
     assert f"initializer ria (polyprune-example {VERSION['polyprune-example']})" in said

@@ -32,8 +32,8 @@ BOTH = ("one.txt", "other.txt")
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three texts in an empty current folder."""
     monkeypatch.chdir(tmp_path)
-    Path("learn.txt").write_text(calibration_text()[:20_000], "utf-8")
-    Path("one.txt").write_text(evaluation_text()[:20_000], "utf-8")
+    Path("learn.txt").write_text(calibration_text()[:9_000], "utf-8")
+    Path("one.txt").write_text(evaluation_text()[:9_000], "utf-8")
     Path("other.txt").write_text(evaluation_text()[20_000:40_000], "utf-8")
 
 
