@@ -6,6 +6,8 @@ from typing import Any
 
 from repaired import NONE
 
+from polyprune_core.report.columns import short
+
 # What would be taken without a choice: every layer alike, and scores standardised within their layer.
 FIXED = ("layer, raw", "kind, raw", "kind, zscore", "global, raw", "global, per-parameter")
 
@@ -39,3 +41,28 @@ def choices(record: dict[str, Any]) -> str:
         chosen = f"{row['scope_chosen']}, {row['scale_chosen']}"
         told.append(f"| {row['initializer']} | {row['sparsity']:g} | {chosen} | {' | '.join(cells)} |")
     return "\n".join(told)
+
+
+def gains(record: dict[str, Any]) -> str:
+    """Returns a Markdown table: nats over the dense model in the chosen pooling, beside the best and worst fixed one."""
+    rows = [row for row in record["rows"] if row["kind"] == "baseline" and row["status"] == "ok"]
+    texts = list(dict.fromkeys(each["text"] for row in rows for each in row["evaluations"]))
+    told = [f"| metric | sparsity | chosen | forward tokens | without a choice | {' | '.join(texts)} |"]
+    told.append("|---|---:|---|---:|---:" + "|---:" * len(texts) + "|")
+    for metric, sparsity in sorted({(row["initializer"], row["sparsity"]) for row in rows}):
+        here = [row for row in rows if (row["initializer"], row["sparsity"]) == (metric, sparsity)]
+        fixed = [row for row in here if row["scope"] != "auto"]
+        for row in here:
+            if row["scope"] == "auto" and fixed:
+                cells = [_beside(row, fixed, text) for text in texts]
+                tokens = [short(each["forward_tokens"]) for each in (row, fixed[0])]
+                chosen = f"{row['scope_chosen']}, {row['scale_chosen']}"
+                told.append(f"| {' | '.join([metric, f'{sparsity:g}', chosen, *tokens, *cells])} |")
+    return "\n".join(told)
+
+
+def _beside(row: dict[str, Any], fixed: list[dict[str, Any]], text: str) -> str:
+    ours, *others = (
+        next(each["excess"] for each in one["evaluations"] if each["text"] == text) for one in (row, *fixed)
+    )
+    return f"{ours:.2f} ({min(others):.2f} to {max(others):.2f})"
