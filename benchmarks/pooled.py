@@ -44,7 +44,7 @@ def choices(record: dict[str, Any]) -> str:
 
 
 def gains(record: dict[str, Any]) -> str:
-    """Returns a Markdown table: nats over the dense model in the chosen pooling, beside the best and worst fixed one."""
+    """Returns a Markdown table: nats over the dense model in the chosen pooling, and the best and worst fixed."""
     rows = [row for row in record["rows"] if row["kind"] == "baseline" and row["status"] == "ok"]
     texts = list(dict.fromkeys(each["text"] for row in rows for each in row["evaluations"]))
     told = [f"| metric | sparsity | chosen | forward tokens | without a choice | {' | '.join(texts)} |"]
