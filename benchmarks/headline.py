@@ -25,7 +25,7 @@ SHOWN = (
     ("sleb", "none", ""),
     ("thinet", "none", ""),
     ("thinet", "sequential", ""),
-    ("thinet", "sequential", "1.02 M tokens"),
+    ("thinet", "sequential", "154 k tokens"),
     ("thinet", "distil:start=sequential:tokens=262144:warmup=0", ""),
 )
 
