@@ -99,6 +99,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mask-evaluation": searched.mask_evaluation,
     "originals": originals,
     "pooling choices": lambda: pooled.choices(read("repair")),
+    "pooling gains": lambda: pooled.gains(read("pooling")),
     "few windows": lambda: pooled.few_windows(read("held_back")),
     "repaired headline": lambda: repaired.headline(read("repair"), 0.3),
     **{f"repaired {s}": lambda s=s: repaired.shares(read("repair"), s, 1.5) for s in (0.2, 0.3, 0.5)},
