@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from repaired import NONE
+from repaired import NONE, texts
 
 from polyprune_core.report.columns import short
 
@@ -46,23 +46,22 @@ def choices(record: dict[str, Any]) -> str:
 def gains(record: dict[str, Any]) -> str:
     """Returns a Markdown table: nats over the dense model in the chosen pooling, and the best and worst fixed."""
     rows = [row for row in record["rows"] if row["kind"] == "baseline" and row["status"] == "ok"]
-    texts = list(dict.fromkeys(each["text"] for row in rows for each in row["evaluations"]))
-    told = [f"| metric | sparsity | chosen | forward tokens | without a choice | {' | '.join(texts)} |"]
-    told.append("|---|---:|---|---:|---:" + "|---:" * len(texts) + "|")
+    names = texts(record)
+    told = [f"| metric | sparsity | chosen | forward tokens | without a choice | {' | '.join(names)} |"]
+    told.append("|---|---:|---|---:|---:" + "|---:" * len(names) + "|")
     for metric, sparsity in sorted({(row["initializer"], row["sparsity"]) for row in rows}):
         here = [row for row in rows if (row["initializer"], row["sparsity"]) == (metric, sparsity)]
+        (chosen,) = (row for row in here if row["scope"] == "auto")
         fixed = [row for row in here if row["scope"] != "auto"]
-        for row in here:
-            if row["scope"] == "auto" and fixed:
-                cells = [_beside(row, fixed, text) for text in texts]
-                tokens = [short(each["forward_tokens"]) for each in (row, fixed[0])]
-                chosen = f"{row['scope_chosen']}, {row['scale_chosen']}"
-                told.append(f"| {' | '.join([metric, f'{sparsity:g}', chosen, *tokens, *cells])} |")
+        tokens = [short(row["forward_tokens"]) for row in (chosen, fixed[0])]
+        cells = [_beside(chosen, fixed, name) for name in names]
+        pooling = f"{chosen['scope_chosen']}, {chosen['scale_chosen']}"
+        told.append(f"| {' | '.join([metric, f'{sparsity:g}', pooling, *tokens, *cells])} |")
     return "\n".join(told)
 
 
-def _beside(row: dict[str, Any], fixed: list[dict[str, Any]], text: str) -> str:
+def _beside(chosen: dict[str, Any], fixed: list[dict[str, Any]], text: str) -> str:
     ours, *others = (
-        next(each["excess"] for each in one["evaluations"] if each["text"] == text) for one in (row, *fixed)
+        next(each["excess"] for each in one["evaluations"] if each["text"] == text) for one in (chosen, *fixed)
     )
     return f"{ours:.2f} ({min(others):.2f} to {max(others):.2f})"

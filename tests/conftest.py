@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that a test starts: several run side by side
 CONFIGURATIONS = ("llama", "mistral", "qwen2", "qwen3")  # those of `polyprune_core.testing.tiny`, read without torch
-hypothesis.settings.register_profile("polyprune", deadline=None, derandomize=True, database=None, max_examples=40)
+hypothesis.settings.register_profile("polyprune", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis.settings.load_profile("polyprune")
 
 

@@ -18,7 +18,7 @@ def short_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two texts: to cut the built-in one into tokens takes longer than all else in a run."""
     folder = tmp_path_factory.mktemp("short-texts")
     (folder / "learn.txt").write_text(calibration_text()[:9_000], "utf-8")
-    (folder / "test.txt").write_text(evaluation_text()[:9_000], "utf-8")
+    (folder / "test.txt").write_text(evaluation_text()[:20_000], "utf-8")
     return folder
 
 

@@ -154,6 +154,7 @@ def test_perplexity_is_the_exponential_of_the_loss_and_agreement_is_with_the_den
     for row in others:
         assert row["kl_to_dense"] > 0
         assert 0 < row["top1_agreement"] < 1
+        assert row["perplexity"] > dense["perplexity"]
 
 
 def test_a_budget_in_tokens_is_spent_in_whole_steps_and_not_overspent(tmp_path) -> None:
