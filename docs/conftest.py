@@ -30,7 +30,7 @@ from commandline import polyprune, runtimes_here
 from elsewhere import Here
 
 run_python = PythonEvaluator()
-LESS = dict.fromkeys(("CALIBRATION_SAMPLES", "REPAIR_SAMPLES", "LIMIT", "STEPS", "BATCH_SIZE"), "4")
+LESS = dict.fromkeys(("CALIBRATION_SAMPLES", "REPAIR_SAMPLES", "LIMIT", "STEPS"), "4") | {"BATCH_SIZE": "16"}
 LESS |= dict.fromkeys(("SEQ_LEN", "EVAL_SEQ_LEN"), "32") | {"MASKS_PER_STEP": "2"}
 LESS_WORK = {
     f"POLYPRUNE_{command}_{option}": amount for command in ("COMPARE", "PRUNE") for option, amount in LESS.items()

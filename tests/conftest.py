@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from polyprune_core.pruning.space import MaskSpace
 
+gc.disable()  # until everything is collected: of what that imports nothing is garbage
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that a test starts: several run side by side
 CONFIGURATIONS = ("llama", "mistral", "qwen2", "qwen3")  # those of `polyprune_core.testing.tiny`, read without torch
 hypothesis.settings.register_profile("polyprune", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -24,8 +25,10 @@ hypothesis.settings.load_profile("polyprune")
 
 
 def pytest_collection_finish() -> None:
-    """What collecting has imported stays to the end: the garbage collector need not look at it again."""
+    """What collecting has imported is no garbage: the collector need not look at it again, and seldom at what comes."""
     gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

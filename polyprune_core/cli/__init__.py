@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import signal
 import sys
@@ -83,6 +84,7 @@ def _deprecations_shown() -> Iterator[None]:
 
 def main() -> None:
     """Runs the command line; a user error is one message on stderr and exit status 2."""
+    gc.set_threshold(10_000, 20, 50)  # seldom: most of what is made here is libraries, of which nothing is garbage
     said: dict[str, Any] = {}
     with streams(), stoppable() as stopped, _deprecations_shown():
         try:

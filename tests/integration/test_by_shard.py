@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from forks import forks, in_a_fork
 
 from polyprune_core import ConfigError, load_model
 from polyprune_core.config.requests import Export
@@ -19,35 +18,12 @@ from polyprune_core.pruning.mask_file import write_masks
 from polyprune_core.pruning.pruned_model import PrunedModel
 from polyprune_core.runs.export import export
 from polyprune_core.testing.tiny import tiny_model, tiny_pruned, tiny_space, tiny_tokenizer
+from polyprune_core.utils.memory import PeakMemory, give_back_freed
 from polyprune_core.utils.progress import Reporter
 from polyprune_core.utils.rng import generator
 
 SHARD = 24_000_000  # bytes, the largest that is read or written
-PROGRAM = """
-import re, sys
-from pathlib import Path
-import torch, transformers, safetensors
-from polyprune_core.config.requests import Export
-from polyprune_core.plugins.registry import load_registry
-from polyprune_core.runs.export import export
-from polyprune_core.utils.progress import Reporter
-
-folder, exporter = sys.argv[1:]
-
-def run(name, by_shard):
-    asked = Export(source=Path(folder, name, "masks"), exporter=exporter, by_shard=by_shard == "yes")
-    export(asked, load_registry(), Path(folder, name, by_shard), False, Reporter())
-
-def memory(what):
-    return 1024 * int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-
-for by_shard in ("yes", "no"):
-    run("small", by_shard)  # whatever is imported and set up is there now
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    run("big", by_shard)
-    print(memory("VmHWM") - before)
-"""
+EXPORTER = "huggingface:max_shard_size=24MB"
 
 
 def masks(folder: Path, family: str = "llama", repaired: bool = False, **changes: object) -> PrunedModel:
@@ -71,10 +47,15 @@ def masks(folder: Path, family: str = "llama", repaired: bool = False, **changes
     return pruned
 
 
-def written(folder: Path, exporter: str, by_shard: bool) -> dict[str, bytes]:
+def write(folder: Path, exporter: str, by_shard: bool) -> Path:
     output = folder / f"{exporter.partition(':')[0]}-{by_shard}"
     asked = Export(source=folder / "masks", exporter=exporter, by_shard=by_shard)
     export(asked, load_registry(), output, False, Reporter())
+    return output
+
+
+def written(folder: Path, exporter: str, by_shard: bool) -> dict[str, bytes]:
+    output = write(folder, exporter, by_shard)
     found = {path.name: path.read_bytes() for path in output.iterdir()}
     record = json.loads(found.pop("polyprune.json"))
     record["report"].pop("path")
@@ -100,7 +81,7 @@ def test_the_bytes_are_those_that_the_model_in_memory_gives(family, changes, exp
     assert ("model.safetensors.index.json" in whole) == ("max_shard_size" in exporter)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux tells it")
+@forks
 def test_it_never_has_more_than_two_shards_in_memory(tmp_path) -> None:
     sizes = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 4096}
     for name, changes in {"small": {}, "big": {**sizes, "num_hidden_layers": 8}}.items():
@@ -108,12 +89,20 @@ def test_it_never_has_more_than_two_shards_in_memory(tmp_path) -> None:
         masks(tmp_path / name, **changes)
     total = sum(path.stat().st_size for path in (tmp_path / "big" / "base").glob("*.safetensors"))
     assert total > 8 * SHARD
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), "huggingface:max_shard_size=24MB"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    by_shard, whole = map(int, done.stdout.split())
-    assert by_shard < 2 * SHARD
-    assert whole > 4 * SHARD
+
+    def megabytes(by_shard: bool) -> float:
+        write(tmp_path / "small", EXPORTER, by_shard)  # whatever is imported and set up is there now
+        peak = PeakMemory(torch.device("cpu"), 0)
+        peak.restart()
+        write(tmp_path / "big", EXPORTER, by_shard)
+        return peak.megabytes()
+
+    def work() -> None:
+        give_back_freed()
+        assert megabytes(by_shard=True) < 2 * SHARD / 1e6
+        assert megabytes(by_shard=False) > 4 * SHARD / 1e6
+
+    in_a_fork(work)
 
 
 def test_what_needs_all_weights_is_refused(tmp_path) -> None:

@@ -76,15 +76,15 @@ def test_a_pruned_folder_gives_its_perplexity_again_in_a_fresh_process(tmp_path,
     from polyprune_core.evaluation.text import load_text
     from polyprune_core.evaluation.windows import Cutter
 
-    settings = ["--sparsity", "0.3", "--initializer", "wanda", "--scope", "layer", "--scale", "raw", "--limit", "4"]
-    settings += ["--calibration", "builtin:prose", "--evaluation", "builtin:pydocs", "--calibration-samples", "4"]
+    settings = ["--sparsity", "0.3", "--initializer", "wanda", "--scope", "layer", "--scale", "raw", "--limit", "2"]
+    settings += ["--calibration", "builtin:prose", "--evaluation", "builtin:pydocs", "--calibration-samples", "2"]
     command = ["polyprune", "prune", "--model", "smollm2-135m", "--dtype", "float32", *settings]
     monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path / "pruned")])
     main()
     assert "read back from disk" in capsys.readouterr().out
     record = json.loads((tmp_path / "pruned" / "polyprune.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "pruned")
-    windows = Cutter(tokenizer).windows(load_text("builtin:pydocs", "evaluation"), 128, 4)
+    windows = Cutter(tokenizer).windows(load_text("builtin:pydocs", "evaluation"), 128, 2)
     fresh = subprocess.run(
         [sys.executable, "-c", RELOAD, str(tmp_path / "pruned"), json.dumps(windows.tolist())],
         capture_output=True,
