@@ -25,6 +25,7 @@ from polyprune_core.cli.plugins import plugins
 from polyprune_core.cli.prune import prune
 from polyprune_core.cli.recover import recover
 from polyprune_core.cli.report import report
+from polyprune_core.cli.sample import sample
 from polyprune_core.cli.streams import require_stdout, stoppable, streams, tell
 from polyprune_core.errors import PluginError, PolypruneError, plain
 from polyprune_core.plugins.deprecation import PluginDeprecationWarning
@@ -48,7 +49,7 @@ def cli(context: click.Context, no_external: bool) -> None:
         context.with_resource(_only_own_plugins())
 
 
-for command in (compare, prune, recover, evaluate, export, report, masks, models, plugins, completion):
+for command in (compare, prune, recover, evaluate, export, report, sample, masks, models, plugins, completion):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""What `evaluate`, `export` and `recover` are asked to do, checked before anything heavy loads."""
+"""What `evaluate`, `export`, `recover` and `sample` are asked to do, checked before anything heavy loads."""
 
 from __future__ import annotations
 
@@ -127,3 +127,24 @@ class Recover(BaseModel):
         if self.tokens is not None:
             shared["repair_samples"] = -(-self.tokens // self.seq_len)
         return Comparison(model=model, repair=(self.trainer,), seeds=(self.seed,), **shared)
+
+
+class Sample(BaseModel):
+    """Text that `model` is to write: `tokens` tokens in texts of `length`, each of which goes on from `start`.
+
+    `start` None stands for the token that begins a text for the model's tokenizer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: Word = "smollm2-135m"
+    revision: Word | None = None
+    trust_remote_code: bool = False
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    tokens: Annotated[int, Field(gt=0, le=2**30)] = 65_536
+    length: Annotated[int, Field(gt=0, le=2**24)] = 256
+    start: Word | None = None
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    seed: Seed = 0
+    batch_size: Positive = 64

@@ -133,7 +133,7 @@ def load_text(name: str, role: Role, column: str | None = None) -> Text:
 
 def parts_of(name: str) -> list[str]:
     """Returns the names that a mix `A+B` joins; a file whose own name has a + is one text."""
-    return [name] if _is_file(name) else MIXES.get(name, name).split("+")
+    return [name] if _is_file(name) else [own for part in name.split("+") for own in MIXES.get(part, part).split("+")]
 
 
 def _is_file(name: str) -> bool:

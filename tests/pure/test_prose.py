@@ -39,5 +39,6 @@ def test_the_mix_is_that_of_both_built_in_texts() -> None:
         load_text(name, "calibration").content for name in ("builtin:pydocs", "builtin:prose")
     ]
     assert parts_of("builtin:mix") == ["builtin:pydocs", "builtin:prose"]
+    assert parts_of("a.txt+builtin:mix") == ["a.txt", "builtin:pydocs", "builtin:prose"]
     with pytest.raises(DataError, match=r"perplexity is of one text.*Give builtin:pydocs,builtin:prose"):
         load_text("builtin:mix", "evaluation")
