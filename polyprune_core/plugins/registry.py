@@ -179,8 +179,6 @@ def load_registry(entry_points: Iterable[EntryPoint] | None = None) -> Registry:
                 continue
             turn(f"plugin {point.name} of {source}")
             loaded, trouble = _load(manager, point, source)
-            for _, plugin in manager.list_name_plugin():  # so that none has a part in the trouble of the next
-                manager.unregister(plugin)
             problems += trouble
             for item in loaded:
                 reason = switched.off(item.provider.name, source)
@@ -242,20 +240,26 @@ def _load(
                 plugin = point.load()
             manager.register(plugin, name=f"{source.distribution}:{point.name}")
             manager.check_pending()
+            implemented = [
+                (kind, one) for kind, hook in KINDS.items() for one in getattr(manager.hook, hook).get_hookimpls()
+            ]
         except FAULTS as error:
             require_no_interrupt(error)
             told = str(error) if isinstance(error, PluginError) else described(error)
             return [], [PluginProblem(point.name, source, told, trace=traced(error))]
-        for kind, hook in KINDS.items():
-            for implementation in getattr(manager.hook, hook).get_hookimpls():
-                try:
-                    with settings_kept("it"):
-                        provided = listed(iter(implementation.function()), MOST, "it")
-                    add(kind, provided, f"{hook}: ")
-                except FAULTS as error:
-                    require_no_interrupt(error)
-                    told = f"{hook}: {str(error) if isinstance(error, PluginError) else described(error)}"
-                    problems.append(PluginProblem(point.name, source, told, trace=traced(error)))
+        finally:
+            for _, each in manager.list_name_plugin():  # so that none has a part in the trouble of the next
+                manager.unregister(each)
+        for kind, implementation in implemented:
+            hook = KINDS[kind]
+            try:
+                with settings_kept("it"):
+                    provided = listed(iter(implementation.function()), MOST, "it")
+                add(kind, provided, f"{hook}: ")
+            except FAULTS as error:
+                require_no_interrupt(error)
+                told = f"{hook}: {str(error) if isinstance(error, PluginError) else described(error)}"
+                problems.append(PluginProblem(point.name, source, told, trace=traced(error)))
         add("initializer", providers_in(plugin), "")
     if not found and not problems:
         needed = f"one of {', '.join(KINDS.values())}, marked with @hookimpl, or a function marked with @initializer"
