@@ -184,6 +184,18 @@ def lengths(record: dict[str, Any], sparsity: float) -> str:
     return "\n".join(told)
 
 
+def mixes(record: dict[str, Any]) -> str:
+    """Returns a Markdown table: nats over the dense model and KL to it on every text, by the calibration."""
+    rows, names = {row["id"]: row for row in record["rows"]}, texts(record)
+    head = ["calibrated on", "repair", *names, *(f"KL, {name}" for name in names)]
+    told = [f"| {' | '.join(head)} |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
+    for comparison in record["comparisons"].values():
+        for row in [rows[name] for name in comparison["rows"] if rows[name]["kind"] != "dense"]:
+            cells = [f"{each[what]:.2f}" for what in ("excess", "kl_to_dense") for each in row["evaluations"]]
+            told.append(f"| {' | '.join([comparison['config']['calibration'], row['repair'], *cells])} |")
+    return "\n".join(told)
+
+
 def headline(record: dict[str, Any], sparsity: float) -> str:
     """Returns a Markdown table of a few rows: the best metric alone, and what is left of its excess by what follows."""
     found, names = lines(record, sparsity), texts(record)

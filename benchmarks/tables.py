@@ -106,6 +106,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"repaired gemma {s}": lambda s=s: repaired.shares(read("gemma"), s, 1.5) for s in (0.2, 0.3)},
     "query heads": lambda: repaired.shares(read("query_heads"), 0.3),
     **{f"repaired three texts {s}": lambda s=s: repaired.shares(read("three_texts"), s) for s in (0.2, 0.3)},
+    "own text": lambda: repaired.mixes(read("own_text")),
     "long windows": lambda: repaired.lengths(read("long_windows"), 0.3),
     "starts": lambda: repaired.shares(read("starts"), 0.3),
     "repair seconds": repair_seconds,
