@@ -55,14 +55,14 @@ def mixed(record: dict[str, Any]) -> list[str]:
 
 
 def lines(record: dict[str, Any], sparsity: float) -> list[Line]:
-    """Returns the criteria of a record at one sparsity, each with its repairs."""
+    """Returns the criteria of a record at one sparsity, each with its repairs; of two runs of a seed the first."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     given = budgets(record)
     for row in record["rows"]:
         if row["status"] != "ok" or row["sparsity"] != sparsity or row["kind"] == "start" or not _places(row):
             continue
         name = (_name(row, given.get(row["id"])), row["repair"])
-        found.setdefault(name, {})[row["seed"]] = row
+        found.setdefault(name, {}).setdefault(row["seed"], row)
     dense = _dense_windows(record)
     return [_line(record, name, repair, list(rows.values()), dense) for (name, repair), rows in found.items()]
 
@@ -204,17 +204,18 @@ def headline(record: dict[str, Any], sparsity: float) -> str:
     for repair in ("least-squares", "sequential"):
         wanted += [line for line in found if (line.criterion, line.repair) == (best.criterion, repair)]
     searched = [line for line in found if line.searched and line.repair == "sequential"]
-    wanted += sorted(searched, key=lambda line: line.mean(mixed(record)))[:1]
+    wanted += sorted(searched, key=lambda line: (-line.seeds, line.mean(mixed(record))))[:1]
     trained = [line for line in found if line.repair.startswith("distil")]
     trained = sorted(trained, key=lambda line: line.mean(mixed(record)))[:1]
     wanted += trained
     told = [
-        "| criterion | repair | forward tokens | backward passes | perplexity | "
+        "| criterion | repair | n | forward tokens | backward passes | perplexity | "
         "excess on the texts of the mix | on a third text |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for line in [*wanted, *_trained_dense(record, trained)]:
-        cells = [line.criterion, line.repair, short(line.forward_tokens), str(line.backward_passes or "")]
+        cells = [line.criterion, line.repair, str(line.seeds)]
+        cells += [short(line.forward_tokens), str(line.backward_passes or "")]
         cells += [number(line.perplexity), share(line, best, mixed(record)), share(line, other, names[-1:])]
         told.append(f"| {' | '.join(cells)} |")
     return "\n".join(told)
