@@ -26,7 +26,7 @@ PLACES += [(5, 11, "left"), (5, -17, "left"), (-5, 11, "right"), (-5, -17, "righ
 def points(record: dict[str, Any], sparsity: float) -> list[tuple[float, float, str, str]]:
     """Returns, for every row, its share on the mix, on the third text, its name and its colour.
 
-    Of rows of one name the best.
+    Of rows of one name the one with the most seeds, and of these the best.
     """
     found, names = repaired.lines(record, sparsity), repaired.texts(record)
     on_mix, on_third = (repaired.best_metric(found, of) for of in (repaired.mixed(record), names[-1:]))
@@ -36,8 +36,8 @@ def points(record: dict[str, Any], sparsity: float) -> list[tuple[float, float, 
         third = line.mean(names[-1:]) / on_third.mean(names[-1:])
         colour = RED if line.backward_passes and line.repair.startswith("distil") else BLUE if line.searched else GREEN
         repair = "" if line.repair == repaired.NONE else f" + {line.repair.partition(':')[0]}"
-        told.append((mix, third, f"{line.criterion.partition(' →')[0]}{repair}", colour))
-    best = {(name, colour): point for *point, name, colour in sorted(told, reverse=True)}
+        told.append((-line.seeds, mix, third, f"{line.criterion.partition(' →')[0]}{repair}", colour))
+    best = {(name, colour): point for _, *point, name, colour in sorted(told, reverse=True)}
     return [(mix, third, name, colour) for (name, colour), (mix, third) in best.items() if max(mix, third) <= MOST]
 
 
