@@ -30,7 +30,7 @@ WHAT = [
 def sample(
     config: Path | None, output: Path, overwrite: bool, form: str, quiet: bool, verbose: bool, **values: Any
 ) -> None:
-    """Have a model write text, which `--calibration` takes: alone where there is no other text, or in a mix."""
+    """Have a model write text, which --calibration takes: alone where there is no other text, or in a mix."""
     from polyprune_core.cli.console import opened
     from polyprune_core.config.requests import Sample
 
