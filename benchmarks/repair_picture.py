@@ -19,8 +19,18 @@ SPARSITIES = (0.2, 0.3)
 MOST = 1.08
 GREEN, BLUE, RED = "#3a7d44", "#1f5fa8", "#b23a48"
 # Where a name may stand beside its point, in points: the first place that is free.
-PLACES = [(5, -3, "left"), (-5, -3, "right"), (5, 4, "left"), (5, -10, "left"), (-5, 4, "right"), (-5, -10, "right")]
-PLACES += [(5, 11, "left"), (5, -17, "left"), (-5, 11, "right"), (-5, -17, "right")]
+PLACES = [
+    (5, -3, "left"),
+    (-5, -3, "right"),
+    (5, 4, "left"),
+    (5, -10, "left"),
+    (-5, 4, "right"),
+    (-5, -10, "right"),
+    (5, 11, "left"),
+    (5, -17, "left"),
+    (-5, 11, "right"),
+    (-5, -17, "right"),
+]
 
 
 def points(record: dict[str, Any], sparsity: float) -> list[tuple[float, float, str, str]]:

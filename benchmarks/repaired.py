@@ -55,10 +55,13 @@ def mixed(record: dict[str, Any]) -> list[str]:
 
 
 def lines(record: dict[str, Any], sparsity: float) -> list[Line]:
-    """Returns the criteria of a record at one sparsity, each with its repairs; of two runs of a seed the first."""
+    """Returns the criteria of a record at one sparsity, each with its repairs.
+
+    Of two runs of a seed the one is taken whose windows are known.
+    """
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     given = budgets(record)
-    for row in record["rows"]:
+    for row in sorted(record["rows"], key=lambda row: row["id"] not in record["windows"]):
         if row["status"] != "ok" or row["sparsity"] != sparsity or row["kind"] == "start" or not _places(row):
             continue
         name = (_name(row, given.get(row["id"])), row["repair"])

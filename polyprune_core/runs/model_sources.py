@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from polyprune_core.config.requests import EvaluateConfig, Export, Recover
+from polyprune_core.config.requests import EvaluateConfig, Export, Recover, Sample
 from polyprune_core.errors import ConfigError, ModelError
 from polyprune_core.models.checkpoint import WEIGHTS, WEIGHTS_INDEX, json_object, read_config, weight_files
 from polyprune_core.models.sources import LoadedModel, catalogue, load_model
@@ -111,7 +111,7 @@ def _origin(origin: dict[str, Any], request: EvaluateConfig, reporter: Reporter)
 
 
 def load_asked(
-    name: str, request: EvaluateConfig | Export | Recover, reporter: Reporter, revision: str | None
+    name: str, request: EvaluateConfig | Export | Recover | Sample, reporter: Reporter, revision: str | None
 ) -> LoadedModel:
     """Loads a model as a request says: number format, device, trust.
 

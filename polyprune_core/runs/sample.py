@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from torch import Tensor
 from polyprune_core.config.requests import Sample
 from polyprune_core.errors import ConfigError
 from polyprune_core.evaluation.sampling import sample
+from polyprune_core.evaluation.text import Text
 from polyprune_core.evaluation.windows import Cutter
-from polyprune_core.models.sources import LoadedModel, load_model
+from polyprune_core.models.sources import LoadedModel
+from polyprune_core.runs.model_sources import load_asked
 from polyprune_core.utils.files import write_atomically
 from polyprune_core.utils.progress import Reporter
 
@@ -25,7 +26,7 @@ class Sampled:
 
     Attributes:
         path: the file.
-        sha256: of its content.
+        sha256: of its content, as results name a text.
         model: the name of the model.
         weights: the sha256 of the model's weights.
         texts: how many texts it holds.
@@ -67,14 +68,7 @@ def write_sample(request: Sample, output: Path, overwrite: bool, reporter: Repor
         raise ConfigError(f"{output} is there already; give another --output, or --overwrite.")
     if not output.parent.is_dir():
         raise ConfigError(f"there is no folder {output.parent}; give --output a place in one that is there.")
-    loaded = load_model(
-        request.model,
-        dtype=request.dtype,
-        device=request.device,
-        revision=request.revision,
-        trust_remote_code=request.trust_remote_code,
-        status=reporter.status,
-    )
+    loaded = load_asked(request.model, request, reporter, request.revision)
     start = _start(loaded, request)
     texts = -(-request.tokens // request.length)
     with reporter.task("writing text", texts) as task:
@@ -87,7 +81,7 @@ def write_sample(request: Sample, output: Path, overwrite: bool, reporter: Repor
     write_atomically(output, content)
     return Sampled(
         path=output,
-        sha256=hashlib.sha256(content.encode()).hexdigest(),
+        sha256=Text(output.name, content).sha256,
         model=loaded.name,
         weights=loaded.sha256,
         texts=texts,

@@ -94,4 +94,9 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_lost(more, parts) -> N
         assert part in run.err
     assert [path.name for path in Path().iterdir()] == ["there.txt"]
     assert Path("there.txt").read_text("utf-8") == "mine"
+
+
+def test_a_file_is_replaced_where_that_is_asked_for() -> None:
+    Path("there.txt").write_text("mine", encoding="utf-8")
     assert polyprune(*SMALL, "-o", "there.txt", "--overwrite").status == 0
+    assert Path("there.txt").read_text("utf-8") != "mine"
