@@ -11,19 +11,29 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = ("plugins/polyprune-example/pyproject.toml", "plugins/polyprune-evolution/pyproject.toml")
 # Every place that states the version: the file, and the line with the number as its second group.
 PLACES = {
     "pyproject.toml": r'(?m)^(version = ")([^"]+)(")$',
     "polyprune_core/version.py": r'(?m)^(__version__ = ")([^"]+)(")$',
     "CITATION.cff": r"(?m)^(version: )(\S+)()$",
     "docs/cite.md": r"(Version )(\d+\.\d+\.\d+)(\})",
+    **dict.fromkeys(PLUGINS, r'(?m)^(version = ")([^"]+)(")$'),
 }
+# What a plugin that is released with it needs of polyprune.
+NEEDED = r"polyprune>=[\d.]+,<[\d.]+"
 UNRELEASED = "## Unreleased\n"
 
 
 def stated(root: Path) -> dict[str, str]:
     """Returns the version that each place states."""
     return {name: re.findall(place, (root / name).read_text("utf-8"))[0][1] for name, place in PLACES.items()}
+
+
+def needed(version: str) -> str:
+    """Returns what goes with a version: until 1.0 a minor version may change the contracts of plugins."""
+    major, minor, _ = map(int, version.split("."))
+    return f"polyprune>={major}.{minor},<{major}.{minor + 1}" if major == 0 else f"polyprune>={version},<{major + 1}"
 
 
 def notes(root: Path, version: str) -> str:
@@ -36,6 +46,8 @@ def notes(root: Path, version: str) -> str:
 def faults(root: Path, version: str) -> list[str]:
     """Returns what keeps this version from being released."""
     wrong = [f"{name} states {found}, not {version}." for name, found in stated(root).items() if found != version]
+    unlike = [name for name in PLUGINS if needed(version) not in (root / name).read_text("utf-8")]
+    wrong += [f"{name} does not need {needed(version)}." for name in unlike]
     return wrong if notes(root, version) else [*wrong, f"CHANGELOG.md has no part for {version}."]
 
 
@@ -47,7 +59,8 @@ def cut(root: Path, version: str, day: datetime.date) -> None:
         sys.exit("CHANGELOG.md has nothing under Unreleased.")
     for name, place in PLACES.items():
         path = root / name
-        path.write_text(re.sub(place, rf"\g<1>{version}\g<3>", path.read_text("utf-8"), count=1), "utf-8")
+        text = re.sub(place, rf"\g<1>{version}\g<3>", path.read_text("utf-8"), count=1)
+        path.write_text(re.sub(NEEDED, needed(version), text) if name in PLUGINS else text, "utf-8")
     changelog = root / "CHANGELOG.md"
     heading = f"{UNRELEASED}\n## {version} ({day.isoformat()})\n"
     changelog.write_text(changelog.read_text("utf-8").replace(UNRELEASED, heading, 1), "utf-8")

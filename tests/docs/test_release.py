@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import runpy
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,29 @@ def test_all_places_of_this_checkout_state_one_version() -> None:
 
 
 def test_a_cut_release_has_no_fault_and_its_own_notes(copy: Path) -> None:
-    assert len(RELEASE["faults"](copy, "9.8.7")) == len(RELEASE["PLACES"]) + 1
+    assert len(RELEASE["faults"](copy, "9.8.7")) == len(RELEASE["PLACES"]) + len(RELEASE["PLUGINS"]) + 1
     RELEASE["cut"](copy, "9.8.7", datetime.date(2026, 12, 24))
     assert RELEASE["faults"](copy, "9.8.7") == []
     assert RELEASE["notes"](copy, "9.8.7") == "- New."
     assert RELEASE["notes"](copy, "0.0.9") == "- Old."
     assert RELEASE["notes"](copy, "Unreleased") == ""
     assert "## 9.8.7 (2026-12-24)\n" in (copy / "CHANGELOG.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("version", "needed"),
+    [("0.2.1", "polyprune>=0.2,<0.3"), ("0.10.0", "polyprune>=0.10,<0.11"), ("1.2.3", "polyprune>=1.2.3,<2")],
+)
+def test_plugins_that_are_released_with_it_need_what_goes_with_it(copy: Path, version: str, needed: str) -> None:
+    RELEASE["cut"](copy, version, datetime.date(2026, 12, 24))
+    for name in RELEASE["PLUGINS"]:
+        project = tomllib.loads((copy / name).read_text("utf-8"))["project"]
+        assert (project["version"], project["dependencies"][0]) == (version, needed)
+
+
+def test_this_checkout_has_plugins_that_go_with_it() -> None:
+    version = RELEASE["stated"](ROOT)["pyproject.toml"]
+    assert all(RELEASE["needed"](version) in (ROOT / name).read_text("utf-8") for name in RELEASE["PLUGINS"])
 
 
 @pytest.mark.parametrize("version", ["1.0", "v1.0.0", "1.0.0rc1 "])
