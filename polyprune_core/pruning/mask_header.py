@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
 from polyprune_core.errors import ModelError
@@ -76,9 +76,20 @@ class Header(BaseModel):
     granularity: str
     scores: str
     tensors: str | None = None
-    recipe: Annotated[dict[str, Any], AfterValidator(lambda recipe: _checked(recipe))]
+    recipe: dict[str, Any]
     measured: tuple[Measured, ...] = ()
     groups: list[Group] = Field(min_length=1)
+
+    @field_validator("recipe")
+    @classmethod
+    def _can_be_followed(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        for name in TEXTS:
+            if not isinstance(recipe.get(name), str | None):
+                raise ValueError(f"{name} is {recipe[name]!r}, where text is needed")
+        sparsity = recipe.get("sparsity")
+        if sparsity is not None and not (isinstance(sparsity, float) and 0 < sparsity < 1):
+            raise ValueError(f"sparsity is {sparsity!r}, where a number above 0 and below 1 is needed")
+        return recipe
 
     @property
     def units(self) -> int:
@@ -125,16 +136,6 @@ def read_header(path: Path) -> Header:
         raise ModelError(
             f"{path} is not a mask file that this polyprune reads: {where}: {first['msg']}. Export the masks again."
         ) from error
-
-
-def _checked(recipe: dict[str, Any]) -> dict[str, Any]:
-    for name in TEXTS:
-        if not isinstance(recipe.get(name), str | None):
-            raise ValueError(f"{name} is {recipe[name]!r}, where text is needed")
-    sparsity = recipe.get("sparsity")
-    if sparsity is not None and not (isinstance(sparsity, float) and 0 < sparsity < 1):
-        raise ValueError(f"sparsity is {sparsity!r}, where a number above 0 and below 1 is needed")
-    return recipe
 
 
 def _kept(groups: list[UnitGroup], keep: Tensor) -> list[str]:
