@@ -21,6 +21,8 @@ forks = pytest.mark.skipif(
     sys.platform != "linux", reason="a fork of a process with torch in it is safe on Linux alone"
 )
 
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals, pipes or paths")
+
 
 def end_with(work: Callable[[], int | None]) -> NoReturn:
     """Ends this fork with the status that `work` returns: nothing may go on to run the tests that are left."""

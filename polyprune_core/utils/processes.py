@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection, wait
 from polyprune_core.utils.crew import Answer, Build, Call, Lost, News, Ready, Told
 
 SECONDS_TO_END = 5.0
+# The status of a process that SIGKILL ended, which Windows does not have.
+KILLED = -9
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Processes:
         ended = self._running.pop(worker)
         ended.pipe.close()
         status = ended.process.wait()
-        if status == -signal.SIGKILL:
+        if status == KILLED:
             return "a worker was killed, as the system does where memory runs out"
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
         return f"a worker ended {how}"

@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 from commandline import Run, polyprune, refused
+from forks import posix
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -360,8 +361,11 @@ def test_a_pruned_folder_is_not_replaced_by_what_is_made_of_it(exported, tmp_pat
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_the_midst_of_writing_leaves_nothing(tmp_path, number) -> None:
+@posix
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_in_the_midst_of_writing_leaves_nothing(tmp_path, name) -> None:
+    number = signal.Signals[name]
+
     def kill(self: Any, *arguments: Any) -> None:
         (arguments[1] / "half").write_text("a model")
         os.kill(os.getpid(), number)
@@ -369,7 +373,7 @@ def test_a_signal_in_the_midst_of_writing_leaves_nothing(tmp_path, number) -> No
     with mock.patch.object(HuggingFace, "export", kill):
         run = prune(tmp_path / "out")
     assert run.status == 128 + number
-    assert run.err.splitlines()[-1] == f"polyprune: stopped by {signal.Signals(number).name}."
+    assert run.err.splitlines()[-1] == f"polyprune: stopped by {name}."
     assert list(tmp_path.iterdir()) == []
 
 

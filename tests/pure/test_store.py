@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from forks import posix
 
 from polyprune_core.errors import ConfigError
 from polyprune_core.results.store import Store
@@ -232,6 +233,7 @@ def test_a_lock_file_left_by_a_dead_process_stops_nobody(store: Store) -> None:
         assert mine
 
 
+@posix
 def test_a_pipe_is_written_into_and_a_link_stays(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with ThreadPoolExecutor() as pool:

@@ -9,8 +9,11 @@ import subprocess
 import sys
 
 import pytest
+from forks import posix
 
 from polyprune_core.cli.streams import stoppable, streams
+
+pytestmark = posix
 
 PROGRAM = "from polyprune_core.cli import main; main()"
 LISTED = (sys.executable, "-c", PROGRAM, "plugins", "list")
@@ -54,8 +57,9 @@ def test_a_stderr_that_is_closed_costs_no_result() -> None:
     assert "thinet" in found.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_would_end_the_process_interrupts_it(number: int) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_would_end_the_process_interrupts_it(name: str) -> None:
+    number = signal.Signals[name]
     before = signal.getsignal(number)
     with stoppable() as stopped, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)

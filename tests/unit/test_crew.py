@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import posix
 
 from polyprune_core.errors import ModelError, WorkerError
 from polyprune_core.utils.crew import RETRIES, Call, Crew, Engine, Lost
 from polyprune_core.utils.processes import Processes
+
+pytestmark = posix
 
 
 @dataclass(frozen=True)

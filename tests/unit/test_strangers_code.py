@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import posix
 
 from polyprune_core import Provider, hookimpl
 from polyprune_core.cli.streams import stoppable
@@ -48,6 +49,7 @@ def test_whatever_a_plugin_raises_is_its_own_fault_where_the_user_did_not_interr
         guarded(raising(error)).sample()
 
 
+@posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_of_the_users_gets_through(number) -> None:
     with stoppable(), pytest.raises(KeyboardInterrupt):
@@ -68,6 +70,7 @@ def disguise(number: int) -> None:
         raise ValueError("what?") from None
 
 
+@posix
 @pytest.mark.parametrize("act", [swallow, disguise])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_that_a_plugin_catches_gets_through_all_the_same(act, number) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +46,7 @@ def test_a_killed_build_leaves_nothing_usable_and_the_next_one_cleans_up(own_cac
     killed = start_build(60)
     assert killed.stdout is not None
     assert killed.stdout.readline() == "building\n"
-    killed.send_signal(signal.SIGKILL)
+    killed.kill()
     killed.wait()
     assert not cache.model_folder("m").exists()
     assert len(list(cache.models_folder().glob(".m.*.tmp"))) == 1
