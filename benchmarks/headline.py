@@ -39,7 +39,7 @@ def table(record: dict[str, Any]) -> str:
     for metric, repair, searched in SHOWN:
         found = [row for row in record["rows"] if _is(row, metric, repair, searched, tokens)]
         if found:
-            called = f"`{metric}`, searched from" if searched else f"`{metric}`"
+            called = f"`{metric}`, then a search" if searched else f"`{metric}`"
             called += ", whole layers" if found[0]["granularity"] == "layer" else ""
             called += "" if repair == "none" else f", repaired by `{repair.partition(':')[0]}`"
             rows.append(_line(called + (" ∇" if found[0]["backward_passes"] else ""), found, names))

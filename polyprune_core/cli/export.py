@@ -15,8 +15,8 @@ from polyprune_core.cli.params import UserPath, setting
 WHAT = [
     setting("--exporter", metavar="NAME", help="Form of what is written: huggingface, masks, gguf, onnx, …"),
     CELL,
-    setting("--verify", is_flag=True, help="Read it back and compare its logits with the model in memory."),
-    setting("--by-shard", is_flag=True, help="Read the dense weights a shard at a time, for models beyond memory."),
+    setting("--verify", is_flag=True, help="Read it back, compare its logits, and run it where it is meant to run."),
+    setting("--by-shard", is_flag=True, help="Read the dense weights a tensor at a time, for models beyond memory."),
     setting("--model", "-m", metavar="NAME", help="Dense model.", unless="the one that the masks or the store name"),
 ]
 
