@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import jsonschema
+import pydantic
 import pytest
+from packaging.version import Version
 
 from polyprune_core.results import schema
 from polyprune_core.results.results import Results
@@ -23,6 +25,9 @@ def validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(record)
 
 
+@pytest.mark.skipif(
+    Version(pydantic.VERSION) < Version("2.14"), reason="older releases do not describe types, and the file does"
+)
 def test_the_file_that_ships_is_the_one_that_the_types_give() -> None:
     assert published() == rendered(), f"write it anew: {schema.__doc__}"
 

@@ -118,9 +118,9 @@ def test_what_kills_every_worker_is_given_up_and_the_rest_is_done(crew) -> None:
 def test_a_worker_that_hangs_is_stopped_and_its_call_made_again(crew, told) -> None:
     crew.patience = 30.0
     outcomes(crew, *[Call("square", (n,)) for n in range(4)])  # both are built
-    crew.patience = 1.0
+    crew.patience = 3.0
     assert outcomes(crew, *(Call("hanging", (n,)) for n in range(2))) == [0, 1]
-    assert all("said nothing for 1 seconds" in reason for reason in reasons(told))
+    assert all("said nothing for 3 seconds" in reason for reason in reasons(told))
 
 
 def test_an_error_in_a_call_is_its_outcome_and_the_worker_goes_on(crew, told) -> None:
