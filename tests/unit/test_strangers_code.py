@@ -92,7 +92,7 @@ def test_ctrl_c_is_as_before_once_a_command_has_ended() -> None:
 
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "torch's default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
-    "torch's default device": (lambda: torch.set_default_device("meta"), torch.get_default_device),
+    "torch's default device": (lambda: torch.set_default_device("meta"), lambda: torch.empty(0).device),
     "torch's number of threads": (lambda: torch.set_num_threads(3), torch.get_num_threads),
     "torch's deterministic algorithms": (
         lambda: torch.use_deterministic_algorithms(True),
