@@ -25,7 +25,8 @@ Losses = NDArray[np.float64]
 class Line:
     """One criterion with one repair at one sparsity: nats over the dense model and KL to it, by text, over seeds.
 
-    `windows` are, by text, the nats over the dense model of every window, averaged over seeds.
+    `windows` are, by text, the nats over the dense model of every window, averaged over seeds. `ranges` are, by text,
+    the least and the most nats over the dense model of a seed.
     """
 
     criterion: str
@@ -34,6 +35,7 @@ class Line:
     excess: dict[str, float]
     kl: dict[str, float]
     windows: dict[str, Losses]
+    ranges: dict[str, tuple[float, float]]
     perplexity: float
     seeds: int
     forward_tokens: int
@@ -110,6 +112,7 @@ def _line(record: dict[str, Any], name: str, repair: str, rows: list[dict[str, A
     def means(what: str) -> dict[str, float]:
         return {same[0]["text"]: statistics.fmean(each[what] for each in same) for same in zip(*cut, strict=True)}
 
+    lost = {same[0]["text"]: [each["excess"] for each in same] for same in zip(*cut, strict=True)}
     told = [row["id"] for row in rows if row["id"] in record["windows"] and row["id"] in dense]
     beyond = [np.array(record["windows"][row]) - dense[row] for row in told]
     windows = {
@@ -124,6 +127,7 @@ def _line(record: dict[str, Any], name: str, repair: str, rows: list[dict[str, A
         means("excess"),
         means("kl_to_dense"),
         windows,
+        {text: (min(each), max(each)) for text, each in lost.items()},
         statistics.fmean(each[0]["perplexity"] for each in cut),
         len(rows),
         rows[0]["forward_tokens"],
@@ -251,6 +255,21 @@ def excesses(record: dict[str, Any], text: str) -> str:
             value = f"{line.excess[text]:.2f}" if line else ""
             cells.append(f"**{value}**" if line and line.excess[text] == least[column] else value)
         told.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(told)
+
+
+def seeds(record: dict[str, Any]) -> str:
+    """Returns a Markdown table: the least and the most nats over the dense model of a seed, of metrics with several."""
+    names = texts(record)
+    told = [
+        f"| sparsity | criterion | repair | n | {' | '.join(names)} |",
+        "|---:|---|---|---:" + "|---:" * len(names) + "|",
+    ]
+    for sparsity in sorted({row["sparsity"] for row in record["rows"] if row["sparsity"]}):
+        for line in lines(record, sparsity):
+            if line.seeds > 1 and not line.searched:
+                cells = [f"{least:.2f} to {most:.2f}" for least, most in (line.ranges[name] for name in names)]
+                told.append(f"| {sparsity:g} | {line.criterion} | {line.repair} | {line.seeds} | {' | '.join(cells)} |")
     return "\n".join(told)
 
 

@@ -114,6 +114,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "excess wiki": lambda: repaired.excesses(read("repair"), "wiki.test.raw"),
     "excess pydocs": lambda: repaired.excesses(read("repair"), "builtin:pydocs"),
     "excess stories": lambda: repaired.excesses(read("repair"), "tinystories.txt"),
+    "seeds": lambda: repaired.seeds(read("repair")),
     "orders": lambda: repaired.orders(read("repair")),
     "exports": written.exports,
     "recovered": written.recovered,
