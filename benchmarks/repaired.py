@@ -180,6 +180,8 @@ def shares(record: dict[str, Any], sparsity: float, most: float = math.inf) -> s
 def lengths(record: dict[str, Any], sparsity: float) -> str:
     """Returns a Markdown table: nats over the dense model on every text, in windows of every length."""
     rows = [row for row in record["rows"] if row["status"] == "ok" and row["sparsity"] == sparsity]
+    criteria = [row["initializer"] for row in rows]
+    rows.sort(key=lambda row: criteria.index(row["initializer"]))
     places = list(dict.fromkeys((each["text"], each["seq_len"]) for row in rows for each in row["evaluations"]))
     told = ["| criterion | repair | " + " | ".join(f"{text}, {length:,}" for text, length in places) + " |"]
     told.append("|---|---" + "|---:" * len(places) + "|")
