@@ -10,11 +10,21 @@ from typing import Any
 
 from polyprune_core.errors import PluginError
 
+
+def _put_device(torch: Any, device: Any) -> None:
+    """Sets the default device; none at all is the processor without a detour for every function, where that works."""
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+    try:
+        torch.get_default_device()
+    except AttributeError:  # torch 2.9 takes None, and then cannot say what the default is
+        torch.set_default_device(device)
+
+
 Setting = tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]
 # By name: how it is read, and how it is set.
 SETTINGS: dict[str, Setting] = {
     "torch's default dtype": (lambda t: t.get_default_dtype(), lambda t, v: t.set_default_dtype(v)),
-    "torch's default device": (lambda t: t.empty(0).device, lambda t, v: _put_device(t, v)),
+    "torch's default device": (lambda t: t.empty(0).device, _put_device),
     "torch's number of threads": (lambda t: t.get_num_threads(), lambda t, v: t.set_num_threads(v)),
     "torch's deterministic algorithms": (
         lambda t: (t.are_deterministic_algorithms_enabled(), t.is_deterministic_algorithms_warn_only_enabled()),
@@ -58,15 +68,6 @@ def settings_kept(blame: str) -> Iterator[None]:
             changed.append("the working directory")
     if changed:
         raise PluginError(f"{blame} changed {' and '.join(changed)} for everybody; it was put back.")
-
-
-def _put_device(torch: Any, device: Any) -> None:
-    """Sets the default device; none at all is the processor without a detour for every function, where that works."""
-    torch.set_default_device(None if device == torch.device("cpu") else device)
-    try:
-        torch.get_default_device()
-    except AttributeError:  # torch 2.9 takes None, and then cannot say what the default is
-        torch.set_default_device(device)
 
 
 def _folder() -> str:
