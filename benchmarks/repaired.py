@@ -109,10 +109,10 @@ def _dense_windows(record: dict[str, Any]) -> dict[str, Losses]:
 def _line(record: dict[str, Any], name: str, repair: str, rows: list[dict[str, Any]], dense: dict[str, Losses]) -> Line:
     cut = [[row["evaluations"][place] for place in _places(row)] for row in rows]
 
-    def means(what: str) -> dict[str, float]:
-        return {same[0]["text"]: statistics.fmean(each[what] for each in same) for same in zip(*cut, strict=True)}
+    def by_seed(what: str) -> dict[str, list[float]]:
+        return {same[0]["text"]: [each[what] for each in same] for same in zip(*cut, strict=True)}
 
-    lost = {same[0]["text"]: [each["excess"] for each in same] for same in zip(*cut, strict=True)}
+    excess = by_seed("excess")
     told = [row["id"] for row in rows if row["id"] in record["windows"] and row["id"] in dense]
     beyond = [np.array(record["windows"][row]) - dense[row] for row in told]
     windows = {
@@ -124,10 +124,10 @@ def _line(record: dict[str, Any], name: str, repair: str, rows: list[dict[str, A
         name,
         repair,
         rows[0]["kind"] == "search",
-        means("excess"),
-        means("kl_to_dense"),
+        {text: statistics.fmean(each) for text, each in excess.items()},
+        {text: statistics.fmean(each) for text, each in by_seed("kl_to_dense").items()},
         windows,
-        {text: (min(each), max(each)) for text, each in lost.items()},
+        {text: (min(each), max(each)) for text, each in excess.items()},
         statistics.fmean(each[0]["perplexity"] for each in cut),
         len(rows),
         rows[0]["forward_tokens"],
